@@ -1,0 +1,46 @@
+# Two commands matter: `make report` and `make test`. Both install what they need into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+PRESET ?= quick
+
+.PHONY: setup report test test-notebooks test-unit test-reports test-browser test-slow sweep export clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: constraints.txt settings.ini setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement constraints.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+report: setup  ## train every paradigm on the embedded suite and write the comparison report
+	$(BIN)/copd report comparison -p preset $(PRESET)
+
+test: setup  ## every default tier; the exit status is pytest's
+	.ci/gate $(BIN)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-notebooks: setup  ## export is a no-op, clean is a no-op, notebooks run
+	.ci/gate $(BIN)
+
+test-unit: setup
+	$(BIN)/python -m pytest -m "not slow and not browser" --ignore tests/test_reports.py
+
+test-reports: setup
+	$(BIN)/python -m pytest tests/test_reports.py -m "not slow"
+
+test-slow: setup  ## minutes: rebuilds the shipped base
+	$(BIN)/python -m pytest -m slow
+
+sweep: setup  ## choose the settings of every paradigm on tuning seeds; resumes where it stopped
+	$(BIN)/copd sweep
+
+export: setup  ## after editing notebooks
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+
+clean:
+	rm -rf $(VENV) runs

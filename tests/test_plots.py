@@ -1,0 +1,137 @@
+"""Figures and tables of copd_nb.plots."""
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from copd_nb import plots
+
+SCORES = pd.DataFrame([dict(paradigm=p, capability=c, mean=m, low=m - 1, high=m + 1) for p, row in
+                       dict(base=(40, 50), expert=(48, 55), copd=(47, 58), mopd=(39, 52)).items() for c, m in zip(("text", "image"), row)])
+CURVES = pd.DataFrame([dict(paradigm=p, seed=s, tokens=t, accuracy=50 + s + t / 100)
+                       for p, end in (("copd", 300), ("mopd", 200)) for s in (0, 1)
+                       for t in range(0, end + 1, 100)])
+PROBES = pd.DataFrame([dict(global_step=t, pair=p, capability="text", value=0.9 + s / 100, phase_index=t > 4,
+                            phase="II OPD" if t > 4 else "I RLVR", seed=s)
+                       for t in range(1, 9) for p in ("a – b", "a – c") for s in (0, 1)]).astype({"phase_index": int})
+TRAIN = pd.DataFrame([dict(kind="train", global_step=t, branch=b, stream=s, reward=t / 10 if s == "rl" else None, gradient_norm=1.0)
+                      for t in range(1, 5) for b in ("text", "image") for s in ("rl", "opd:text")])
+COSTS = pd.DataFrame(dict(paradigm=["copd", "mopd"], generated=[1e6, 2e6], scored=[5e5, 0], trained=[1e6, 2e6]))
+
+CASES = dict(intervals=(plots.intervals, (SCORES,), "low", ("(%)", "paradigm")),
+             capability_gap=(plots.capability_gap, (SCORES,), "high", ("points", "capability")),
+             dynamics=(plots.dynamics, (PROBES, "overlap"), "phase", ("updates", "share")),
+             learning=(plots.learning_curves, (CURVES, "tokens"), "seed", ("tokens", "(%)")),
+             training=(plots.training_curves, (TRAIN, "reward"), "branch", ("updates", "reward")),
+             costs=(plots.costs, (COSTS,), "scored", ("tokens", "paradigm")))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plots_return_their_axes_label_units_and_leave_settings_alone(name):
+    plot, args, column, (xlabel, ylabel) = CASES[name]
+    before, ax = dict(matplotlib.rcParams), plt.subplots()[1]
+    assert plot(*args, ax=ax) is ax
+    assert xlabel in ax.get_xlabel() and ylabel in ax.get_ylabel()
+    assert dict(matplotlib.rcParams) == before
+    assert len(plt.get_fignums()) == 1 and plot(*args) is not ax
+    ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_missing_columns_are_named(name):
+    plot, args, column, _ = CASES[name]
+    with pytest.raises(ValueError, match=rf"lacks columns \['{column}'\]"): plot(args[0].drop(columns=column), *args[1:])
+
+
+def test_inputs_are_not_changed():
+    for plot, args, *_ in CASES.values():
+        copy = args[0].copy()
+        plot(*args)
+        pd.testing.assert_frame_equal(args[0], copy)
+
+
+def test_palette_is_stable_and_distinct():
+    assert plots.palette(["mopd", "x", "copd"])["copd"] == plots.palette(["CoPD"])["CoPD"]
+    names = ["copd", "mixed_rlvr", "mopd", "merged_experts", "static_opd", "expert", "base", "mine"]
+    assert list(plots.palette(names)) == names and len(set(plots.palette(names).values())) == 8
+
+
+def test_table_marks_best_and_worst_by_shape():
+    html, md = plots.accuracy_table(SCORES)._repr_html_(), plots.accuracy_markdown(SCORES)
+    for best in ("48.0 [47.0, 49.0] ▲", "58.0 [57.0, 59.0] ▲"): assert f"<b>{best}</b>" in html and f"**{best}**" in md
+    for worst in ("39.0 [38.0, 40.0] ▼", "50.0 [49.0, 51.0] ▼"): assert f"<td>{worst}</td>" in html and f"| {worst} |" in md
+    assert html.count("▲") == 3 and md.count("▲") == md.count("▼") == 2  # one more in the caption
+
+
+def test_table_edges():
+    extra = pd.DataFrame([dict(paradigm="<b>", capability="mean", mean=44.0, low=np.nan, high=np.nan)])
+    table = plots.accuracy_table(pd.concat([extra, SCORES]))
+    assert list(table.cells.columns)[-1] == "mean" and table.cells.loc["<b>", "mean"] == "44.0 (no interval)"
+    assert table.cells.loc["copd", "mean"] == "–"
+    assert "&lt;b&gt;" in table._repr_html_()
+    with pytest.raises(ValueError, match="one row"): plots.accuracy_table(pd.concat([SCORES, SCORES]))
+    with pytest.raises(ValueError, match="lacks columns"): plots.accuracy_markdown(SCORES.drop(columns="low"))
+
+
+def test_capability_gap_is_relative_to_the_expert():
+    ax = plots.capability_gap(SCORES)
+    dots = {round(float(line.get_xdata()[0]), 6) for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1}
+    assert dots == {-1, 3, -9, -3, -8, -5}  # copd and mopd against the expert, and the base twice
+    with pytest.raises(ValueError, match="expert"): plots.capability_gap(SCORES[SCORES.paradigm != "expert"])
+
+
+def test_dynamics_shades_opd_only_and_names_phases():
+    ax = plots.dynamics(PROBES, "symmetric_kl")
+    assert [t.get_text() for t in ax.texts] == ["RLVR", "OPD"] and "nats" in ax.get_ylabel()
+    spans = [p.get_extents().transformed(ax.transData.inverted()) for p in ax.patches]
+    assert len(spans) == 1 and spans[0].x0 == pytest.approx(4) and spans[0].x1 == pytest.approx(8)
+    assert "min–max\nof 2 seeds" in ax.get_legend().get_title().get_text()
+    assert "one seed" in plots.dynamics(PROBES[PROBES.seed == 0].drop(columns="seed"), "overlap").get_legend().get_title().get_text()
+
+
+def test_probe_values_average_owners_and_join_both_directions():
+    rows = pd.DataFrame([dict(kind="probe", a=a, b=b, owner=o, capability="text", global_step=1, phase_index=0, phase="I RLVR", overlap=v)
+                         for a, b, o, v in [("t", "i", "t", 0.8), ("t", "i", "i", 0.9), ("i", "t", "i", 0.7)]]
+                        + [dict(kind="train", global_step=1)])
+    out = plots.probe_values(rows, "overlap")
+    assert len(out) == 1 and out["value"][0] == pytest.approx(0.8) and out["pair"][0] == "i – t"
+    assert plots.dynamics(out, "overlap").lines
+
+
+def test_learning_curves_mark_the_common_budget():
+    ax = plots.learning_curves(CURVES, "tokens")
+    assert 200 in [line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1]
+    assert len(ax.collections) == 2  # a band for each paradigm
+
+
+def test_training_curves_split_streams_and_refuse_empty_metrics():
+    assert len(plots.training_curves(TRAIN, "gradient_norm").lines) == 4 and len(plots.training_curves(TRAIN, "reward").lines) == 2
+    with pytest.raises(ValueError, match="no train row"): plots.training_curves(TRAIN.assign(reward=np.nan), "reward")
+
+
+def test_costs_stack_and_refuse_repeats():
+    ax = plots.costs(COSTS)
+    assert max(p.get_x() + p.get_width() for p in ax.patches) == pytest.approx(4.0)
+    with pytest.raises(ValueError, match="one row"): plots.costs(pd.concat([COSTS, COSTS]))
+
+
+@pytest.mark.parametrize("name, shape", [("two_branch", (12, 9)), ("three_branch", (16, 9)), ("ablation", (5, 16))])
+def test_paper_tables(name, shape):
+    assert plots.paper_table(name).shape == shape and not plots.paper_table(name).isna().any().any()
+    assert list(plots.paper_summary(name).columns) == ["paradigm", "capability", "mean"]
+
+
+def test_paper_values():
+    two, ablation = (plots.paper_summary(n).set_index(["paradigm", "capability"])["mean"] for n in ("two_branch", "ablation"))
+    for c in ("image", "text", "mean"): assert two["copd", c] == pytest.approx(ablation["copd", c], abs=0.01)  # 56.97, 58.76, 57.71
+    assert plots.paper_table("three_branch").set_index("benchmark").loc["MMMU", "copd"] == 67.78
+    with pytest.raises(ValueError, match="two_branch.*three_branch.*ablation"): plots.paper_table("four_branch")

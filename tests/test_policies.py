@@ -1,0 +1,295 @@
+"Scoring against the stock forward pass, banned ids, errors, clones, checkpoints."
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from copd_nb.capabilities import Example
+from copd_nb.minis import base, image, text, tiny_policy, video
+from copd_nb.policies import BANNED_LOGIT, Policy, check_same_vocabulary
+from copd_nb.processors import character_tokenizer
+from copd_nb.rollouts import generator, sample
+
+SMALL = dict(hidden=48, layers=2, vision_hidden=32, vision_depth=2)
+TEXT, IMAGE, VIDEO = text(8).test[:2], image(8, 4).test[:2], video(8, 4).test[:2]
+SOUP = Example("all?", "1", "soup", images=(IMAGE[0].images[0], IMAGE[1].images[0][:, :16]), videos=VIDEO[0].videos)
+BATCHES = dict(text=TEXT, image=IMAGE, video=VIDEO, mixed=[VIDEO[0], TEXT[0], SOUP, IMAGE[1]])
+GROUP, LENGTH = 3, 5
+
+
+@pytest.fixture(scope="module")
+def tiny(): return tiny_policy(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def shipped(): return base()
+
+
+def text_policy(kind="qwen3", name="words", **extra):
+    tokenizer = character_tokenizer()
+    sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id) | extra
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(head_dim=8, **sizes)) if kind == "qwen3" else LlamaForCausalLM(LlamaConfig(**sizes))
+    return Policy(model, tokenizer, name)
+
+
+def tokens(policy, rows, length=LENGTH, seed=0):
+    allowed = torch.tensor(sorted(set(range(policy.width)) - set(policy.banned.tolist())))
+    return allowed[torch.randint(len(allowed), (rows, length), generator=generator("cpu", seed))]
+
+
+def logp(logits, ids): return logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+
+
+def scored(policy, examples, ids, temperature=1.0): return logp(policy.completion_logits(policy.encode(examples), ids, temperature), ids)
+
+
+def chat(policy, example):
+    content = [{"type": "image"}] * len(example.images) + [{"type": "video"}] * len(example.videos) + [{"type": "text", "text": example.prompt}]
+    if policy.processor is policy.tokenizer: content = example.prompt
+    return policy.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+
+
+def stock_logits(policy, examples, ids, temperature=1.0):
+    "Every row with its own prompt and pixels through the stock forward pass, which works out its positions itself."
+    visual = {k: [v for e in examples for v in getattr(e, k)] for k in ("images", "videos")}
+    visual = {k: v for k, v in visual.items() if v}
+    batch = dict(policy.processor(text=[chat(policy, e) for e in examples], padding=True, return_tensors="pt", **visual))
+    kinds = batch.pop("mm_token_type_ids", torch.zeros_like(batch["input_ids"]))
+    mask = torch.cat([batch.pop("attention_mask"), torch.ones_like(ids)], 1)
+    where = dict(mm_token_type_ids=torch.cat([kinds, torch.zeros_like(ids)], 1))
+    if not visual: where = dict(position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    out = policy.model(input_ids=torch.cat([batch.pop("input_ids"), ids], 1), attention_mask=mask, logits_to_keep=ids.shape[1] + 1, use_cache=False,
+                       **where, **batch)
+    logits = out.logits[:, :-1].float() / temperature
+    logits[..., policy.banned] = BANNED_LOGIT
+    return logits
+
+
+def stock(policy, examples, ids, temperature=1.0): return logp(stock_logits(policy, examples, ids, temperature), ids)
+
+
+def gradients(policy, value):
+    out = torch.autograd.grad(value, list(policy.model.parameters()), allow_unused=True)
+    return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(out, policy.model.parameters())])
+
+
+@pytest.mark.parametrize("which", ["tiny", "shipped"])
+@pytest.mark.parametrize("kind", BATCHES)
+def test_shared_prompts_equal_full_rows_of_the_stock_model(which, kind, request):
+    policy, examples = request.getfixturevalue(which), BATCHES[kind]
+    rows = [e for e in examples for _ in range(GROUP)]
+    ids = tokens(policy, len(rows))
+    weights = torch.randn(ids.shape, generator=generator("cpu", "weights"))
+    shared, plain = scored(policy, examples, ids), stock(policy, rows, ids)
+    assert (shared - plain).abs().max() < 1e-5 * max(1, plain.abs().max())
+    a, b = gradients(policy, (shared * weights).sum()), gradients(policy, (plain * weights).sum())
+    assert b.norm() > 0 and (a - b).norm() < 1e-4 * b.norm()
+    has_pixels = any(e.images or e.videos for e in examples)
+    vision = gradients(policy, (scored(policy, examples, ids) * weights).sum())[:sum(p.numel() for p in policy.model.model.visual.parameters())]
+    assert (vision.norm() > 0) == has_pixels  # the vision tower is reached through the shared prompt
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_a_row_alone_equals_the_row_in_a_batch(kind, shipped):
+    examples = BATCHES["mixed"] + TEXT + BATCHES[kind]
+    ids = tokens(shipped, len(examples))
+    together = scored(shipped, examples, ids)
+    alone = torch.cat([scored(shipped, [e], ids[i:i + 1]) for i, e in enumerate(examples)])
+    assert (together - alone).abs().max() < 2e-5
+
+
+def test_positions_and_masks_of_a_mixed_batch(shipped):
+    prompts = shipped.encode(BATCHES["mixed"])
+    for i, e in enumerate(BATCHES["mixed"]):
+        one, n = shipped.encode([e]), int(prompts.mask[i].sum())
+        assert torch.equal(prompts.ids[i, -n:], one.ids[0]) and torch.equal(prompts.positions[:, i, -n:], one.positions[:, 0])
+        assert not prompts.mask[i, :-n].any() and prompts.next_position[i] == one.next_position[0]
+        assert prompts.patches[i] == sum(len(v) for k, v in one.vision.items() if k.startswith("pixel"))
+    assert prompts.tokens == int(prompts.mask.sum()) and prompts.patches[1] == 0
+
+
+def test_stale_offsets_of_an_earlier_batch_do_not_matter(tiny):
+    ids = tokens(tiny, 2)
+    before = scored(tiny, TEXT, ids)
+    stock(tiny, VIDEO, ids)  # the model now remembers the offsets of videos
+    assert torch.equal(scored(tiny, TEXT, ids), before)
+
+
+@pytest.mark.parametrize("temperature", [.5, 2.0])
+def test_temperature_divides_the_logits_everywhere(temperature, tiny):
+    ids = tokens(tiny, 4)
+    rows = [e for e in BATCHES["image"] for _ in range(2)]
+    assert torch.allclose(scored(tiny, IMAGE, ids, temperature), stock(tiny, rows, ids, temperature), atol=1e-5)
+    assert not torch.allclose(scored(tiny, IMAGE, ids, temperature), scored(tiny, IMAGE, ids), atol=1e-3)
+
+
+def test_a_given_prefill_is_used(tiny):
+    prompts, ids = tiny.encode(IMAGE), tokens(tiny, 4)
+    start = tiny.prefill(prompts)
+    assert torch.equal(tiny.completion_logits(prompts, ids, start=start), tiny.completion_logits(prompts, ids))
+    assert torch.equal(tiny.completion_logits(prompts, ids, start=start), tiny.completion_logits(prompts, ids))  # and not used up
+    other = tiny_policy(seed=1, **SMALL).prefill(prompts)
+    assert not torch.allclose(tiny.completion_logits(prompts, ids, start=other), tiny.completion_logits(prompts, ids), atol=1e-3)
+    assert start.detach().logits.grad_fn is None and start.logits.grad_fn is not None
+
+
+def test_one_token_and_many_agree_on_the_first(tiny):
+    prompts, ids = tiny.encode(TEXT), tokens(tiny, 4)
+    assert torch.equal(tiny.completion_logits(prompts, ids[:, :1]), tiny.completion_logits(prompts, ids)[:, :1])
+
+
+def test_continue_from_equals_scoring(tiny):
+    prompts, ids = tiny.encode(BATCHES["mixed"]), tokens(tiny, 8)
+    start = tiny.prefill(prompts)
+    cache, whole = start.expand(2), tiny.completion_logits(prompts, ids)
+    for t in range(LENGTH - 1):
+        step = tiny.continue_from(prompts, cache, ids[:, t:t + 1], t)
+        assert torch.allclose(step[:, 0], whole[:, t + 1], atol=1e-5)
+
+
+def test_which_ids_are_banned(tiny):
+    marks = ["<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    assert tiny.banned.tolist() == sorted(tiny.tokenizer.convert_tokens_to_ids(marks)) and tiny.eos == [2]
+    wide = text_policy(vocab_size=115)
+    assert wide.banned.tolist() == [0, *range(107, 115)] and wide.width == 115
+    ends = text_policy(pad_token_id=2)
+    ends.tokenizer.pad_token = "<|im_end|>"
+    assert Policy(ends.model, ends.tokenizer).banned.tolist() == []  # the end token pads too: it must stay allowed
+
+
+def test_banned_ids_have_probability_zero_and_are_never_sampled():
+    policy = text_policy(vocab_size=115, tie_word_embeddings=False)
+    with torch.no_grad():  # a model that wants nothing else
+        policy.model.lm_head.weight.zero_()
+        policy.model.lm_head.weight[policy.banned] = 1e3 * policy.model.model(torch.tensor([[8]])).last_hidden_state[0, 0].sign()
+    prompts = policy.encode(TEXT)
+    logits = policy.completion_logits(prompts, tokens(policy, 4))
+    assert (logits.softmax(-1)[..., policy.banned] == 0).all() and torch.isfinite(logits).all()
+    out = sample(policy, prompts, 64, 4, source=generator("cpu", 0))
+    assert not torch.isin(out.ids, policy.banned).any()
+    assert not torch.isin(sample(policy, prompts, 1, 4, greedy=True).ids, policy.banned).any()
+
+
+def test_a_prompt_longer_than_the_context_is_an_error_that_names_it():
+    policy = text_policy()
+    long = Example("1" * 60, "1", "sums")
+    with pytest.raises(ValueError, match=rf"prompt {long.id} of capability 'sums' has \d+ tokens.*'words', 64 tokens"): policy.encode([*TEXT, long])
+    fits = policy.context - policy.encode(TEXT[:1]).ids.shape[1]
+    policy.encode(TEXT[:1], room=fits)
+    with pytest.raises(ValueError, match=f"with {fits + 1} for the completion"): policy.encode(TEXT[:1], room=fits + 1)
+
+
+@pytest.mark.parametrize("examples, what", [(IMAGE, "images"), (VIDEO, "videos")])
+def test_pictures_are_an_error_for_a_text_only_model(examples, what):
+    with pytest.raises(ValueError, match=rf"{examples[0].id} of capability '{examples[0].capability}' has \['{what}'\].*'words' is a text-only"):
+        text_policy().encode(examples)
+
+
+@pytest.mark.parametrize("mark", ["<|image_pad|>", "<|video_pad|>"])
+@pytest.mark.parametrize("pictures", [{}, dict(images=IMAGE[0].images), dict(videos=VIDEO[0].videos)], ids=lambda p: "-".join(p) or "none")
+def test_a_prompt_that_spells_a_vision_placeholder_is_an_error_that_names_it(mark, pictures, tiny):
+    typed = Example(f"what is {mark}?", "1", "user", **pictures)
+    with pytest.raises(ValueError, match=rf"prompt {typed.id} of capability 'user': .*{mark[:7]}".replace("|", r"\|")): tiny.encode([typed])
+
+
+def test_without_a_chat_template_the_prompt_stands_as_it_is():
+    policy = text_policy()
+    policy.tokenizer.chat_template = None
+    assert policy.tokenizer.decode(policy.encode([Example("1+1=", "2", "c")]).ids[0]) == "1+1="
+
+
+def test_the_chat_template_is_applied(tiny):
+    assert tiny.tokenizer.decode(tiny.encode([TEXT[0]]).ids[0]) == f"<|im_start|>user\n{TEXT[0].prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_clones_are_independent(tiny):
+    ids = tokens(tiny, 2)
+    before, copy = scored(tiny, IMAGE, ids), tiny.clone("copy")
+    assert torch.equal(scored(copy, IMAGE, ids), before) and (copy.name, tiny.name) == ("copy", "tiny")
+    assert not {p.data_ptr() for p in copy.model.parameters()} & {p.data_ptr() for p in tiny.model.parameters()}
+    with torch.no_grad():
+        for p in copy.model.parameters(): p.mul_(1.1)
+    assert torch.equal(scored(tiny, IMAGE, ids), before) and not torch.allclose(scored(copy, IMAGE, ids), before, atol=1e-3)
+
+
+def test_with_state(tiny):
+    other, ids = tiny_policy(seed=1, **SMALL), tokens(tiny, 2)
+    moved = tiny.with_state(other.state_dict(), "moved")
+    assert torch.equal(scored(moved, TEXT, ids), scored(other, TEXT, ids)) and moved.name == "moved"
+    state = dict(other.state_dict())
+    state.pop(next(iter(state)))
+    with pytest.raises(RuntimeError, match="Missing key"): tiny.with_state(state)
+
+
+def test_the_model_stays_in_evaluation_mode():
+    policy = text_policy(attention_dropout=.5)
+    policy.model.train()
+    policy = Policy(policy.model, policy.tokenizer)
+    ids = tokens(policy, 2)
+    assert torch.equal(scored(policy, TEXT, ids), scored(policy.clone(), TEXT, ids))
+
+
+def test_save_and_load_are_equal_with_pictures(tiny, tmp_path):
+    again = Policy.load(tiny.save(tmp_path / "saved"))
+    assert again.name == "saved" and type(again.model) is type(tiny.model) and again.eos == tiny.eos and torch.equal(again.banned, tiny.banned)
+    for examples in BATCHES.values():
+        ids = tokens(tiny, len(examples))
+        one, two = tiny.encode(examples), again.encode(examples)
+        assert torch.equal(one.ids, two.ids) and all(torch.equal(one.vision[k], two.vision[k]) for k in one.vision)
+        assert torch.equal(tiny.completion_logits(one, ids), again.completion_logits(two, ids))
+    assert not [p for p in (tmp_path / "saved").iterdir() if p.suffix in (".bin", ".pt", ".pkl", ".py")]
+    check_same_vocabulary(tiny, again)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_text_only_models(kind, tmp_path):
+    policy = text_policy(kind)
+    rows = [e for e in text(8).test[:3] for _ in range(2)]
+    rows = rows[:2] + [Example("1+1=", "2", "sums")] * 2 + rows[4:]
+    ids = tokens(policy, 6)
+    shared, plain = scored(policy, rows[::2], ids), stock(policy, rows, ids)
+    assert (shared - plain).abs().max() < 1e-5
+    a, b = gradients(policy, shared.sum()), gradients(policy, plain.sum())
+    assert (a - b).norm() < 1e-4 * b.norm()
+    again = Policy.load(policy.save(tmp_path))
+    assert type(again.model) is type(policy.model) and torch.equal(scored(again, rows[::2], ids), shared) and again.eos == [2]
+    assert sample(policy, policy.encode(rows[::2]), 2, 4, source=generator("cpu", 0)).ids.shape[0] == 6
+
+
+def test_several_end_ids():
+    policy = text_policy(eos_token_id=[2, 8])
+    assert policy.eos == [2, 8]
+
+
+def test_same_vocabulary():
+    a, b = text_policy(name="a"), text_policy(name="b")
+    check_same_vocabulary(a, b)
+    b.tokenizer.add_tokens(["new"])
+    with pytest.raises(ValueError, match=r"'a' and 'b' have different vocabularies, 1 tokens differ: 'new' \(missing / 107\)"): check_same_vocabulary(a, b)
+    with pytest.raises(ValueError, match=r"'new' \(107 / missing\)"): check_same_vocabulary(b, a)
+    with pytest.raises(ValueError, match="heads of 107 and 115 rows"): check_same_vocabulary(a, text_policy(vocab_size=115))
+
+
+def test_swapped_ids_are_a_different_vocabulary():
+    class Swapped:
+        def __init__(self, ids): self.vocabulary = ids | {"1": ids["2"], "2": ids["1"]}
+        def get_vocab(self): return self.vocabulary
+    a, b = text_policy(name="a"), text_policy(name="b")
+    b.tokenizer = Swapped(a.tokenizer.get_vocab())
+    with pytest.raises(ValueError, match="2 tokens differ: '1'.*'2'"): check_same_vocabulary(a, b)
+
+
+def test_encoded_prompts_are_kept_and_shared_with_clones(tiny, monkeypatch):
+    e = Example("5+5=", "10", "sums")
+    tiny.encode([e])
+    clone = tiny.clone()
+    monkeypatch.setattr("copd_nb.policies._encode_one", lambda policy, example: pytest.fail("encoded again"))
+    assert clone.encode([e, e]).ids.shape[0] == 2
+
+
+def test_the_array_behind_an_example_is_not_changed(tiny):
+    before = np.copy(IMAGE[0].images[0])
+    tiny.clone().encode([IMAGE[0]])
+    assert np.array_equal(before, IMAGE[0].images[0])

@@ -1,0 +1,129 @@
+"Verifiers on awkward model output, and rewards that misbehave."
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from copd_nb.capabilities import Capability, Example
+from copd_nb.rewards import Choice, Exact, Format, Numeric, Weighted, answer_after, score
+
+
+def one(verifier, completion, answer="85"): return verifier([completion], [Example("q", answer, "c")])[0]
+
+
+@pytest.mark.parametrize("text, mark, answer", [
+    ("7,15:85", ":", "85"), ("a:b: c ", ":", "c"), ("85", ":", None), ("", ":", None), (":", ":", ""), ("x:\n85\n", ":", "85"),
+    (" 85 ", "", "85"), ("a####b", "####", "b"), ("a###b", "####", None), ("85:", ":", ""), ("x：85", ":", None),
+])
+def test_answer_after(text, mark, answer): assert answer_after(text, mark) == answer
+
+
+@pytest.mark.parametrize("completion, expected", [
+    ("x:85", 1), ("x: 85\t", 1), ("85:85", 1), ("85:84", 0), ("85", 0), ("", 0), ("x:085", 0), ("x:85.0", 0), ("x:+85", 0), ("x:８５", 0),
+    ("x:85 ok", 0), ("x:85:", 0), ("x:85\0", 0),
+])
+def test_exact(completion, expected): assert one(Exact(), completion) == expected
+
+
+@pytest.mark.parametrize("completion, expected", [
+    ("x:85", 1), ("x:85.0000", 1), ("x:+85", 1), ("x:8.5e1", 1), ("x:8,5", 1), ("x:85.00008", 1), ("x:85.001", 0), ("x:-85", 0), ("x:", 0),
+    ("85", 0), ("x:inf", 0), ("x:-inf", 0), ("x:Infinity", 0), ("x:nan", 0), ("x:1e400", 0), ("x:1e-400", 0), ("x:" + "9" * 5000, 0),
+    ("x:1e" + "9" * 500, 0), ("x:0x55", 0), ("x:85%", 0), ("x:²", 0), ("x:½", 0), ("x:๘๕", 1), ("x:85 85", 0), ("x:\0", 0), ("x:\ud800", 0),
+])
+def test_numeric(completion, expected): assert one(Numeric(), completion) == expected
+
+
+@pytest.mark.parametrize("reference", ["nan", "inf", "", "eighty-five"])
+def test_a_reference_that_is_no_number_matches_nothing(reference):
+    assert one(Numeric(), f"x:{reference}", reference) == one(Numeric(), "x:nan", reference) == one(Numeric(), "x:inf", reference) == 0
+
+
+def test_numeric_tolerance_is_relative_above_one_and_absolute_below():
+    assert one(Numeric(tolerance=.01), "x:1009", "1000") == 1 and one(Numeric(tolerance=.01), "x:1011", "1000") == 0
+    assert one(Numeric(tolerance=.01), "x:0.009", "0") == 1 and one(Numeric(tolerance=.01), "x:0.011", "0") == 0
+    assert one(Numeric(tolerance=0), "x:0.1", "0.1") == 1 and one(Numeric(tolerance=0), "x:0.10000000000000002", "0.1") == 0
+    assert one(Numeric(), "x:-1e308", "1e308") == 0  # the difference overflows
+
+
+@pytest.mark.parametrize("completion, expected", [
+    ("x:B", 1), ("x:(B)", 1), ("x:B.", 1), ("x:B or B", 1), ("x:A or B", 0), ("x:b", 0), ("x:BA", 0), ("x:AB B", 1), ("B", 0), ("B:", 0),
+    ("x:Z", 0), ("x:", 0), ("x:Β", 0), ("A:B", 1), ("x:_B_", 0),
+])
+def test_choice(completion, expected): assert one(Choice(), completion, "B") == expected
+
+
+def test_choice_letters():
+    assert one(Choice(letters="AB"), "x:B not C", "B") == 1 and one(Choice(letters="ABC"), "x:B not C", "B") == 0
+    assert one(Choice(letters="AB"), "x:C", "C") == 0
+
+
+@pytest.mark.parametrize("completion, expected", [("7:85", 1), ("7:85\n", 0), (" 7:85", 1), ("7:85 ", 0), ("a\nb:8", 1), ("", 0), ("::8", 0)])
+def test_format_matches_the_whole_completion(completion, expected): assert one(Format(r"[^:]+:\d+"), completion) == expected
+
+
+def test_weighted_adds_up_and_ignores_no_part():
+    examples = [Example("q", "85", "c")] * 3
+    both = Weighted(((.5, Exact()), (.25, Numeric()), (-1, Format("x.*"))))
+    assert both(["7:85", "7:85.0", "x:1"], examples) == [.75, .25, -1]
+    with pytest.raises(ValueError): Weighted(((1, Exact()), (1, lambda c, e: [1.0])))(["a", "b", "c"], examples)
+
+
+@pytest.mark.parametrize("verifier", [Exact(), Numeric(), Choice()], ids=repr)
+def test_a_completion_without_an_example_is_an_error(verifier):
+    with pytest.raises(ValueError): verifier(["x:1", "x:2"], [Example("q", "1", "c")])
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(), max_size=4), st.text(max_size=5))
+def test_no_text_makes_a_verifier_raise_or_leave_the_unit_interval(completions, answer):
+    examples = [Example("q", answer, "c")] * len(completions)
+    for verifier in (Exact(), Numeric(), Choice(), Format(".*x")):
+        scores = verifier(completions, examples)
+        assert len(scores) == len(completions) and set(scores) <= {0.0, 1.0}
+
+
+PAIR = [Example("1+1=", "2", "sums"), Example("2+2=", "4", "sums")]
+
+
+def capability(reward): return Capability("sums", PAIR[:1], PAIR[1:], reward)
+
+
+def fail(completions, examples): raise KeyError("key")
+
+
+@pytest.mark.parametrize("reward, message", [
+    (fail, "raised KeyError.*key"),
+    (lambda c, e: [1.0, math.nan], f"returned nan for example {PAIR[1].id}.*'four'"),
+    (lambda c, e: [math.inf, 0.0], f"returned inf for example {PAIR[0].id}.*'two'"),
+    (lambda c, e: [1.0], "returned 1 scores for 2 completions"),
+    (lambda c, e: [1.0] * 3, "returned 3 scores for 2 completions"),
+    (lambda c, e: [], "returned 0 scores"),
+    (lambda c, e: None, "TypeError"),
+    (lambda c, e: [None, 1.0], "TypeError"),
+    (lambda c, e: ["good", 1.0], "ValueError"),
+])
+def test_a_misbehaving_reward_is_an_error_that_names_its_capability(reward, message):
+    with pytest.raises(ValueError, match=f"capability 'sums'.*{message}"): score(capability(reward), ["two", "four"], PAIR)
+
+
+def test_the_cause_of_a_reward_failure_is_kept():
+    with pytest.raises(ValueError) as caught: score(capability(fail), ["two", "four"], PAIR)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("scores", [[True, False], (1, 0), np.array([1, 0]), torch.tensor([1.0, 0.0])], ids=lambda s: type(s).__name__)
+def test_scores_of_any_number_type_become_floats(scores):
+    out = score(capability(lambda c, e: scores), ["2", "x"], PAIR)
+    assert out == [1.0, 0.0] and all(type(s) is float for s in out)
+
+
+def test_unfinished_completions_score_zero_whatever_they_say():
+    c = capability(Exact(""))
+    assert score(c, ["2", "4"], PAIR) == [1, 1] and score(c, ["2", "4"], PAIR, [True, False]) == [1, 0]
+    assert score(capability(lambda c, e: [-3.0, .5]), ["2", "4"], PAIR, [False, False]) == [0, 0]
+
+
+def test_no_completions_no_scores(): assert score(capability(Exact()), [], []) == []

@@ -1,0 +1,264 @@
+"Run folders: whole or absent files, checkpoints, a log that survives a torn line, locks, identities."
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from copd_nb.minis import tiny_policy
+from copd_nb.runs import (EventLog, Run, content_hash, create_run, latest_checkpoint, list_runs, load_checkpoint, locked, new_folder, save_checkpoint,
+                          weights_hash, write_json, write_text)
+from copd_nb.schedule import RL, Phase, Schedule, Update
+
+SCHEDULE = Schedule("expert-text", {"text": "base"}, [Phase("expert", 2, [Update("text", [RL("text")])])], "text")
+TENSORS = {"text": {"w": torch.randn(3, 4), "b": torch.randn(2, dtype=torch.bfloat16)}, "optimizer-text": {"0": torch.arange(5)}}
+
+
+def manifest(seed=0): return dict(schedule=SCHEDULE.to_dict(), config=dict(seed=seed), content_hash=content_hash(SCHEDULE.to_dict(), seed))
+
+
+def content(folder): return {p.name: p.read_text() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_the_old_folder(tmp_path, error):
+    with new_folder(tmp_path / "f") as folder: write_text(folder / "old", "old")
+    with pytest.raises(error):
+        with new_folder(tmp_path / "f") as folder:
+            write_text(folder / "new", "half")
+            raise error
+    assert content(tmp_path / "f") == {"old": "old"}
+    with new_folder(tmp_path / "f") as folder: write_text(folder / "other", "whole")  # leftovers do not disturb the next writer
+    assert content(tmp_path / "f") == {"other": "whole"} and [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_an_exception_leaves_no_new_folder(tmp_path):
+    with pytest.raises(RuntimeError):
+        with new_folder(tmp_path / "f"): raise RuntimeError
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_crash_while_the_old_content_is_removed_leaves_the_new_one_whole(tmp_path, monkeypatch):
+    with new_folder(tmp_path / "f") as folder: write_text(folder / "old", "old")
+    def crash(path, ignore_errors=False):
+        if (path / "old").exists():
+            raise OSError("the machine stops here")
+    monkeypatch.setattr("copd_nb.runs.shutil.rmtree", crash)
+    with pytest.raises(OSError, match="stops here"):
+        with new_folder(tmp_path / "f") as folder: write_text(folder / "new", "new")
+    assert content(tmp_path / "f") == {"new": "new"}
+    monkeypatch.undo()
+    with new_folder(tmp_path / "f") as folder: write_text(folder / "next", "next")
+    assert content(tmp_path / "f") == {"next": "next"} and [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path):
+    write_text(tmp_path / "f", "é")
+    with pytest.raises(UnicodeEncodeError): write_text(tmp_path / "f", "half\ud800")
+    with pytest.raises(TypeError): write_json(tmp_path / "f", object())
+    assert (tmp_path / "f").read_text(encoding="utf-8") == "é"
+
+
+def test_checkpoint_round_trip(tmp_path):
+    state = {"step": 3, "nested": {"a": [1, 2.5, None, "é"]}}
+    save_checkpoint(tmp_path / "000003", TENSORS, state)
+    tensors, found = load_checkpoint(tmp_path / "000003")
+    assert found == state and tensors.keys() == TENSORS.keys()
+    for stem, named in TENSORS.items():
+        assert named.keys() == tensors[stem].keys()
+        assert all(torch.equal(named[k], tensors[stem][k]) and named[k].dtype == tensors[stem][k].dtype for k in named)
+
+
+def test_checkpoints_take_shared_transposed_and_tracked_tensors(tmp_path):
+    w = torch.randn(3, 4, requires_grad=True)
+    save_checkpoint(tmp_path / "c", {"m": {"w": w, "same": w, "turned": w.T}}, {})
+    assert torch.equal(load_checkpoint(tmp_path / "c")[0]["m"]["turned"], w.T)
+
+
+def test_a_failed_checkpoint_leaves_the_old_one(tmp_path):
+    save_checkpoint(tmp_path / "c", TENSORS, {"step": 1})
+    with pytest.raises(TypeError): save_checkpoint(tmp_path / "c", TENSORS, {"step": object()})
+    assert load_checkpoint(tmp_path / "c")[1] == {"step": 1}
+
+
+@pytest.mark.parametrize("name", ["text.safetensors", "optimizer-text.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "short", "one bit"])
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path, name, damage):
+    save_checkpoint(tmp_path / "c", TENSORS, {})
+    path, data = tmp_path / "c" / name, (tmp_path / "c" / name).read_bytes()
+    if damage == "missing": path.unlink()
+    else: path.write_bytes({"empty": b"", "short": data[:-1], "one bit": data[:-1] + bytes([data[-1] ^ 1])}[damage])
+    with pytest.raises(ValueError, match=f"{name} is missing or damaged.*remove {tmp_path / 'c'}"): load_checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize("damage", [None, "", "{", "[1"])
+def test_a_damaged_state_is_an_error_that_names_it(tmp_path, damage):
+    save_checkpoint(tmp_path / "c", TENSORS, {})
+    if damage is None: (tmp_path / "c" / "state.json").unlink()
+    else: (tmp_path / "c" / "state.json").write_text(damage)
+    with pytest.raises(ValueError, match=f"{tmp_path / 'c'} has no readable state.json"): load_checkpoint(tmp_path / "c")
+
+
+ROWS = [{"kind": "train", "step": 0, "reward": .5}, {"kind": "train", "step": 1, "text": 'é\n"}'}, {"kind": "eval", "step": 2}]
+
+
+def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append(ROWS[:1])
+    start = log.size
+    log.append(ROWS[1:2])
+    data = log.path.read_bytes()
+    for end in range(start, len(data) + 1):
+        log.path.write_bytes(data[:end])
+        assert log.rows() == ROWS[:1 + (end == len(data))]
+        log.truncate(start)
+        log.append(ROWS[2:])  # and a resumed run goes on behind whole rows
+        assert log.rows() == [ROWS[0], ROWS[2]]
+
+
+def test_damage_inside_the_log_is_an_error(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append(ROWS)
+    lines = log.path.read_text().split("\n")
+    log.path.write_text("\n".join([lines[0], lines[1][:-3], *lines[2:]]))
+    with pytest.raises(ValueError, match="events.jsonl holds a line that is not JSON"): log.rows()
+
+
+def test_log_size_truncation_and_absence(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    assert log.rows() == [] and log.size == 0
+    log.truncate(0)
+    log.append([])
+    log.append(ROWS)
+    assert log.size == log.path.stat().st_size and log.rows() == ROWS
+    log.truncate(log.size + 100)  # never grows
+    assert log.rows() == ROWS
+    log.truncate(0)
+    assert log.rows() == [] and log.size == 0
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append([dict(a=math.nan, b=math.inf, c=-math.inf, d=1.5, e=None, f=True)])
+    assert "NaN" not in log.path.read_text() and "Infinity" not in log.path.read_text()
+    assert log.rows() == [dict(a=None, b=None, c=None, d=1.5, e=None, f=True)]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from copd_nb.runs import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_locked_against_a_second_process_until_it_ends(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RuntimeError, match=f"{tmp_path / 'run'} is being written by another process"):
+            with locked(tmp_path / "run"): pass
+        with locked(tmp_path / "another"): pass
+        other.kill()  # the lock needs no clean exit
+        other.wait()
+        with locked(tmp_path / "run", wait=True): pass
+
+
+def test_create_run_opens_new_same_and_refuses_different_and_dirty(tmp_path):
+    run = create_run(tmp_path / "r", manifest())
+    assert run.manifest["status"] == "running" and not run.finished and run.schedule == SCHEDULE
+    assert {"versions", "threads", "commit", "started"} <= run.manifest.keys()
+    (run.path / "events.jsonl").write_text('{"step": 1}\n')
+    again = create_run(tmp_path / "r", manifest())
+    assert again.manifest == run.manifest and again.events.step.tolist() == [1]
+    before = (run.path / "manifest.json").read_bytes()
+    with pytest.raises(ValueError, match=f"holds another run .content {manifest()['content_hash']}, asked for {manifest(1)['content_hash']}"):
+        create_run(tmp_path / "r", manifest(1))
+    assert (run.path / "manifest.json").read_bytes() == before
+    (tmp_path / "dirty").mkdir()
+    (tmp_path / "dirty" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="dirty is not empty and holds no run"): create_run(tmp_path / "dirty", manifest())
+    assert content(tmp_path / "dirty") == {"thesis.txt": "mine"}
+
+
+def test_a_locked_or_empty_folder_is_new(tmp_path):
+    with locked(tmp_path / "r"): assert create_run(tmp_path / "r", manifest()).manifest["status"] == "running"
+    (tmp_path / "empty").mkdir()
+    create_run(tmp_path / "empty", manifest())
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"): Run(tmp_path)
+
+
+def test_branches_and_results_of_an_unfinished_run(tmp_path):
+    run = create_run(tmp_path / "r", manifest())
+    for ask in (lambda: run.branch("text"), lambda: run.result):
+        with pytest.raises(KeyError, match="'r|r has no final branch.*not finished"): ask()
+    assert "running" in repr(run) and "expert" in run._repr_html_() and run.events.empty
+
+
+def test_finished_branches_load(tmp_path):
+    policy = tiny_policy(hidden=48, layers=1, vision_hidden=32, vision_depth=1)
+    run = create_run(tmp_path / "r", manifest())
+    policy.save(run.path / "branches" / "text")
+    write_json(run.path / "manifest.json", dict(run.manifest, status="finished"))
+    assert run.finished and weights_hash(run.branch("text")) == weights_hash(run.result) == weights_hash(policy)
+    with pytest.raises(KeyError, match=r"no final branch 'image': \['text'\]"): run.branch("image")
+
+
+def test_latest_checkpoint_is_the_newest_whole_one(tmp_path):
+    run = create_run(tmp_path / "r", manifest())
+    assert latest_checkpoint(run) is None
+    for step in (9, 10, 2): save_checkpoint(run.path / "checkpoints" / f"{step:06d}", {}, {})
+    with pytest.raises(RuntimeError):
+        with new_folder(run.path / "checkpoints" / "000011"): raise RuntimeError
+    assert latest_checkpoint(run).name == "000010"
+
+
+def test_weights_hash_changes_with_one_bit_a_name_and_the_vocabulary():
+    policy = tiny_policy(hidden=48, layers=1, vision_hidden=32, vision_depth=1)
+    first = weights_hash(policy)
+    assert weights_hash(policy.clone("other")) == first
+    for name in list(policy.state_dict())[::7]:
+        clone = policy.clone()
+        flat = clone.state_dict()[name].view(-1).view(torch.int32)
+        flat[-1] ^= 1
+        assert weights_hash(clone) != first, name
+        flat[-1] ^= 1
+        assert weights_hash(clone) == first
+    half = policy.clone()
+    half.model.to(torch.bfloat16)
+    assert weights_hash(half) != first
+    other = tiny_policy(hidden=48, layers=1, vision_hidden=32, vision_depth=1)
+    assert weights_hash(other) == first
+    other.tokenizer.add_tokens(["new"])
+    assert weights_hash(other) != first
+
+
+def test_content_hash():
+    assert content_hash({"a": 1, "b": [1, 2]}) == content_hash({"b": [1, 2], "a": 1}) and len(content_hash()) == 16
+    assert len({content_hash(x) for x in (1, "1", 1.0, [1], None, True)} | {content_hash(), content_hash(1, 1), content_hash([1, 1])}) == 9
+
+
+def test_list_runs(tmp_path):
+    columns = ["path", "schedule", "status", "seed", "content_hash"]
+    assert list(list_runs(tmp_path / "nothing").columns) == columns and list_runs(tmp_path).empty
+    for seed in (1, 0): create_run(tmp_path / f"run-{seed}", manifest(seed))
+    (tmp_path / "else").mkdir()
+    write_json(tmp_path / "run-1" / "manifest.json", dict(Run(tmp_path / "run-1").manifest, status="finished"))
+    found = list_runs(tmp_path)
+    assert list(found.columns) == columns and found.seed.tolist() == [0, 1] and found.status.tolist() == ["running", "finished"]
+    assert found.path.tolist() == [str(tmp_path / f"run-{s}") for s in (0, 1)]
+    assert found.content_hash.tolist() == [manifest(s)["content_hash"] for s in (0, 1)]
+    assert set(found.schedule) == {"expert-text"}
+
+
+def test_a_run_may_be_moved(tmp_path):
+    run = create_run(tmp_path / "a", manifest())
+    shutil.move(run.path, tmp_path / "b")
+    assert Run(tmp_path / "b").schedule == SCHEDULE and str(tmp_path) not in json.dumps(Run(tmp_path / "b").manifest)
