@@ -36,7 +36,7 @@ test-slow: setup  ## minutes: rebuilds the shipped base
 	$(BIN)/python -m pytest -m slow
 
 sweep: setup  ## choose the settings of every paradigm on tuning seeds; resumes where it stopped
-	$(BIN)/copd sweep
+	$(BIN)/copd report sweep -p save_to copd_nb/data/tuned.json
 
 export: setup  ## after editing notebooks
 	$(BIN)/nbdev-export

@@ -84,14 +84,14 @@ def paper_summary(
     overall = long.groupby("paradigm", sort=False)["mean"].mean()
     return pd.concat([parts.reset_index(), overall.reset_index().assign(capability="mean")], ignore_index=True)
 
-# %% ../nbs/40_plots.ipynb #1015abc5
+# %% ../nbs/40_plots.ipynb #574debfe
 def _cells(scores: pd.DataFrame) -> pd.DataFrame:
     "Text of each cell, paradigm × capability, with ▲ and ▼ on best and worst; `mean` comes last."
     need_columns(scores, "paradigm", "capability", "mean", "low", "high")
     if scores.duplicated(["paradigm", "capability"]).any(): raise ValueError("scores need one row for each paradigm and capability")
     top, bottom = (scores.groupby("capability")["mean"].transform(f) for f in ("max", "min"))
     marks = np.select([top == bottom, scores["mean"] == top, scores["mean"] == bottom], ["", " ▲", " ▼"], default="")
-    text = [(f"{m:.1f} [{lo:.1f}, {hi:.1f}]" if lo <= hi else f"{m:.1f} (no interval)") + mark
+    text = [(f"{m:.1f} [{lo:.1f}, {hi:.1f}]" if lo <= hi else f"{m:.1f}") + mark
             for m, lo, hi, mark in zip(scores["mean"], scores["low"], scores["high"], marks)]
     names = sorted(scores["capability"].unique(), key=lambda c: c == "mean")
     wide = scores.assign(text=text).pivot(index="paradigm", columns="capability", values="text")
@@ -236,8 +236,8 @@ def dynamics(
     _legend(ax, title)
     return _finish(ax, "step (updates)", UNITS.get(metric, metric))
 
-# %% ../nbs/40_plots.ipynb #d4c68360
-BUDGETS = dict(updates="updates", steps="steps (updates)", tokens="completion tokens (generated, scored, trained)", flops="compute (FLOPs)",
+# %% ../nbs/40_plots.ipynb #410c7e9f
+BUDGETS = dict(updates="updates", total_steps="optimiser steps of all branches", critical_steps="critical path (optimiser steps)", steps="steps (updates)", tokens="completion tokens (generated, scored, trained)", flops="compute (FLOPs)",
                seconds="time (s)", critical_path="critical path (updates)", global_step="step (updates)")
 
 def learning_curves(

@@ -45,7 +45,7 @@ def main_table(
         rows += [dict(paradigm=label, capability=c, mean=100 * i.mean, low=100 * i.low, high=100 * i.high, seeds=i.seeds) for c, i in cells.items()]
     return pd.DataFrame(rows)
 
-# %% ../nbs/32_results.ipynb #7784bc2f
+# %% ../nbs/32_results.ipynb #13303faf
 def compare(
     arrays: dict[str, dict[str, np.ndarray]],  # from `score_arrays`
     label: str,  # the paradigm in question
@@ -56,7 +56,7 @@ def compare(
     names = list(capabilities)
     pick = lambda l: {c: arrays[l][c] for c in names}
     found: dict[str, Interval] = {o: macro_difference(pick(label), pick(o)) for o in others}
-    return pd.DataFrame([dict(paradigm=label, other=o, difference=100 * i.mean, low=100 * i.low, high=100 * i.high, sentence=verdict(i, label, o))
+    return pd.DataFrame([dict(paradigm=label, other=o, difference=100 * i.mean, low=100 * i.low, high=100 * i.high, sentence=verdict(i, label, o, note=False))
                          for o, i in found.items()])
 
 # %% ../nbs/32_results.ipynb #43b4095d

@@ -247,12 +247,13 @@ def minimum_detectable_difference(
     while _power(upper, 1.0, seeds, level) < power: upper *= 2
     return sd * optimize.brentq(lambda x: _power(x, 1.0, seeds, level) - power, 1e-6, upper)
 
-# %% ../nbs/31_stats.ipynb #4c8c685a
+# %% ../nbs/31_stats.ipynb #c171fd59
 def verdict(
     interval: Interval,  # of a − b
     name_a: str,  # the first paradigm
     name_b: str,  # the second
     unit: str = "points",  # "points" shows shares times 100; any other unit shows the values as they are
+    note: bool = True,  # for a single seed, say that it is one
 ) -> str:  # one plain sentence, and for a single seed a second one
     "Say what an interval of a difference allows, and no more."
     sign, scale = (-1 if interval.high < 0 else 1), (100 if unit == "points" else 1)
@@ -263,7 +264,7 @@ def verdict(
     word = "higher" if sign > 0 else "lower"
     said = f"{name_a} is {word} than {name_b} by {size}."
     if not clear: said = f"No difference between {name_a} and {name_b} detected at this budget ({size})."
-    return said if interval.seeds > 1 else said + " With one training seed the interval covers examples only, not training seeds."
+    return said if interval.seeds > 1 or not note else said + " With one training seed the interval covers examples only, not training seeds."
 
 # %% ../nbs/31_stats.ipynb #bbaf2246
 def need_columns(

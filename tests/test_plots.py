@@ -75,7 +75,7 @@ def test_table_marks_best_and_worst_by_shape():
 def test_table_edges():
     extra = pd.DataFrame([dict(paradigm="<b>", capability="mean", mean=44.0, low=np.nan, high=np.nan)])
     table = plots.accuracy_table(pd.concat([extra, SCORES]))
-    assert list(table.cells.columns)[-1] == "mean" and table.cells.loc["<b>", "mean"] == "44.0 (no interval)"
+    assert list(table.cells.columns)[-1] == "mean" and table.cells.loc["<b>", "mean"] == "44.0"
     assert table.cells.loc["copd", "mean"] == "–"
     assert "&lt;b&gt;" in table._repr_html_()
     with pytest.raises(ValueError, match="one row"): plots.accuracy_table(pd.concat([SCORES, SCORES]))
