@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Config', 'config_from', 'Branch', 'Training', 'Batch', 'roll_out', 'collect', 'stream_loss', 'stream_gradient',
-           'move', 'learn', 'model_shape', 'train_step', 'probe_list', 'probe', 'merged', 'checkpoint', 'resume',
-           'run_phase', 'accelerator_for', 'train', 'workload']
+           'move', 'gradients_of', 'learn', 'model_shape', 'train_step', 'probe_list', 'probe', 'merged', 'checkpoint',
+           'resume', 'run_phase', 'accelerator_for', 'train', 'workload']
 
 # %% ../nbs/25_engine.ipynb #71a2b1ab
 import math
@@ -315,16 +315,21 @@ def move(training: Training, name: str, gradients: dict[str, list], lr: float) -
     branch.updates += 1
     return total, rate
 
-# %% ../nbs/25_engine.ipynb #9a96748d
-def learn(training: Training, name: str, batches: list[Batch], lr: float) -> list[dict]:
-    "Update a branch from its scored streams (`config.epochs` times) and describe each signal in a row."
-    policy = training.branch(name).policy
-    for _ in range(training.config.epochs):
-        gradients, measured = {}, {}
-        for batch in batches:
-            began = time.perf_counter()
-            gradients[batch.stream], measured[batch.stream] = stream_gradient(training, policy, batch)
-            batch.seconds += time.perf_counter() - began
+# %% ../nbs/25_engine.ipynb #89959233
+def gradients_of(training: Training, name: str, batches: list[Batch]) -> tuple[dict[str, list], dict[str, dict]]:
+    "Gradient and token measurements of each stream of a branch."
+    policy, gradients, measured = training.branch(name).policy, {}, {}
+    for batch in batches:
+        began = time.perf_counter()
+        gradients[batch.stream], measured[batch.stream] = stream_gradient(training, policy, batch)
+        batch.seconds += time.perf_counter() - began
+    return gradients, measured
+
+# %% ../nbs/25_engine.ipynb #8150b0fb
+def learn(training: Training, name: str, batches: list[Batch], lr: float, first: tuple | None = None) -> list[dict]:
+    "Update a branch from its scored streams (`config.epochs` times, `first` from `gradients_of`) and describe each signal in a row."
+    for epoch in range(training.config.epochs):
+        gradients, measured = first if first and not epoch else gradients_of(training, name, batches)
         began = time.perf_counter()
         total, rate = move(training, name, gradients, lr)
         batches[0].seconds += time.perf_counter() - began
@@ -370,13 +375,16 @@ def _signal_rows(training: Training, batch: Batch, measured: dict[str, Tensor]) 
         cost = asdict(_cost(training.shape, batch, signal.capability))
         yield row | {k: v for k, v in cost.items() if k != "updates"}
 
-# %% ../nbs/25_engine.ipynb #3330a37c
+# %% ../nbs/25_engine.ipynb #4d48f5f3
 def train_step(training: Training, phase: Phase, step: int) -> list[dict]:
     "Roll out, score, weigh, update, record: one step of all branches of a phase."
     if training.config.updates == "sequential":
         return [row for u in phase.updates for row in learn(training, u.branch, collect(training, u, step), phase.lr)]
-    scored = {u.branch: collect(training, u, step) for u in phase.updates}
-    return [row for name, batches in scored.items() for row in learn(training, name, batches, phase.lr)]
+    ready = {}
+    for update in phase.updates:
+        batches = collect(training, update, step)
+        ready[update.branch] = batches, gradients_of(training, update.branch, batches)
+    return [row for name, (batches, first) in ready.items() for row in learn(training, name, batches, phase.lr, first)]
 
 # %% ../nbs/25_engine.ipynb #6aa85248
 def probe_list(

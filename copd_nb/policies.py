@@ -155,7 +155,7 @@ def _left_pad(rows: Sequence[Tensor], value: int) -> Tensor:
     length = max(r.shape[-1] for r in rows)
     return torch.stack([torch.nn.functional.pad(r, (length - r.shape[-1], 0), value=value) for r in rows], -2)
 
-# %% ../nbs/03_policies.ipynb #db0af000
+# %% ../nbs/03_policies.ipynb #c86065d5
 def encode(
     policy: Policy,
     examples: Sequence[Example],  # P prompts, text, image and video mixed as they come
@@ -170,7 +170,7 @@ def encode(
             raise ValueError(f"prompt {e.id} of capability {e.capability!r} has {n} tokens: with {room} for the completion that is "
                              f"more than the context of {policy.name!r}, {policy.context} tokens")
     rows = [kept[e.id] for e in examples]
-    while len(kept) > 20_000: kept.popitem(last=False)
+    while len(kept) > 4_000: kept.popitem(last=False)
     keys = dict.fromkeys(k for r in rows for k in r["vision"])
     vision = {k: torch.cat([r["vision"][k] for r in rows if k in r["vision"]]).to(policy.device) for k in keys}
     ids = _left_pad([r["ids"] for r in rows], policy.tokenizer.pad_token_id or 0)
