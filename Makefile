@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 PRESET ?= quick
 
-.PHONY: setup report test test-notebooks test-unit test-reports test-browser test-slow sweep export clean
+.PHONY: setup report test test-notebooks test-unit test-reports test-slow sweep export clean
 
 setup: $(VENV)/.done
 
