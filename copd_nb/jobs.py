@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Job', 'load_suite', 'is_done', 'scores_of', 'do', 'do_all', 'run_of']
 
-# %% ../nbs/26_jobs.ipynb #d4dfd043
+# %% ../nbs/26_jobs.ipynb #b85f9ce8
 import importlib
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .capabilities import Capability
 from .engine import Config, train
@@ -113,18 +113,18 @@ def _collect(futures: set[Future], bar: tqdm):
             f.result()
             bar.update()
 
-# %% ../nbs/26_jobs.ipynb #12518a79
+# %% ../nbs/26_jobs.ipynb #fdfa282c
 def do_all(
     waves: Iterable[list[Job]],  # a wave starts when the one before has ended
     store: str | Path,  # folder of run folders
     workers: int | None = None,  # processes; None for one a core
-    progress: bool = False,  # show a bar of jobs
+    progress: bool = False,  # show a bar of jobs on stderr
 ):
     "Do jobs in waves, side by side within a wave; equal jobs are done once."
     waves = [list({(j.name, j.prompts): j for j in wave if not is_done(j, store)}.values()) for wave in waves]
     if not any(waves): return
     workers = workers or len(os.sched_getaffinity(0))
-    with tqdm(total=sum(map(len, waves)), disable=not progress) as bar:
+    with tqdm(total=sum(map(len, waves)), desc="runs", unit="run", disable=not progress) as bar:
         if workers == 1:
             for job in (j for wave in waves for j in wave):
                 do(job, store)

@@ -50,24 +50,33 @@ def check_parameters(
     known = parameters_of(name)
     if unknown := sorted(set(parameters) - set(known)): raise ValueError(f"report {name!r} has no parameters {unknown}: the known ones are {sorted(known)}")
 
-# %% ../nbs/51_reports.ipynb #fbc13241
+# %% ../nbs/51_reports.ipynb #50901111
+def _without_bars(notebook: Path):
+    "Remove text progress bars from a notebook's outputs: they are for the terminal."
+    import nbformat
+    content = nbformat.read(notebook, as_version=4)
+    for cell in content.cells:
+        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if not (o.get("name") == "stderr" and "%|" in o.text)]
+    nbformat.write(content, notebook)
+
+# %% ../nbs/51_reports.ipynb #b246e436
 def _to_html(notebook: Path) -> Path:
     "The executed notebook as one HTML file that shows widgets as their static frames."
     import nbformat
     from nbconvert import HTMLExporter
-    cells = nbformat.read(notebook, as_version=4)
-    cells.metadata.pop("widgets", None)
-    body, _ = HTMLExporter(embed_images=True, exclude_input=False, mathjax_url="", require_js_url="").from_notebook_node(cells)
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("widgets", None)
+    body, _ = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="").from_notebook_node(content)
     page = notebook.with_suffix(".html")
     page.write_text(body, encoding="utf-8")
     return page
 
-# %% ../nbs/51_reports.ipynb #4962f088
+# %% ../nbs/51_reports.ipynb #e3d7c3f6
 def run_report(
     name: str,  # a report
     parameters: dict | None = None,  # what it is told; anything else keeps its default
     out: str | Path | None = None,  # folder of the three files; runs/reports/<name>-<preset> if None
-    progress: bool = True,  # show papermill's bar
+    progress: bool = True,  # pass the notebook's progress bars on to the terminal
 ) -> dict[str, Path]:  # notebook, html and results
     "Execute a report notebook in the working directory; ValueError for unknown parameters before anything runs."
     import papermill
@@ -77,7 +86,9 @@ def run_report(
     folder.mkdir(parents=True, exist_ok=True)
     if "out_dir" in parameters_of(name): parameters.setdefault("out_dir", str(folder))
     target = folder / f"{name}.ipynb"
-    papermill.execute_notebook(str(notebook_of(name)), str(target), parameters=parameters, kernel_name="python3", progress_bar=progress, cwd=str(Path.cwd()))
+    papermill.execute_notebook(str(notebook_of(name)), str(target), parameters=parameters, kernel_name="python3", cwd=str(Path.cwd()),
+                               progress_bar=False, stderr_file=sys.stderr if progress else None)
+    _without_bars(target)
     return dict(notebook=target, html=_to_html(target), results=folder / "results.json")
 
 # %% ../nbs/51_reports.ipynb #0222bbe0
