@@ -102,7 +102,7 @@ def paradigms(
     "The rows of a comparison."
     return [p for f in families for p in _MAKERS[f](setting, n, choices[f])]
 
-# %% ../nbs/27_comparison.ipynb #f67df4c1
+# %% ../nbs/27_comparison.ipynb #b70404f0
 @dataclass(frozen=True)
 class Preset:
     "How large a comparison is."
@@ -114,7 +114,7 @@ class Preset:
     choice: dict = field(default_factory=dict)  # fields of every Choice that it overrides
 
 _SMOKE = Config(prompts=4, opd_prompts=2, group_size=4, probe_every=2, probe_prompts=4, eval_every=2, eval_prompts=8)
-PRESETS = dict(smoke=Preset((0,), 4, 16, 2, _SMOKE, dict(s_rl=1, s_opd=1)), quick=Preset((0,)), standard=Preset((0, 1, 2)), full=Preset((0, 1, 2, 3, 4)))
+PRESETS = dict(smoke=Preset((0,), 4, 16, 2, _SMOKE, dict(s_rl=1, s_opd=1)), quick=Preset((0,), prompts=256), standard=Preset((0, 1, 2)), full=Preset((0, 1, 2, 3, 4)))
 
 # %% ../nbs/27_comparison.ipynb #565e226d
 def jobs_of(
