@@ -126,7 +126,12 @@ def jobs_of(
     "One job for each paradigm and seed."
     return {(p.label, s): Job(p.schedule, replace(config, seed=s, learning_rate=p.learning_rate), **options) for p in rows for s in seeds}
 
-# %% ../nbs/27_comparison.ipynb #bd4082a8
+# %% ../nbs/27_comparison.ipynb #8c600821
+def _work(job: Job) -> int:
+    "Steps × signals that are left when shared experts are taken from the store."
+    return sum(p.steps * len(u.signals) for p, u in job.schedule.updates if not p.name.startswith("expert "))
+
+# %% ../nbs/27_comparison.ipynb #d641101f
 def waves(
     jobs: Iterable[Job],
 ) -> list[list[Job]]:  # for `do_all`
@@ -138,7 +143,7 @@ def waves(
                 alone = expert(phase.updates[0].branch, phase.steps, phase.lr)
                 experts.setdefault(phase.steps, []).append(replace(job, schedule=alone, prompts=0))
     first = [experts[steps] for steps in sorted(experts)]
-    return [*first, sorted(jobs, key=lambda j: -j.schedule.total_steps)]
+    return [*first, sorted(jobs, key=_work, reverse=True)]
 
 # %% ../nbs/27_comparison.ipynb #21652029
 TRIALS = dict(

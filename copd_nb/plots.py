@@ -7,7 +7,7 @@ __all__ = ['OKABE_ITO', 'COLORS', 'MARKERS', 'DASHES', 'PAPER_TABLES', 'UNITS', 
            'paper_summary', 'AccuracyTable', 'accuracy_table', 'accuracy_markdown', 'intervals', 'capability_gap',
            'probe_values', 'dynamics', 'learning_curves', 'training_curves', 'costs']
 
-# %% ../nbs/40_plots.ipynb #d10fda8f
+# %% ../nbs/40_plots.ipynb #59605851
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from matplotlib.axes import Axes
 
 from .stats import band, common_budget, need_columns
@@ -236,7 +237,7 @@ def dynamics(
     _legend(ax, title)
     return _finish(ax, "step (updates)", UNITS.get(metric, metric))
 
-# %% ../nbs/40_plots.ipynb #410c7e9f
+# %% ../nbs/40_plots.ipynb #49379df8
 BUDGETS = dict(updates="updates", total_steps="optimiser steps of all branches", critical_steps="critical path (optimiser steps)", steps="steps (updates)", tokens="completion tokens (generated, scored, trained)", flops="compute (FLOPs)",
                seconds="time (s)", critical_path="critical path (updates)", global_step="step (updates)")
 
@@ -254,6 +255,8 @@ def learning_curves(
     ax.annotate("common budget", (end, 0.02), xycoords=("data", "axes fraction"), xytext=(-4, 0), textcoords="offset points",
                 rotation=90, ha="right", fontsize=8)
     _legend(ax, title)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.xaxis.set_major_locator(MaxNLocator(6))
     return _finish(ax, BUDGETS.get(x, x), "accuracy (%)")
 
 # %% ../nbs/40_plots.ipynb #21b8ee40
