@@ -35,8 +35,8 @@ def _png(image: np.ndarray, height: int = 48) -> str:
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img height="{height}" style="image-rendering:pixelated;margin:2px" src="data:image/png;base64,{data}">'
 
-# %% ../nbs/00_capabilities.ipynb #ccba79f0
-@dataclass(frozen=True, eq=False)
+# %% ../nbs/00_capabilities.ipynb #f24dcb00
+@dataclass(frozen=True, eq=False, repr=False)
 class Example:
     "One prompt of a capability with its reference answer."
     prompt: str  # the user's text
@@ -48,6 +48,8 @@ class Example:
 
     @cached_property
     def id(self) -> str: return _content_hash(self.prompt, self.answer, *self.images, *self.videos)
+
+    def __repr__(self) -> str: return f"Example({self.prompt!r} → {self.answer!r}, {self.capability}, {self.id})"
 
     def _repr_html_(self) -> str:
         frames = "".join(map(_png, self.images)) + "".join(_png(f) for v in self.videos for f in v)
@@ -77,8 +79,8 @@ def _described(reward: Callable) -> str:
     except OSError: source = ""  # typed at a prompt: the name has to do
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(reward)) + source
 
-# %% ../nbs/00_capabilities.ipynb #6d0bcbc1
-@dataclass(frozen=True, eq=False)
+# %% ../nbs/00_capabilities.ipynb #b9bc0ee6
+@dataclass(frozen=True, eq=False, repr=False)
 class Capability:
     "Prompts with answers, a verifiable reward, and a fixed split."
     name: str  # also the name of the branch that trains it
@@ -113,6 +115,8 @@ class Capability:
     def fingerprint(self) -> str:
         "Changes when any prompt, answer or the reward does."
         return _content_hash(self.name, _described(self.reward), [e.id for e in self.train], [e.id for e in self.test])
+
+    def __repr__(self) -> str: return f"Capability({self.name!r}, {len(self.train)} training and {len(self.test)} held-out prompts)"
 
     def _repr_html_(self) -> str:
         head = f"<b>{escape(self.name)}</b>: {len(self.train)} training and {len(self.test)} held-out prompts, reward {escape(repr(self.reward))}"

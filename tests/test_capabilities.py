@@ -149,3 +149,10 @@ def test_fingerprint_of_plain_functions_survives_a_new_process(tmp_path):
 
 def test_fingerprint_sees_inside_a_sum_of_rewards():
     assert capability(reward=Weighted(((1, Exact()),))).fingerprint != capability(reward=Weighted(((2, Exact()),))).fingerprint
+
+
+def test_representations_are_short():
+    "A notebook stores them: a capability of 8,000 prompts must not write its prompts out."
+    from copd_nb.minis import image
+    suite = image(64, 16)
+    assert len(repr(suite)) < 100 and len(repr(suite.test[0])) < 100
