@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PRESETS', 'TRIALS', 'Setting', 'settings_of', 'Choice', 'Paradigm', 'paradigms', 'Preset', 'jobs_of',
-           'waves', 'trials', 'criterion', 'best', 'sweep_jobs', 'tuned', 'tuned_choices']
+           'job_plan', 'trials', 'criterion', 'best', 'sweep_jobs', 'tuned', 'tuned_choices']
 
 # %% ../nbs/27_comparison.ipynb #330c5511
 import json
@@ -126,24 +126,33 @@ def jobs_of(
     "One job for each paradigm and seed."
     return {(p.label, s): Job(p.schedule, replace(config, seed=s, learning_rate=p.learning_rate), **options) for p in rows for s in seeds}
 
-# %% ../nbs/27_comparison.ipynb #8c600821
+# %% ../nbs/27_comparison.ipynb #421bffeb
+def _experts_of(job: Job) -> list[Job]:
+    "The experts that a job trains first, as jobs of their own that are not judged."
+    phases = [p for p in job.schedule.phases if p.name.startswith("expert ")]
+    return [replace(job, schedule=expert(p.updates[0].branch, p.steps, p.lr), prompts=0) for p in phases]
+
+def _steps(job: Job) -> int:
+    "Steps of an expert's job."
+    return job.schedule.phases[0].steps
+
 def _work(job: Job) -> int:
     "Steps × signals that are left when shared experts are taken from the store."
     return sum(p.steps * len(u.signals) for p, u in job.schedule.updates if not p.name.startswith("expert "))
 
-# %% ../nbs/27_comparison.ipynb #d641101f
-def waves(
+# %% ../nbs/27_comparison.ipynb #c3613022
+def job_plan(
     jobs: Iterable[Job],
-) -> list[list[Job]]:  # for `do_all`
-    "Shared experts first, then everything; the longest jobs of a wave begin first."
-    jobs, experts = list(jobs), {}
-    for job in jobs:
-        for phase in job.schedule.phases:
-            if phase.name.startswith("expert "):
-                alone = expert(phase.updates[0].branch, phase.steps, phase.lr)
-                experts.setdefault(phase.steps, []).append(replace(job, schedule=alone, prompts=0))
-    first = [experts[steps] for steps in sorted(experts)]
-    return [*first, sorted(jobs, key=_work, reverse=True)]
+) -> list[tuple[Job, list[Job]]]:  # for `do_all`
+    "Jobs with the shared experts that they need; experts first, shorter before longer, then the longest jobs."
+    jobs = list(jobs)
+    shared = {e.name: e for j in jobs for e in _experts_of(j)}
+    chains = {}
+    for e in sorted(shared.values(), key=_steps): chains.setdefault((e.config, e.suite, e.schedule.phases[0].name, e.schedule.phases[0].lr), []).append(e)
+    first = [(e, chain[i - 1:i] if i else []) for chain in chains.values() for i, e in enumerate(chain)]
+    rest = [(j, [shared[e.name] for e in _experts_of(j)]) for j in sorted(jobs, key=_work, reverse=True)]
+    alone = [x for x in rest if not x[1]]
+    return [*sorted(first, key=lambda x: _steps(x[0])), *alone, *(x for x in rest if x[1])]
 
 # %% ../nbs/27_comparison.ipynb #21652029
 TRIALS = dict(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pass_at_k', 'evaluate', 'summary']
 
-# %% ../nbs/14_evaluation.ipynb #3bcae95b
+# %% ../nbs/14_evaluation.ipynb #438c890d
 import math
 
 import pandas as pd
@@ -14,7 +14,7 @@ import torch
 from .capabilities import Capability, by_name
 from .policies import Policy
 from .rewards import score
-from .rollouts import generator, sample
+from .rollouts import Request, Rollouts, generator, sample_many
 
 # %% ../nbs/14_evaluation.ipynb #f0d0809b
 def pass_at_k(
@@ -26,16 +26,16 @@ def pass_at_k(
     if not (0 <= c <= n and 1 <= k <= n): raise ValueError(f"n={n}, c={c}, k={k}: needs 0 ≤ c ≤ n and 1 ≤ k ≤ n")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
-# %% ../nbs/14_evaluation.ipynb #f6818c8a
-@torch.no_grad()
-def _scores(policy: Policy, capability: Capability, examples: list, samples: int, length: int, temperature: float, source) -> list[list[float]]:
-    "One list of scores for each example; samples = 0 decodes greedily."
-    prompts = policy.encode(examples, room=length)
-    out = sample(policy, prompts, max(samples, 1), length, temperature, greedy=not samples, source=source)
-    flat = score(capability, out.texts, out.examples, out.finished.tolist())
-    return [flat[i:i + out.group_size] for i in range(0, len(flat), out.group_size)]
+# %% ../nbs/14_evaluation.ipynb #6ad49414
+def _rows(capability: Capability, out: Rollouts) -> list[dict]:
+    "One row an example; the first completion of each group is the greedy one."
+    scores, samples = score(capability, out.texts, out.examples, out.finished.tolist()), out.group_size - 1
+    groups = [scores[i:i + samples + 1] for i in range(0, len(scores), samples + 1)]
+    return [dict(capability=capability.name, example=e.id, greedy=g, sampled=sum(s) / samples if samples else math.nan,
+                 correct=sum(x == 1 for x in s), samples=samples) for e, (g, *s) in zip(out.prompts.examples, groups)]
 
-# %% ../nbs/14_evaluation.ipynb #c2ace2e6
+# %% ../nbs/14_evaluation.ipynb #3bf343b3
+@torch.no_grad()
 def evaluate(
     policy: Policy,
     capabilities: list[Capability] | dict[str, Capability],  # each judged on its held-out prompts
@@ -44,19 +44,16 @@ def evaluate(
     max_new_tokens: int = 16,  # length limit
     temperature: float = 1.0,  # of the sampled completions
     seed: int = 0,  # of the sampled completions
-    batch: int = 256,  # prompts decoded together
+    batch: int = 256,  # prompts of each capability that are decoded together
 ) -> pd.DataFrame:  # columns capability, example, greedy, sampled, correct, samples
     "Score a policy on held-out prompts, one row an example."
-    rows = []
-    for name, capability in by_name(capabilities).items():
-        test = list(capability.test[:prompts])
-        for i in range(0, len(test), batch):
-            part, key = test[i:i + batch], (seed, "evaluate", name, i)
-            greedy = _scores(policy, capability, part, 0, max_new_tokens, temperature, None)
-            drawn = _scores(policy, capability, part, samples, max_new_tokens, temperature, generator(policy.device, *key)) if samples else [[]] * len(part)
-            rows += [dict(capability=name, example=e.id, greedy=g[0], sampled=sum(s) / samples if samples else math.nan,
-                          correct=sum(x == 1 for x in s), samples=samples) for e, g, s in zip(part, greedy, drawn)]
-    return pd.DataFrame(rows)
+    rows, named = {}, by_name(capabilities)
+    tests = {name: list(c.test[:prompts]) for name, c in named.items()}
+    for i in range(0, max(map(len, tests.values())), batch):
+        parts = {name: policy.encode(test[i:i + batch], room=max_new_tokens) for name, test in tests.items() if test[i:i + batch]}
+        requests = [Request(p, samples + 1, generator(policy.device, seed, "evaluate", name, i), greedy=1) for name, p in parts.items()]
+        for name, out in zip(parts, sample_many(policy, requests, max_new_tokens, temperature)): rows.setdefault(name, []).extend(_rows(named[name], out))
+    return pd.DataFrame([row for part in rows.values() for row in part])
 
 # %% ../nbs/14_evaluation.ipynb #de6cd189
 def summary(

@@ -2,8 +2,8 @@
 import pandas as pd
 import pytest
 
-from copd_nb.comparison import (FAMILIES, PRESETS, Choice, best, criterion, jobs_of, paradigms, settings_of, sweep_jobs, trials, tuned,
-                                tuned_choices, waves)
+from copd_nb.comparison import (FAMILIES, PRESETS, Choice, best, criterion, job_plan, jobs_of, paradigms, settings_of, sweep_jobs, trials, tuned,
+                                tuned_choices)
 from copd_nb.engine import Config
 
 PLAIN = {f: Choice() for f in FAMILIES}
@@ -55,12 +55,18 @@ def test_settings_need_two_capabilities():
     with pytest.raises(ValueError, match="unknown family 'sft'"): trials("sft")
 
 
-def test_experts_come_first_and_shortest_first():
+def test_every_job_waits_for_its_experts_and_those_for_shorter_ones():
     jobs = jobs_of(paradigms(settings_of()["three_branch"], 80, PLAIN), [0, 1], Config())
-    order = waves(jobs.values())
-    steps = [{j.schedule.total_steps for j in wave} for wave in order[:-1]]
-    assert steps == [{60}, {80}] and all(j.schedule.name.startswith("expert-") and j.prompts == 0 for wave in order[:-1] for j in wave)
-    assert {j.name for j in order[-1]} == {j.name for j in jobs.values()}
+    listed = job_plan(jobs.values())
+    place = {(j.name, j.prompts): i for i, (j, _) in enumerate(listed)}
+    assert {j.name for j in jobs.values()} <= {name for name, _ in place} and len(place) == len(listed)
+    assert all(place[n.name, n.prompts] < i for i, (_, needs) in enumerate(listed) for n in needs)
+    experts = [(j, needs) for j, needs in listed if j.prompts == 0]
+    assert sorted(j.schedule.total_steps for j, _ in experts) == [60] * 6 + [80] * 6
+    for j, needs in experts:
+        assert [(n.config, n.schedule.name, n.schedule.total_steps) for n in needs] == ([(j.config, j.schedule.name, 60)] if j.schedule.total_steps == 80 else [])
+    needed = {j.schedule.name: {n.schedule.name for n in needs} for j, needs in listed if j.prompts != 0}
+    assert not needed["copd-hub"] and not needed["mixed"] and needed["mopd"] == needed["merged"] == {"expert-text", "expert-image", "expert-video"}
 
 
 def test_sweep_jobs_are_quiet_and_seeded():

@@ -6,13 +6,17 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from copd_nb import engine
 from copd_nb.baselines import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.capabilities import Capability
 from copd_nb.copd import copd
-from copd_nb.engine import Branch, Config, Training, collect, config_from, learn, probe_list, stream_gradient, train, train_step
-from copd_nb.minis import base, minis
+from copd_nb.engine import Branch, Config, Training, by_length, collect, config_from, gradients_of, learn, probe_list, stream_gradient, train, train_step
+from copd_nb.minis import base, minis, video
+from copd_nb.objectives import grpo_advantages
+from copd_nb.policies import Policy
 from copd_nb.runs import EventLog, Run, latest_checkpoint
 from copd_nb.schedule import OPD, RL, SFT, Phase, Schedule, Update
 
@@ -149,12 +153,66 @@ def test_micro_batches_change_nothing(signals, reduction, suite, start, tmp_path
         training = begin(schedule, suite, start, replace(TINY, micro_prompts=size, reduction=reduction), tmp_path)
         with torch.no_grad(): next(training.branch("a").policy.model.parameters()).mul_(1.3)  # so that the base is another policy
         batch, = collect(training, schedule.phases[0].updates[0], 0)
-        gradient, measured = stream_gradient(training, training.policy("a"), batch)
+        gradient, loss = stream_gradient(training, training.policy("a"), batch)
         gradients.append(torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(training.policy("a").model.parameters(), gradient)]))
-        losses.append(measured["loss"].item())
+        losses.append(loss)
     assert gradients[0].norm() > 1e-3
     for g, l in zip(gradients[1:], losses[1:]):
         assert (g - gradients[0]).norm() / gradients[0].norm() < 1e-3 and abs(l - losses[0]) < 1e-5
+
+
+SWITCHES = dict(plain=dict(shared_prompt=False), fresh_prefill=dict(keep_prefill=False), dead_rows=dict(drop_finished=False), flat_groups=dict(skip_flat=False), padded=dict(pack=False),
+                tokens=dict(micro_tokens=12), prompts_and_tokens=dict(micro_prompts=2, micro_tokens=7),
+                everything_off=dict(shared_prompt=False, keep_prefill=False, drop_finished=False, skip_flat=False, pack=False))
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("signals", [[RL("text"), RL("image"), RL("video")], [RL("video"), OPD("text", "base", .5), OPD("image", "base", .5, "jsd")]])
+def test_every_switch_changes_the_work_and_not_the_result(switch, signals, suite, start, tmp_path):
+    suite = suite | {"video": video(32, 16)}
+    schedule = Schedule("s", ["a"], [Phase("p", 1, [Update("a", signals)])], "a")
+    found = []
+    for options in ({}, SWITCHES[switch]):
+        training = begin(schedule, suite, start, replace(TINY, prompts=6, group_size=4, max_new_tokens=8, **options), tmp_path)
+        training.base.packs = training.config.pack
+        with torch.no_grad(): training.branch("a").policy.model.lm_head.weight.mul_(1.2)
+        batches = collect(training, schedule.phases[0].updates[0], 0)
+        gradients, losses = gradients_of(training, "a", batches)
+        flat = {s: torch.cat([torch.zeros_like(p).flatten() if x is None else x.flatten() for p, x in zip(training.policy("a").model.parameters(), g)])
+                for s, g in gradients.items()}
+        found.append((flat, losses, [b.rollouts.texts for b in batches], [b.logp for b in batches], [b.padded for b in batches]))
+    (g, loss, texts, logp, padded), (other_g, other_loss, other_texts, other_logp, other_padded) = found
+    assert texts == other_texts
+    for a, b in zip(logp, other_logp): assert torch.allclose(a, b, atol=2e-5)
+    for s in g: assert g[s].norm() > 1e-4 and (g[s] - other_g[s]).norm() < 1e-4 * g[s].norm() and abs(loss[s] - other_loss[s]) < 1e-5
+    assert not any(padded)
+    assert any(other_padded) == (switch in ("dead_rows", "padded", "everything_off"))
+
+
+def test_flat_groups_are_not_run(suite, start, tmp_path, monkeypatch):
+    schedule = Schedule("s", ["a"], [Phase("p", 1, [Update("a", [RL("text")])])], "a")
+    training = begin(schedule, suite, start, replace(TINY, prompts=6, group_size=4), tmp_path)
+    batch, = collect(training, schedule.phases[0].updates[0], 0)
+    batch.rewards = torch.tensor([1., 0, 0, 1] + [1.] * 12 + [0., 1, 0, 0] + [0.] * 4)
+    batch.advantages = grpo_advantages(batch.rewards, 4)
+    run, real = [], Policy.completion_hidden
+    monkeypatch.setattr(Policy, "completion_hidden", lambda self, prompts, ids, *a: (run.append(len(ids)), real(self, prompts, ids, *a))[1])
+    stream_gradient(training, training.policy("a"), batch)
+    assert run == [8] and (batch.logp[4:16] == batch.rollouts.logp[4:16]).all()
+    batch.old_logp, batch.advantages, run[:] = None, torch.zeros(24), []
+    gradient, loss = stream_gradient(training, training.policy("a"), batch)
+    assert run == [24] and loss == 0 and any(g is not None for g in gradient) and not any(g.any() for g in gradient if g is not None)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 60))
+def test_micro_batches_by_length(lengths, budget):
+    lengths = torch.tensor(lengths)
+    parts = by_length(lengths, budget)
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(lengths)))
+    for part in parts: assert len(part) == 1 or len(part) * int(lengths[part].max()) <= budget
+    ordered = lengths[torch.cat(parts)].tolist()
+    assert ordered == sorted(ordered, reverse=True)  # neighbours are about equally long
 
 
 def test_kept_prefill_gives_the_same_gradient(suite, start, tmp_path):

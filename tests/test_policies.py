@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from copd_nb.capabilities import Example
 from copd_nb.minis import base, image, text, tiny_policy, video
@@ -132,7 +132,7 @@ def test_a_given_prefill_is_used(tiny):
     assert torch.equal(tiny.completion_logits(prompts, ids, start=start), tiny.completion_logits(prompts, ids))  # and not used up
     other = tiny_policy(seed=1, **SMALL).prefill(prompts)
     assert not torch.allclose(tiny.completion_logits(prompts, ids, start=other), tiny.completion_logits(prompts, ids), atol=1e-3)
-    assert start.detach().logits.grad_fn is None and start.logits.grad_fn is not None
+    assert all(x.grad_fn is None for x in start.detach().tensors) and all(x.grad_fn is not None for x in start.tensors)
 
 
 def test_one_token_and_many_agree_on_the_first(tiny):
@@ -140,13 +140,101 @@ def test_one_token_and_many_agree_on_the_first(tiny):
     assert torch.equal(tiny.completion_logits(prompts, ids[:, :1]), tiny.completion_logits(prompts, ids)[:, :1])
 
 
-def test_continue_from_equals_scoring(tiny):
-    prompts, ids = tiny.encode(BATCHES["mixed"]), tokens(tiny, 8)
-    start = tiny.prefill(prompts)
-    cache, whole = start.expand(2), tiny.completion_logits(prompts, ids)
+@pytest.mark.parametrize("packs", [True, False])
+@torch.no_grad()
+def test_decoding_equals_scoring_while_rows_leave(packs, tiny):
+    policy = tiny.clone()
+    policy.packs = packs
+    prompts, rows = policy.encode(BATCHES["mixed"]), torch.arange(12)
+    ids, owner, whole = tokens(tiny, 12), rows // 3, tiny.completion_logits(prompts, tokens(tiny, 12))
+    decoder = policy.decoder(policy.prefill(prompts).keys, owner, prompts.next_position[owner], LENGTH - 1)
     for t in range(LENGTH - 1):
-        step = tiny.continue_from(prompts, cache, ids[:, t:t + 1], t)
-        assert torch.allclose(step[:, 0], whole[:, t + 1], atol=1e-5)
+        if t:
+            alive = torch.rand(len(rows), generator=generator("cpu", "alive", t)) < .6
+            decoder.keep(alive)
+            rows = rows[alive]
+        assert torch.allclose(policy.head()(decoder.next(ids[rows, t])), whole[rows, t + 1], atol=1e-5)
+    assert 0 < len(rows) < 12
+
+
+RAGGED = torch.tensor([1, 5, 3, 2, 5, 4, 1])  # lengths of rows that belong to prompts in no order
+OWNER = torch.tensor([2, 0, 2, 3, 0, 2, 1])
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("limit", [None, 0])
+def test_ragged_rows_of_prompts_in_any_order(packs, limit, tiny, monkeypatch):
+    policy, prompts, ids = tiny.clone(), tiny.encode(BATCHES["mixed"]), tokens(tiny, 7)
+    policy.packs = packs
+    if limit is not None: monkeypatch.setattr("copd_nb.policies.SCORES_LIMIT", limit)
+    mask = torch.arange(LENGTH) < RAGGED[:, None]
+    hidden = policy.completion_hidden(prompts, ids, mask, owner=OWNER)
+    rows = tiny.encode([BATCHES["mixed"][i] for i in OWNER])
+    expected = stock_logits(tiny, [BATCHES["mixed"][i] for i in OWNER], ids)[mask]
+    logits = policy.head()(hidden)
+    assert (logits - expected)[:, :8].abs().max() < 1e-4 and len(rows) == 7
+    weights = torch.randn(expected.shape, generator=generator("cpu", "ragged")) * (expected > BANNED_LOGIT)
+    a, b = gradients(policy, (logits * weights).sum()), gradients(tiny, (expected * weights).sum())
+    assert (a - b).norm() < 1e-4 * b.norm()
+
+
+def test_a_leaf_collects_what_goes_through_the_prompt(tiny):
+    prompts, ids = tiny.encode(BATCHES["mixed"]), tokens(tiny, 8)
+    whole = gradients(tiny, tiny.completion_hidden(prompts, ids).square().sum())
+    start = tiny.prefill(prompts)
+    leaf = start.leaf()
+    for rows in (torch.tensor([5, 0, 3]), torch.tensor([1, 2, 4, 6, 7])):
+        tiny.completion_hidden(prompts, ids[rows], start=leaf, owner=rows // 2).square().sum().backward()
+    start.backward(leaf)
+    parts = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in tiny.model.parameters()])
+    tiny.model.zero_grad()
+    assert (whole - parts).norm() < 1e-5 * whole.norm()
+
+
+def test_scores_limit_takes_the_stock_attention(tiny, monkeypatch):
+    prompts, ids = tiny.encode(TEXT), tokens(tiny, 4)
+    packed = tiny.completion_hidden(prompts, ids)
+    monkeypatch.setattr("copd_nb.policies._fed_packed", lambda *a: pytest.fail("packed"))
+    monkeypatch.setattr("copd_nb.policies.SCORES_LIMIT", 0)
+    assert torch.allclose(tiny.completion_hidden(prompts, ids), packed, atol=1e-5)
+
+
+SIZES = dict(vocab_size=107, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+             max_position_embeddings=64, eos_token_id=2, bos_token_id=None, pad_token_id=0)
+FAMILIES = dict(llama={}, qwen2=dict(use_sliding_window=False, sliding_window=None), qwen3={}, mistral=dict(sliding_window=None), gemma={}, olmo2={}, phi3=dict(sliding_window=None),
+                granite=dict(logits_scaling=3.0, embedding_multiplier=2.0), cohere=dict(logit_scale=.25), glm4={}, smollm3={}, starcoder2=dict(sliding_window=None),
+                gpt_neox=dict(num_key_value_heads=4), mistral_window=dict(sliding_window=4), gemma2=dict(final_logit_softcapping=5.0, attn_logit_softcapping=8.0),
+                gemma3_text=dict(sliding_window=4), gpt2=dict(n_embd=32, n_layer=2, n_head=4, n_positions=64))
+PADDED = {"mistral_window", "gemma2", "gemma3_text"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_of_models(family):
+    "Packed or padded, log-probs and gradients are those of the stock forward pass, whatever a family does to its logits."
+    config = AutoConfig.for_model(family.removesuffix("_window"), **SIZES | FAMILIES[family])
+    torch.manual_seed(0)
+    tokenizer = character_tokenizer()
+    policy = Policy(AutoModelForCausalLM.from_config(config), tokenizer, family)
+    assert policy.packs == (family not in PADDED)
+    ids = tokens(policy, 4)
+    rows = [TEXT[0], TEXT[0], Example("1+1=", "2", "sums"), Example("1+1=", "2", "sums")]
+    shared, plain = scored(policy, rows[::2], ids), stock(policy, rows, ids)
+    assert (shared - plain).abs().max() < 2e-5
+    a, b = gradients(policy, shared.sum()), gradients(policy, plain.sum())
+    assert (a - b).norm() < 1e-4 * b.norm()
+    with torch.no_grad():
+        out = sample(policy, policy.encode(rows[::2]), 2, 6, source=generator("cpu", 0))
+        assert torch.allclose(out.logp, logp(stock_logits(policy, rows, out.ids), out.ids) * out.mask, atol=1e-4)
+
+
+def test_another_attention_that_was_chosen_is_left_alone():
+    policy = text_policy()
+    eager = text_policy().model
+    eager.set_attn_implementation("eager")
+    eager = Policy(eager, policy.tokenizer)
+    assert policy.packs and not eager.packs and eager.model.config._attn_implementation == "eager"
+    ids = tokens(policy, 4)
+    assert torch.allclose(scored(eager, TEXT, ids), scored(policy, TEXT, ids), atol=1e-5)
 
 
 def test_which_ids_are_banned(tiny):

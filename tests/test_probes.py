@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from copd_nb.minis import base, image, text, tiny_policy, video
-from copd_nb.probes import compare_logits, probe_pairs
-from copd_nb.rollouts import generator, sample
+from copd_nb.policies import Head
+from copd_nb.probes import compare_states, probe_pairs
+from copd_nb.rollouts import generator, sample, sample_many
 
 SUITE = dict(text=text(6), image=image(8, 6), video=video(8, 6))
-NUMBERS = {"overlap", "overlap_mass", "symmetric_kl", "kl_ab", "kl_ba", "entropy_a", "entropy_b", "overlap_sequence", "tokens"}
+NUMBERS = {"overlap", "overlap_mass", "symmetric_kl", "jsd", "kl_ab", "kl_ba", "entropy_a", "entropy_b", "overlap_sequence", "tokens"}
 K = 10
 
 
@@ -43,7 +44,8 @@ def slow(a, b, mask, k=K):
             ab, ba = (sum(x * math.log(x / y) for x, y in zip(u, v) if x > 0) for u, v in ((p, q), (q, p)))
             h = [-sum(x * math.log(x) for x in u if x > 0) for u in (p, q)]
             mass = (sum(p[i] for i in shared) + sum(q[i] for i in shared)) / 2
-            mine.append(dict(overlap=len(shared) / k, overlap_mass=mass, symmetric_kl=ab + ba, kl_ab=ab, kl_ba=ba, entropy_a=h[0], entropy_b=h[1]))
+            jsd = sum(sum(x * math.log(2 * x / (x + y)) for x, y in zip(u, v) if x > 0) for u, v in ((p, q), (q, p))) / 2
+            mine.append(dict(overlap=len(shared) / k, overlap_mass=mass, jsd=jsd, symmetric_kl=ab + ba, kl_ab=ab, kl_ba=ba, entropy_a=h[0], entropy_b=h[1]))
         tokens += mine
         sequences.append(sum(x["overlap"] for x in mine) / len(mine))
     means = {n: sum(x[n] for x in tokens) / len(tokens) for n in tokens[0]}
@@ -56,12 +58,18 @@ def close(a, b, tolerance=1e-6): return a.keys() == b.keys() and all(abs(a[n] - 
 def numbers(row): return {n: row[n] for n in NUMBERS}
 
 
-def test_compare_logits_equals_a_slow_loop():
+def compare(a, b, mask, k):
+    "The comparison of states that are the logits themselves."
+    head, keep = Head(torch.eye(a.shape[-1]), None, torch.tensor([], dtype=torch.long)), mask.bool()
+    return compare_states(head, a[keep], head, b[keep], mask, k)
+
+
+def test_comparison_equals_a_slow_loop():
     g = generator("cpu", 0)
     a, b = torch.randn(3, 5, 30, generator=g), torch.randn(3, 5, 30, generator=g)
     a[..., :3] = b[..., :3] = -1e9
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0.]])
-    for k in (1, 4, 10): assert close(compare_logits(a, b, mask, k), slow(a, b, mask, k))
+    for k in (1, 4, 10): assert close(compare(a, b, mask, k), slow(a, b, mask, k))
 
 
 def test_probe_rows_equal_a_slow_reference(policies, rows):
@@ -102,7 +110,7 @@ def test_a_pair_is_measured_the_same_beside_others(policies, rows):
 
 def test_every_policy_rolls_out_and_scores_once(policies, monkeypatch):
     calls = []
-    monkeypatch.setattr("copd_nb.probes.sample", lambda policy, *a, **k: calls.append(policy.name) or sample(policy, *a, **k))
+    monkeypatch.setattr("copd_nb.probes.sample_many", lambda policy, *a, **k: calls.append(policy.name) or sample_many(policy, *a, **k))
     probe_pairs(policies, [("a", "b", "text"), ("a", "c", "text"), ("b", "c", "text")], SUITE, prompts=2, max_new_tokens=3)
     assert sorted(calls) == ["b", "base", "c"]
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.minis import base, image, text, tiny_policy, video
-from copd_nb.policies import BANNED_LOGIT
-from copd_nb.rollouts import completion_mask, generator, sample
+from copd_nb.policies import BANNED_LOGIT, Prefill
+from copd_nb.rollouts import Request, _invert, completion_mask, generator, sample, sample_many
 
 MIXED = [video(8, 4).test[0], text(8).test[0], image(8, 4).test[0], text(8).test[1]]
 
@@ -98,15 +98,22 @@ def test_texts_are_the_masked_ids_without_the_end_token(shipped, prompts):
 
 class Scripted:
     "A policy whose next-token distribution depends on the last token only."
-    def __init__(self, tiny, table, eos): self.tiny, self.table, self.eos, self.tokenizer, self.calls = tiny, table, eos, tiny.tokenizer, 0
+    def __init__(self, tiny, table, eos): self.tiny, self.table, self.eos, self.tokenizer, self.calls, self.fed = tiny, table, eos, tiny.tokenizer, 0, 0
 
-    def prefill(self, prompts, temperature):
-        start = self.tiny.prefill(prompts)
-        return type(start)(start.cache, (self.table[-1] / temperature).expand(len(prompts), -1))
+    device = torch.device("cpu")
 
-    def continue_from(self, prompts, cache, tokens, offset, temperature):
+    def prefill(self, prompts): return Prefill(self.tiny.prefill(prompts).keys, self.table[-1].expand(len(prompts), -1))
+
+    def head(self, temperature): return lambda state: state / temperature
+
+    def decoder(self, keys, owner, position, length): return self
+
+    def keep(self, alive): pass
+
+    def next(self, tokens):
         self.calls += 1
-        return self.table[tokens] / temperature
+        self.fed += len(tokens)
+        return self.table[tokens]
 
 
 def certain(tiny, chain, eos):
@@ -148,6 +155,17 @@ def test_rows_that_end_at_different_times(tiny):
 
 
 @torch.no_grad()
+def test_rows_that_have_ended_are_not_fed(tiny):
+    table = torch.full((tiny.width + 1, tiny.width), BANNED_LOGIT)
+    table[:, [20, 2]] = 0
+    one, all_rows = Scripted(tiny, table, [2]), Scripted(tiny, table, [2])
+    out = sample(one, tiny.encode(MIXED[1:2]), 64, 6, source=generator("cpu", 0))
+    kept = sample(all_rows, tiny.encode(MIXED[1:2]), 64, 6, source=generator("cpu", 0), drop_finished=False)
+    assert torch.equal(out.ids * out.mask, kept.ids * kept.mask) and out.texts == kept.texts and torch.equal(out.logp, kept.logp)
+    assert one.fed == out.decoded == (out.lengths - 1).sum() and all_rows.fed == kept.decoded == 64 * (out.ids.shape[1] - 1)
+
+
+@torch.no_grad()
 def test_temperature_sharpens_the_draws(tiny):
     table = torch.full((tiny.width + 1, tiny.width), BANNED_LOGIT)
     table[:, 20], table[:, 21] = 1.0, 0.0
@@ -159,23 +177,69 @@ def test_temperature_sharpens_the_draws(tiny):
 
 def test_draws_follow_the_policy(tiny):
     prompts = tiny.encode(MIXED[1:2])
-    with torch.no_grad(): p = tiny.prefill(prompts).logits.softmax(-1)[0]
+    with torch.no_grad(): p = tiny.head()(tiny.prefill(prompts).hidden).softmax(-1)[0]
     with torch.no_grad(): ids = sample(tiny, prompts, 8000, 1, source=generator("cpu", 0)).ids[:, 0]
     assert (ids.bincount(minlength=len(p)) / 8000 - p).abs().max() < .012
+
+
+def test_several_requests_give_what_each_gives_alone(shipped):
+    def request(examples, group, key, greedy=0): return Request(shipped.encode(examples), group, generator("cpu", key), greedy)
+    def every(): return [request(MIXED[:1], 3, "video"), request(MIXED[1:], 2, "rest", 1), request(MIXED[1:2] * 4, 1, "more")]
+    with torch.no_grad(): together, alone = sample_many(shipped, every(), 9), [sample_many(shipped, [r], 9)[0] for r in every()]
+    for a, b in zip(together, alone):
+        assert a.texts == b.texts and torch.equal(a.ids, b.ids) and torch.equal(a.mask, b.mask) and a.decoded == b.decoded
+        assert torch.allclose(a.logp, b.logp, atol=1e-5) and torch.allclose(a.entropy, b.entropy, atol=1e-5)
+
+
+def test_greedy_rows_come_first_in_every_group(shipped, prompts):
+    with torch.no_grad():
+        out, = sample_many(shipped, [Request(prompts, 3, generator("cpu", 0), greedy=1)], 10)
+        greedy, drawn = sample(shipped, prompts, 1, 10, greedy=True), sample(shipped, prompts, 2, 10, source=generator("cpu", 0))
+    assert out.texts[::3] == greedy.texts and [t for i, t in enumerate(out.texts) if i % 3] == drawn.texts
+
+
+def test_noted_numbers_equal_scoring(shipped, prompts):
+    with torch.no_grad():
+        out = sample(shipped, prompts, 4, 10, source=generator("cpu", 2))
+        log_probs = shipped.completion_logits(prompts, out.ids).log_softmax(-1)
+    assert torch.allclose(out.logp, log_probs.gather(-1, out.ids[..., None])[..., 0] * out.mask, atol=1e-4)
+    assert torch.allclose(out.entropy, -(log_probs.exp() * log_probs).sum(-1) * out.mask, atol=1e-4)
+
+
+def test_forced_lengths(shipped, prompts):
+    lengths = torch.tensor([1, 9, 4, 4, 2, 7, 9, 3])
+    with torch.no_grad(): out = sample(shipped, prompts, 2, 9, source=generator("cpu", 0), lengths=lengths)
+    assert torch.equal(out.lengths.long(), lengths) and out.finished.all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(2, 40), st.integers(0, 10 ** 6), st.floats(0, 1, exclude_max=True, width=32))
+def test_inverting_never_gives_an_id_without_probability(width, seed, u):
+    g = generator("cpu", seed)
+    logits = torch.randn(1, width, generator=g) * 5
+    banned = torch.rand(width, generator=g) < .5
+    banned[int(torch.randint(width, (), generator=g))] = False
+    logits[:, banned] = BANNED_LOGIT
+    for number in (u, 0.0, 1 - 2 ** -24):
+        chosen = int(_invert(logits, torch.tensor([number])))
+        assert logits[0, chosen] > BANNED_LOGIT
+    cumulative = logits.double().softmax(-1).cumsum(-1)[0]
+    chosen = int(_invert(logits, torch.tensor([u])))
+    assert (cumulative[chosen - 1] if chosen else 0) <= u + 1e-5 and u <= cumulative[chosen] + 1e-5
 
 
 def test_the_kept_prefill_carries_a_graph_only_with_gradients_on(tiny):
     prompts = tiny.encode(MIXED)
     out = sample(tiny, prompts, 2, 3, source=generator("cpu", 0))
-    assert out.start.logits.requires_grad and not out.ids.requires_grad
+    assert out.start.hidden.requires_grad and not out.ids.requires_grad
     scored = tiny.completion_logits(prompts, out.ids, start=out.start)
     assert torch.equal(scored, tiny.completion_logits(prompts, out.ids)) and scored.requires_grad
-    with torch.no_grad(): assert not sample(tiny, prompts, 2, 3, source=generator("cpu", 0)).start.logits.requires_grad
+    with torch.no_grad(): assert not sample(tiny, prompts, 2, 3, source=generator("cpu", 0)).start.hidden.requires_grad
 
 
 @pytest.mark.parametrize("bad", [dict(group_size=0), dict(max_new_tokens=0), dict(temperature=0.0), dict(temperature=-1.0)])
 def test_senseless_settings_are_refused(tiny, bad):
-    with pytest.raises(ValueError, match=f"{next(iter(bad))}=.*all must be positive"): sample(tiny, tiny.encode(MIXED[1:2]), **bad)
+    with pytest.raises(ValueError, match=f"{next(iter(bad))}(=.*must be positive| is .*must be > 0)"): sample(tiny, tiny.encode(MIXED[1:2]), **bad)
 
 
 def test_html_is_escaped(tiny):
