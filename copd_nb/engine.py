@@ -366,7 +366,7 @@ def stream_gradient(training: Training, policy: Policy, batch: Batch) -> tuple[l
     policy.model.zero_grad(set_to_none=True)
     return gradient, torch.stack(losses).sum().item()
 
-# %% ../nbs/25_engine.ipynb #56e379b1
+# %% ../nbs/25_engine.ipynb #571f67dd
 def _kind(config: Config, stream: str) -> str:
     "Which optimiser a stream uses."
     return stream.split(":")[0] if config.optimizer_state == "separate" else "all"
@@ -375,7 +375,8 @@ def _optimizer(training: Training, branch: Branch, kind: str) -> torch.optim.Ada
     "A branch's optimiser of that kind, made when first needed."
     c = training.config
     if kind not in branch.optimizers:
-        branch.optimizers[kind] = torch.optim.AdamW(branch.policy.model.parameters(), lr=c.learning_rate, betas=c.betas, weight_decay=c.weight_decay)
+        parameters = branch.policy.model.parameters()
+        branch.optimizers[kind] = torch.optim.AdamW(parameters, lr=c.learning_rate, betas=c.betas, weight_decay=c.weight_decay, fused=True)
     return branch.optimizers[kind]
 
 # %% ../nbs/25_engine.ipynb #1cc8de38

@@ -103,7 +103,9 @@ def _environment(**values: str) -> Iterator[None]:
     finally:
         for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
-# %% ../nbs/26_jobs.ipynb #2eef91d9
+# %% ../nbs/26_jobs.ipynb #d9eb7c19
+_WORKER = dict(OMP_WAIT_POLICY="PASSIVE", TOKENIZERS_PARALLELISM="false", MALLOC_TRIM_THRESHOLD_=str(2 ** 32), MALLOC_MMAP_THRESHOLD_=str(2 ** 30))
+
 def _open(jobs: Iterable[tuple[Job, list[Job]]], store: str | Path) -> list[tuple[Job, set]]:
     "What is left to do, each once, with the keys of what it waits for."
     def key(job: Job) -> tuple: return job.name, job.prompts
@@ -124,7 +126,7 @@ def _run_open(todo: list[tuple[Job, set]], store: str | Path, pool: ProcessPoolE
             future.result()
             bar.update()
 
-# %% ../nbs/26_jobs.ipynb #2e971dbb
+# %% ../nbs/26_jobs.ipynb #d6ef3a0e
 def do_all(
     jobs: Iterable[tuple[Job, list[Job]]],  # jobs, the most urgent first, each with those of the list that must be done before
     store: str | Path,  # folder of run folders
@@ -142,8 +144,8 @@ def do_all(
                 bar.update()
             return
         in_order(todo)
-        settings = dict(OMP_NUM_THREADS=str(max(1, cores // workers)), OMP_WAIT_POLICY="PASSIVE", TOKENIZERS_PARALLELISM="false")
-        with _environment(**settings), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool: _run_open(todo, store, pool, workers, bar)
+        with _environment(OMP_NUM_THREADS=str(max(1, cores // workers)), **_WORKER), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            _run_open(todo, store, pool, workers, bar)
 
 # %% ../nbs/26_jobs.ipynb #fabfc8d8
 def in_order(

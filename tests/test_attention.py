@@ -62,13 +62,15 @@ def prompts(count=3, length=5):
     return PromptKeys([(randn("pk", count, KEY_HEADS, length, WIDTH), randn("pv", count, KEY_HEADS, length, WIDTH))], seen)
 
 
-def test_packed_rows_equal_a_token_by_token_reference():
+@pytest.mark.parametrize("long", [1, 48])
+def test_packed_rows_equal_a_token_by_token_reference(long, monkeypatch):
+    monkeypatch.setattr("copd_nb.attention.LONG", long)
     fed = torch.arange(4) < torch.tensor([4, 1, 0, 3])[:, None]
     owner_of_row, prompt = torch.tensor([2, 0, 1, 2]), prompts()
     rows = fed.nonzero()[:, 0]
     q, k, v = randn("q", 8, HEADS, WIDTH), randn("k", 8, KEY_HEADS, WIDTH), randn("v", 8, KEY_HEADS, WIDTH)
     for x in (q, k, v): x.requires_grad_()
-    packed = Packed(Slots.of(fed), prompt, Slots.by(owner_of_row[rows], 3))
+    packed = Packed(Slots.of(fed), prompt, owner_of_row)
     out, expected = packed.attend(0, q, k, v), reference(q, k, v, owner_of_row[rows], rows, prompt)
     assert (out - expected).abs().max() < 1e-5
     weights = randn("w", 8, HEADS, WIDTH)

@@ -162,11 +162,11 @@ OWNER = torch.tensor([2, 0, 2, 3, 0, 2, 1])
 
 
 @pytest.mark.parametrize("packs", [True, False])
-@pytest.mark.parametrize("limit", [None, 0])
-def test_ragged_rows_of_prompts_in_any_order(packs, limit, tiny, monkeypatch):
+@pytest.mark.parametrize("long", [1, 2, 48])
+def test_ragged_rows_of_prompts_in_any_order(packs, long, tiny, monkeypatch):
     policy, prompts, ids = tiny.clone(), tiny.encode(BATCHES["mixed"]), tokens(tiny, 7)
     policy.packs = packs
-    if limit is not None: monkeypatch.setattr("copd_nb.policies.SCORES_LIMIT", limit)
+    monkeypatch.setattr("copd_nb.attention.LONG", long)
     mask = torch.arange(LENGTH) < RAGGED[:, None]
     hidden = policy.completion_hidden(prompts, ids, mask, owner=OWNER)
     rows = tiny.encode([BATCHES["mixed"][i] for i in OWNER])
@@ -189,14 +189,6 @@ def test_a_leaf_collects_what_goes_through_the_prompt(tiny):
     parts = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in tiny.model.parameters()])
     tiny.model.zero_grad()
     assert (whole - parts).norm() < 1e-5 * whole.norm()
-
-
-def test_scores_limit_takes_the_stock_attention(tiny, monkeypatch):
-    prompts, ids = tiny.encode(TEXT), tokens(tiny, 4)
-    packed = tiny.completion_hidden(prompts, ids)
-    monkeypatch.setattr("copd_nb.policies._fed_packed", lambda *a: pytest.fail("packed"))
-    monkeypatch.setattr("copd_nb.policies.SCORES_LIMIT", 0)
-    assert torch.allclose(tiny.completion_hidden(prompts, ids), packed, atol=1e-5)
 
 
 SIZES = dict(vocab_size=107, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
@@ -373,8 +365,25 @@ def test_encoded_prompts_are_kept_and_shared_with_clones(tiny, monkeypatch):
     e = Example("5+5=", "10", "sums")
     tiny.encode([e])
     clone = tiny.clone()
-    monkeypatch.setattr("copd_nb.policies._encode_one", lambda policy, example: pytest.fail("encoded again"))
+    monkeypatch.setattr("copd_nb.policies._encode_many", lambda policy, examples: pytest.fail("encoded again"))
     assert clone.encode([e, e]).ids.shape[0] == 2
+
+
+def test_prompts_encoded_together_equal_those_encoded_alone(shipped):
+    together, examples = shipped.clone(), [*BATCHES["mixed"], *TEXT, *VIDEO, *IMAGE, *TEXT]
+    alone = shipped.clone()
+    together._encoded, alone._encoded = type(shipped._encoded)(), type(shipped._encoded)()
+    together.encode(examples)
+    for e in examples: alone.encode([e])
+    for e in examples:
+        a, b = together._encoded[e.id], alone._encoded[e.id]
+        assert torch.equal(a["ids"], b["ids"]) and torch.equal(a["positions"], b["positions"]) and a["vision"].keys() == b["vision"].keys()
+        assert all(torch.equal(a["vision"][k], b["vision"][k]) for k in a["vision"])
+
+
+def test_one_bad_prompt_among_good_ones_is_named(tiny):
+    typed = Example("what is <|image_pad|>?", "1", "user")
+    with pytest.raises(ValueError, match=f"prompt {typed.id} of capability 'user'"): tiny.clone().encode([TEXT[0], IMAGE[0], typed, VIDEO[0]])
 
 
 def test_the_array_behind_an_example_is_not_changed(tiny):
