@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 PRESET ?= quick
+BENCH ?=
 
-.PHONY: setup report test test-notebooks test-unit test-reports test-slow sweep export clean
+.PHONY: setup report test test-notebooks test-unit test-reports test-slow sweep bench export clean
 
 setup: $(VENV)/.done
 
@@ -37,6 +38,9 @@ test-slow: setup  ## minutes: rebuilds the shipped base
 
 sweep: setup  ## choose the settings of every paradigm on tuning seeds; resumes where it stopped
 	$(BIN)/copd report sweep -p save_to copd_nb/data/tuned.json
+
+bench: setup  ## measure against TRL and against single ideas switched off; wants a quiet machine
+	$(BIN)/python bench/run.py $(BENCH)
 
 export: setup  ## after editing notebooks
 	$(BIN)/nbdev-export

@@ -1,0 +1,98 @@
+"""Processes that take turns: one repetition each, round after round."""
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Side:
+    "One of the things that are compared."
+    name: str  # as shown in the table
+    program: str  # a file of this folder, without ".py"
+    task: dict  # what the program is told
+    compared: bool = True  # False: a yardstick, its ratio means nothing
+
+
+@dataclass(frozen=True)
+class Case:
+    "Some sides that do the same work; the first is the one that the others are measured against."
+    line: int  # of the benchmark, 1 to 8
+    title: str
+    sides: tuple[Side, ...]
+    repeats: int = 9  # rounds
+    warmup: int = 2  # rounds that don't count
+    aim: dict[str, float] = field(default_factory=dict)  # side → wanted ratio of its seconds to those of the first
+    within: float | None = None  # wanted seconds of the first side
+    fit: str | None = None  # what the sides differ in: the exponent of seconds against it is fitted
+    note: str = ""  # shown under the table when a side of this case needs a word
+
+
+class Failed(Exception):
+    "A worker ended; the message is what it said last."
+
+
+class Worker:
+    "One side in its own process: set up once, then asked for repetitions. Idle, it blocks on its input."
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        self.errors = tempfile.TemporaryFile("w+")
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.process = subprocess.Popen(command, text=True, cwd=ROOT, env=environment, **pipes)
+
+    def answer(self) -> dict:
+        "The next line of the worker; the first holds the facts of its set-up."
+        line = self.process.stdout.readline()
+        if line: return json.loads(line)
+        self.errors.seek(0)
+        said = [text.strip() for text in self.errors if text.strip()]
+        raise Failed(said[-1][:600] if said else f"ended with status {self.process.wait()}")
+
+    def repeat(self) -> dict:
+        "One repetition."
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError: pass  # `answer` tells why
+        return self.answer()
+
+    def close(self):
+        "End the process."
+        try: self.process.stdin.close()
+        except BrokenPipeError: pass
+        try: self.process.wait(20)
+        except subprocess.TimeoutExpired: self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
+
+
+def hold(
+    case: Case,
+    start: Callable[[Side], Worker],  # may raise Failed
+    repeats: int,  # rounds that count
+) -> dict:  # facts and rounds of the sides that lasted, and the failures of the others
+    "Start every side, warm up, then let them take turns; a side that fails leaves the contest."
+    workers, facts, failures = {}, {}, {}
+
+    def ask(name: str, act: Callable):
+        "What a side answers, None once it has failed."
+        if name in failures: return None
+        try: return act()
+        except Failed as error: failures[name] = str(error)
+
+    try:
+        for side in case.sides:
+            worker = ask(side.name, lambda side=side: start(side))
+            if worker is None: continue
+            workers[side.name] = worker
+            facts[side.name] = ask(side.name, worker.answer)
+            for _ in range(case.warmup): ask(side.name, worker.repeat)
+        rounds = [{name: ask(name, worker.repeat) for name, worker in workers.items()} for _ in range(repeats)]
+    finally:
+        for worker in workers.values(): worker.close()
+    lasted = [name for name in workers if name not in failures]
+    return dict(facts={n: facts[n] for n in lasted}, rounds={n: [r[n] for r in rounds] for n in lasted}, failures=failures)

@@ -1,0 +1,72 @@
+"""The models and prompts that both sides read: `python bench/materials.py FOLDER NAME…`."""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+from copd_nb.engine import Config, train
+from copd_nb.minis import base, minis
+from copd_nb.policies import Policy
+from copd_nb.processors import character_tokenizer
+from copd_nb.schedule import SFT, Phase, Schedule, Update
+
+PROMPTS = 2048  # written for TRL, in the order in which the engine draws them with seed 0
+
+
+def text_policy(
+    hidden: int,  # a multiple of the heads
+    layers: int,
+    heads: int,
+    seed: int = 0,  # of the random weights
+) -> Policy:
+    "A random Qwen3 with the character tokenizer."
+    tokenizer = character_tokenizer()
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads // 2, head_dim=hidden // heads, max_position_embeddings=512, tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None))
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return Policy(model, tokenizer, "text")
+
+
+def small(seed: int = 0) -> Policy:
+    "0.34 M parameters."
+    return text_policy(96, 3, 4, seed)
+
+
+def large() -> Policy:
+    "25 M parameters."
+    return text_policy(512, 8, 8)
+
+
+def warm(folder: Path, steps: int = 240) -> Policy:
+    "`small` after some steps on reference answers: most completions end, some are right."
+    rise = steps * 2 // 3
+    update = [Update("warm", [SFT("text")])]
+    schedule = Schedule("warm", ["warm"], [Phase("rise", rise, update), Phase("fall", steps - rise, update, lr=0.2)], "warm")
+    config = Config(prompts=64, learning_rate=3e-3, probe_every=0, eval_every=0, checkpoint_every=steps)
+    return train(schedule, minis(("text",)), small(), config, folder / "warm-run", progress=False).result
+
+
+MODELS = {"small": lambda folder: small(), "teacher": lambda folder: small(1), "large": lambda folder: large(), "warm": warm,
+          "mini": lambda folder: base()}
+
+
+def write_prompts(folder: Path, capability: str):
+    "Prompts as JSON, in the chat format and as they are; pictures, all of one size, as one array beside it."
+    examples = minis((capability,))[capability].draw(0, 0, PROMPTS)
+    chat = lambda e: character_tokenizer().apply_chat_template([{"role": "user", "content": e.prompt}], add_generation_prompt=True, tokenize=False)
+    rows = [dict(prompt=e.prompt, chat=chat(e), answer=e.answer) for e in examples]
+    (folder / f"{capability}.json").write_text(json.dumps(rows))
+    if pictures := [p for e in examples for p in e.images + e.videos]: np.save(folder / f"{capability}.npy", np.stack(pictures))
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    for name in sys.argv[2:]:
+        if name in MODELS: MODELS[name](target).save(target / name)
+        else: write_prompts(target, name)

@@ -1,0 +1,137 @@
+"""Worker: training steps and scoring of copd_nb, on the models that materials.py wrote."""
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import torch
+from rewards import DigitShare
+from serve import Server, versions
+
+from copd_nb.baselines import expert
+from copd_nb.capabilities import Capability, by_name
+from copd_nb.copd import copd
+from copd_nb.costs import Workload
+from copd_nb.engine import Batch, Branch, Config, Training, accelerator_for, learn, train_step
+from copd_nb.heads import token_scores
+from copd_nb.minis import minis
+from copd_nb.objectives import grpo_advantages
+from copd_nb.policies import Head, Policy
+from copd_nb.rewards import score
+from copd_nb.rollouts import generator, sample
+from copd_nb.runs import create_run
+from copd_nb.schedule import OPD, Phase, Schedule, Update
+
+Step = Callable[[], dict | None]
+
+
+def begin(schedule: Schedule, capabilities: list[Capability], base: Path, config: dict) -> Training:
+    "A training that is ready for its first step."
+    chosen, policy = Config(probe_every=0, eval_every=0, **config), Policy.load(base, name="base")
+    policy.packs = policy.packs and chosen.pack
+    run = create_run(Path(tempfile.mkdtemp()) / "run", dict(content_hash="bench"))
+    return Training(schedule, by_name(capabilities), policy, chosen, accelerator_for(chosen), run)
+
+
+def mini(name: str, reward: str = "exact") -> Capability:
+    "A mini, judged by its own reward or by the share of digits."
+    found = minis((name,))[name]
+    return replace(found, reward=DigitShare()) if reward == "digits" else found
+
+
+def plain_flops(training: Training, row: dict) -> float:
+    "What the step of an event row costs when every rollout carries its own prompt."
+    rows, name = row["prompts"] * training.config.group_size, row["capability"]
+    alone = Workload(rows, rows, 1, {name: row["prompt_tokens"] / row["prompts"]}, {name: row["generated"] / rows}, training.shape)
+    return alone.rl_cost(name, rows).flops
+
+
+def steps_of(training: Training, phase: Phase) -> Step:
+    "One step of a phase for each call, with what it cost."
+    number = count()
+
+    def step() -> dict:
+        rows = train_step(training, phase, next(number))
+        return dict(tokens=sum(r["generated"] for r in rows), flops=sum(r["flops"] for r in rows), padding=rows[0]["padding"])
+    return step
+
+
+def grpo(folder: str, model: str, capability: str, reward: str, **config) -> tuple[Step, dict]:
+    "GRPO on one mini."
+    schedule = expert(capability, 1)
+    training = begin(schedule, [mini(capability, reward)], Path(folder) / model, config)
+    step = steps_of(training, schedule.phases[0])
+    first = train_step(training, schedule.phases[0], 0)[0]
+    return step, dict(parameters=training.shape.size, plain_share=plain_flops(training, first) / first["flops"])
+
+
+def opd(folder: str, model: str, teacher: str, capability: str, estimator: str, **config) -> tuple[Step, dict]:
+    "On-policy distillation of a student from a frozen teacher."
+    phase = Phase("OPD", 1, [Update("student", [OPD(capability, "base", 1.0, estimator)])])
+    training = begin(Schedule("opd", ["student"], [phase], "student"), [mini(capability)], Path(folder) / teacher, config)
+    training.branches["student"] = Branch(Policy.load(Path(folder) / model, name="student"))
+    return steps_of(training, phase), dict(parameters=training.shape.size)
+
+
+def forced(folder: str, model: str, shortest: int, longest: int, **config) -> tuple[Step, dict]:
+    "GRPO on the text mini with completions of drawn lengths, the same ones on every side."
+    schedule = expert("text", 1)
+    training = begin(schedule, [mini("text", "digits")], Path(folder) / model, dict(config, max_new_tokens=longest))
+    c, sums, number = training.config, training.capabilities["text"], count()
+
+    def step() -> dict:
+        i, policy = next(number), training.branch("text").policy
+        source = generator("cpu", "lengths", i)
+        lengths = torch.randint(shortest, longest + 1, (c.prompts * c.group_size,), generator=source)
+        prompts = policy.encode(sums.draw(c.seed, i * c.prompts, c.prompts), room=longest)
+        out = sample(policy, prompts, c.group_size, longest, source=source, drop_finished=c.drop_finished, lengths=lengths)
+        batch = Batch(schedule.phases[0].updates[0].signals, out, rewards=torch.tensor(score(sums, out.texts, out.examples)))
+        batch.advantages = grpo_advantages(batch.rewards, c.group_size)
+        learn(training, "text", [batch], 1.0)
+        return dict(tokens=int(out.mask.sum()))
+    return step, {}
+
+
+def growth(folder: str, model: str, branches: int, topology: str, **config) -> tuple[Step, dict]:
+    "A step of CoPD's Phase II with copies of the text mini as capabilities."
+    sums, names = mini("text", "digits"), [f"text{i}" for i in range(branches)]
+    own = lambda examples, name: [replace(e, capability=name) for e in examples]
+    copies = [Capability(n, own(sums.train, n), own(sums.test, n), sums.reward) for n in names]
+    schedule = copd(names, 1, topology=topology)
+    phase = schedule.phases[1]
+    training = begin(schedule, copies, Path(folder) / model, config)
+    return steps_of(training, phase), dict(signals=sum(len(u.signals) for u in phase.updates))
+
+
+def naive_scores(head: Head, hidden: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "Log-probs and entropies from all logits at once, each large tensor dropped as soon as it can be."
+    log_probs = (hidden @ head.weight.T).log_softmax(-1)
+    return log_probs.gather(-1, ids[..., None])[..., 0], -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
+
+
+def scores(way: str, rows: int, tokens: int, vocabulary: int, hidden: int, backward: bool) -> tuple[Step, dict]:
+    "Sampled log-probs and entropies of random states, and the gradient of the log-probs if wanted."
+    torch.manual_seed(0)
+    head = Head(torch.randn(vocabulary, hidden).mul_(hidden ** -0.5).requires_grad_(backward), None, torch.tensor([], dtype=torch.long))
+    states, ids = torch.randn(rows, tokens, hidden, requires_grad=backward), torch.randint(vocabulary, (rows, tokens))
+
+    def step():
+        with torch.set_grad_enabled(backward):
+            if way == "naive": logp, _ = naive_scores(head, states, ids)
+            else: logp = token_scores(head, states, ids, entropy=True).logp
+        if backward: logp.sum().backward()
+        states.grad = head.weight.grad = None
+    return step, dict(tokens=rows * tokens)
+
+
+def main(job: str, **task):
+    "Serve one job."
+    server, jobs = Server(), dict(grpo=grpo, opd=opd, forced=forced, growth=growth, scores=scores)
+    step, facts = jobs[job](**task)
+    server.serve(step, threads=torch.get_num_threads(), versions=versions("torch", "transformers", "copd_nb"), **facts)
+
+
+if __name__ == "__main__": main(**json.loads(sys.argv[1]))

@@ -1,0 +1,123 @@
+"""From raw rounds to the table: medians, paired ratios, shares of the peak, fitted exponents."""
+import math
+from statistics import median, quantiles
+
+from contest import Case
+from scipy.stats import linregress, t
+
+GIB = 2 ** 30
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    "Lower quartile, median, upper quartile."
+    if len(values) < 2: return values[0], values[0], values[0]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, median(values), high
+
+
+def seconds(rounds: list[dict]) -> list[float]: return [r["seconds"] for r in rounds]
+
+
+def ratios(mine: list[dict], other: list[dict]) -> list[float]:
+    "The other's seconds over mine, round by round."
+    return [o / m for m, o in zip(seconds(mine), seconds(other))]
+
+
+def slope(
+    x: list[float],  # what grows
+    y: list[float],  # seconds
+    level: float = 0.95,
+) -> tuple[float, float, float] | None:  # exponent and its interval, None for fewer than three points
+    "Least-squares slope of log y against log x."
+    if len(x) < 3: return None
+    fit = linregress([math.log(v) for v in x], [math.log(v) for v in y])
+    half = t.ppf((1 + level) / 2, len(x) - 2) * fit.stderr
+    return fit.slope, fit.slope - half, fit.slope + half
+
+
+def grown(case: Case, result: dict) -> tuple[list[float], list[float]]:
+    "What the sides differ in, and their median seconds."
+    size = lambda name, rounds: result["facts"][name].get(case.fit) or median(r[case.fit] for r in rounds)
+    return [size(n, r) for n, r in result["rounds"].items()], [median(seconds(r)) for r in result["rounds"].values()]
+
+
+def peak_share(result: dict, name: str) -> tuple[float, float] | None:
+    "Share of the matrix-product peak that a side reaches, by its own FLOPs and by those of a plain step."
+    rounds, product = result["rounds"].get(name, []), result["rounds"].get("matrix product", [])
+    if not rounds or not product: return None
+    rate, best = median(r["flops"] / r["seconds"] for r in rounds), max(r["flops"] / r["seconds"] for r in product)
+    return rate / best, rate * result["facts"][name]["plain_share"] / best
+
+
+def summary(case: Case, result: dict) -> dict:
+    "The numbers of a case: by side, then those about all of it."
+    rounds, first = result["rounds"], case.sides[0].name
+    sides = {}
+    for name, compared in ((s.name, s.compared) for s in case.sides if s.name in rounds):
+        measured = rounds[name]
+        sides[name] = dict(seconds=spread(seconds(measured)), peak_bytes=measured[-1]["peak_bytes"], set_up_bytes=result["facts"][name]["peak_bytes"])
+        if compared and name != first and first in rounds and not case.fit: sides[name]["ratio"] = spread(ratios(rounds[first], measured))
+    found = dict(sides=sides)
+    if share := peak_share(result, first): found["peak_share"] = share
+    if case.fit and rounds and (fitted := slope(*grown(case, result))): found["exponent"] = fitted
+    return found
+
+
+def _number(value: float) -> str: return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _with_quartiles(values: tuple) -> str:
+    low, middle, high = map(_number, values)
+    return f"{middle} ({low} to {high})"
+
+
+def _aim(case: Case, name: str, side: dict) -> str:
+    "What a side should reach, and whether it does."
+    told = lambda text, reached: f"{text} {'reached' if reached else 'missed'}"
+    if case.within and name == case.sides[0].name: return told(f"under {case.within:.3g} s", side["seconds"][1] < case.within)
+    if name in case.aim and "ratio" in side: return told(f"{case.aim[name]:.3g}", side["ratio"][1] >= case.aim[name])
+    return ""
+
+
+def _row(case: Case, name: str, side: dict) -> str:
+    "One line of the table."
+    ratio = _with_quartiles(side["ratio"]) if "ratio" in side else ""
+    cells = case.line, case.title, name, _with_quartiles(side["seconds"]), ratio, _aim(case, name, side), f"{side['peak_bytes'] / GIB:.2f}"
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _memory(mine: dict, naive: dict) -> str:
+    "Peak memory of the chunked head against the naive one."
+    beyond = [s["peak_bytes"] - s["set_up_bytes"] for s in (mine, naive)]
+    return (f"peak memory {naive['peak_bytes'] / mine['peak_bytes']:.1f} times smaller chunked than naive; beyond the inputs, which both hold, "
+            f"{beyond[0] / GIB:.2f} against {beyond[1] / GIB:.2f} GiB, {beyond[1] / max(1, beyond[0]):.0f} times (aim 8)")
+
+
+def _remarks(case: Case, found: dict, failures: dict) -> list[str]:
+    "What a case says beside its rows."
+    lines = [f"{name} failed: `{text}`" for name, text in failures.items()]
+    if "peak_share" in found:
+        lines.append("{:.0%} of the fp32 matrix-product peak (aim 55%); {:.0%} if counted as a step without shared prompts".format(*found["peak_share"]))
+    if "exponent" in found:
+        lines.append("seconds grow with {} to the power {:.2f} (95 % interval {:.2f} to {:.2f})".format(case.fit, *found["exponent"]))
+    if {"chunked", "naive"} <= set(found["sides"]): lines.append(_memory(found["sides"]["chunked"], found["sides"]["naive"]))
+    if case.note: lines.append(case.note)
+    return [f"- Line {case.line}, {case.title}: {text}." for text in lines]
+
+
+def table(
+    cases: list[Case],
+    results: list[dict],  # one for each case, with "summary" and "failures"
+    about: dict,  # machine, date, versions
+) -> str:
+    "The results as Markdown."
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(about["versions"].items()))
+    head = ["# Benchmark results", "",
+            f"Made by `{about['command']}` on {about['date']}: {about['cpu']}, {about['threads']} threads on every side, "
+            f"{about['memory_gib']:.0f} GiB, preset {about['preset']}, commit {about['commit']}. {versions}.", "",
+            "Seconds of one repetition, and its ratio to the first side of the same case: medians (quartiles) of paired rounds. "
+            "A ratio above 1 means that the first side is faster. Peak: the most memory that the process ever held, in GiB.", "",
+            "| line | case | side | seconds | ratio | aim | peak |", "|---|---|---|---|---|---|---|"]
+    rows = [_row(c, name, side) for c, r in zip(cases, results) for name, side in r["summary"]["sides"].items()]
+    remarks = [line for c, r in zip(cases, results) for line in _remarks(c, r["summary"], r["failures"])]
+    return "\n".join([*head, *rows, "", *remarks, ""])

@@ -1,0 +1,98 @@
+"""The benchmark: `python bench/run.py`, from an environment that has copd_nb. Writes results.json and results.md beside this file."""
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from contest import ROOT, Case, Failed, Side, Worker, hold
+from lines import PRESETS, Lines
+from report import summary, table
+
+HERE = Path(__file__).parent
+
+
+def trl_environment() -> Path:
+    "The Python of TRL's own environment, installed or renewed when its requirements are newer."
+    folder, wanted = HERE / ".venv-trl", HERE / "trl-requirements.txt"
+    python, done = folder / "bin" / "python", folder / ".done"
+    if not done.exists() or done.stat().st_mtime < wanted.stat().st_mtime:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", wanted], check=True)
+        done.touch()
+    return python
+
+
+def environment(threads: int) -> dict[str, str]:
+    "What every process sees: its threads, no network, this checkout."
+    return os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1",
+                             TOKENIZERS_PARALLELISM="false", PYTHONPATH=str(ROOT))
+
+
+def materials(cases: list[Case], folder: str, threads: int):
+    "Write the models and prompts that the cases name."
+    tasks = [side.task for case in cases for side in case.sides]
+    names = {t[key] for t in tasks for key in ("model", "teacher", "capability") if key in t}
+    subprocess.run([sys.executable, HERE / "materials.py", folder, *sorted(names)], check=True, env=environment(threads))
+
+
+def starter(threads: int, trl: str | None):
+    "How a side becomes a process."
+    def start(side: Side) -> Worker:
+        try: python = (trl or trl_environment()) if side.program == "trl_side" else sys.executable
+        except subprocess.CalledProcessError as error: raise Failed(f"the environment of TRL could not be made: {error}") from error
+        return Worker([str(python), str(HERE / f"{side.program}.py"), json.dumps(side.task)], environment(threads))
+    return start
+
+
+def commit() -> str:
+    "What is checked out."
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def machine(arguments: argparse.Namespace, results: list[dict]) -> dict:
+    "Where and how it was measured."
+    cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    versions = {n: v for r in results for facts in r["facts"].values() for n, v in facts.get("versions", {}).items()}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30
+    return dict(command="python " + " ".join(["bench/run.py", *sys.argv[1:]]), commit=commit(), preset=arguments.preset,
+                date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"), load=os.getloadavg(),
+                cpu=cpu[1] if cpu else "unknown", cores=os.cpu_count(), threads=arguments.threads, memory_gib=memory,
+                versions=versions | dict(python=sys.version.split()[0]))
+
+
+def parsed() -> argparse.Namespace:
+    "The command line."
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", type=int, metavar="LINE", help="lines to run, 1 to 8; all if left out")
+    parser.add_argument("--repeats", type=int, help="rounds of every case; each has its own number if left out")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process (all cores)")
+    parser.add_argument("--preset", choices=PRESETS, default="full", help="smoke is small, to see that everything runs")
+    parser.add_argument("--trl-python", help="a Python that has TRL, instead of bench/.venv-trl")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and results.md")
+    return parser.parse_args()
+
+
+def main():
+    "Run the chosen lines, writing what is known after each."
+    arguments, results = parsed(), []
+    with tempfile.TemporaryDirectory() as folder:
+        cases = [c for c in Lines(PRESETS[arguments.preset], folder).cases() if not arguments.only or c.line in arguments.only]
+        materials(cases, folder, arguments.threads)
+        for case in cases:
+            print(f"line {case.line}: {case.title}", flush=True)
+            result = hold(case, starter(arguments.threads, arguments.trl_python), arguments.repeats or case.repeats)
+            told = dict(line=case.line, title=case.title, tasks={side.name: side.task for side in case.sides})
+            results.append(told | dict(summary=summary(case, result)) | result)
+            about = machine(arguments, results)
+            (arguments.out / "results.json").write_text(json.dumps(dict(about=about, results=results), indent=1))
+            (arguments.out / "results.md").write_text(table(cases[:len(results)], results, about))
+    print((arguments.out / "results.md").read_text())
+
+
+if __name__ == "__main__": main()
