@@ -29,7 +29,7 @@ def trl_environment() -> Path:
 
 def environment(threads: int) -> dict[str, str]:
     "What every process sees: its threads, no network, this checkout."
-    return os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1",
+    return os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="10000", HF_HUB_OFFLINE="1",
                              TOKENIZERS_PARALLELISM="false", PYTHONPATH=str(ROOT))
 
 
