@@ -69,8 +69,8 @@ def machine(arguments: argparse.Namespace, results: list[dict]) -> dict:
 def parsed() -> argparse.Namespace:
     "The command line."
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", type=int, metavar="LINE", help="lines to run, 1 to 8; all if left out")
-    parser.add_argument("--repeats", type=int, help="rounds of every case; each has its own number if left out")
+    parser.add_argument("--only", nargs="+", type=int, metavar="LINE", help="lines to run, 1 to 8; all if left out; the others keep their earlier results")
+    parser.add_argument("--repeats", type=int, help="at most so many rounds; each case has its own number")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process (all cores)")
     parser.add_argument("--preset", choices=PRESETS, default="full", help="smoke is small, to see that everything runs")
     parser.add_argument("--trl-python", help="a Python that has TRL, instead of bench/.venv-trl")
@@ -78,20 +78,32 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def earlier(arguments: argparse.Namespace) -> dict[str, dict]:
+    "Results by title that an earlier run left with the same preset and threads."
+    file = arguments.out / "results.json"
+    if not file.exists(): return {}
+    found = json.loads(file.read_text())
+    same = all(found["about"][key] == getattr(arguments, key) for key in ("preset", "threads"))
+    return {r["title"]: r for r in found["results"]} if same else {}
+
+
 def main():
     "Run the chosen lines, writing what is known after each."
-    arguments, results = parsed(), []
+    arguments = parsed()
     with tempfile.TemporaryDirectory() as folder:
-        cases = [c for c in Lines(PRESETS[arguments.preset], folder).cases() if not arguments.only or c.line in arguments.only]
-        materials(cases, folder, arguments.threads)
-        for case in cases:
+        every = Lines(PRESETS[arguments.preset], folder).cases()
+        chosen = [c for c in every if not arguments.only or c.line in arguments.only]
+        results = earlier(arguments) if arguments.only else {}
+        materials(chosen, folder, arguments.threads)
+        for case in chosen:
             print(f"line {case.line}: {case.title}", flush=True)
-            result = hold(case, starter(arguments.threads, arguments.trl_python), arguments.repeats or case.repeats)
-            told = dict(line=case.line, title=case.title, tasks={side.name: side.task for side in case.sides})
-            results.append(told | dict(summary=summary(case, result)) | result)
-            about = machine(arguments, results)
-            (arguments.out / "results.json").write_text(json.dumps(dict(about=about, results=results), indent=1))
-            (arguments.out / "results.md").write_text(table(cases[:len(results)], results, about))
+            result = hold(case, starter(arguments.threads, arguments.trl_python), min(arguments.repeats or case.repeats, case.repeats))
+            told = dict(line=case.line, title=case.title, commit=commit(), tasks={side.name: side.task for side in case.sides})
+            results[case.title] = told | dict(summary=summary(case, result)) | result
+            done = [c for c in every if c.title in results]
+            about = machine(arguments, list(results.values()))
+            (arguments.out / "results.json").write_text(json.dumps(dict(about=about, results=[results[c.title] for c in done]), indent=1))
+            (arguments.out / "results.md").write_text(table(done, [results[c.title] for c in done], about))
     print((arguments.out / "results.md").read_text())
 
 
