@@ -8,9 +8,13 @@ export TOKENIZERS_PARALLELISM := false
 PRESET ?= quick
 BENCH ?=
 
-.PHONY: setup report test test-notebooks test-unit test-reports test-slow sweep bench export clean
+.PHONY: setup chromium report test test-notebooks test-unit test-reports test-browser test-slow sweep bench export clean
 
-setup: $(VENV)/.done
+setup: $(VENV)/.done chromium
+
+chromium:  ## for the browser tests; installed where apt-get may
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+		|| echo "chromium could not be installed: browser tests will be skipped (with CI set they fail)"
 
 $(VENV)/.done: constraints.txt settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +38,9 @@ test-unit: setup
 test-reports: setup
 	$(BIN)/python -m pytest tests/test_reports.py -m "not slow"
 
+test-browser: setup  ## widgets in a real JupyterLab and chromium; screenshots in reports_out/browser
+	COPD_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
+
 test-slow: setup  ## minutes: rebuilds the shipped base
 	$(BIN)/python -m pytest -m slow
 
@@ -45,6 +52,7 @@ bench: setup  ## measure against TRL and against single ideas switched off; want
 
 export: setup  ## after editing notebooks
 	$(BIN)/nbdev-export
+	$(BIN)/python -c "from pathlib import Path; from copd_nb.explore import drop_live_views; [drop_live_views(p) for p in Path('nbs').rglob('*.ipynb')]"
 	$(BIN)/nbdev-clean
 
 clean:

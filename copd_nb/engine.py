@@ -7,7 +7,7 @@ __all__ = ['Config', 'config_from', 'Branch', 'Training', 'Batch', 'roll_out', '
            'stream_gradient', 'move', 'gradients_of', 'learn', 'model_shape', 'train_step', 'probe_list', 'probe',
            'merged', 'checkpoint', 'resume', 'run_phase', 'accelerator_for', 'machine', 'train', 'workload']
 
-# %% ../nbs/25_engine.ipynb #6bdb9a8e
+# %% ../nbs/25_engine.ipynb #46f5203c
 import math
 import time
 from collections.abc import Iterator
@@ -33,10 +33,11 @@ from .policies import Head, Policy, Prefill, Prompts
 from .probes import probe_pairs
 from .rewards import score
 from .rollouts import Request, Rollouts, completion_mask, generator, sample, sample_many
-from .runs import EventLog, Run, content_hash, create_run, latest_checkpoint, load_checkpoint, locked, save_checkpoint, weights_hash, write_json, new_folder
+from .runs import (EventLog, Run, content_hash, create_run, latest_checkpoint, load_checkpoint, locked, new_folder, save_checkpoint, stop_requested,
+                          weights_hash, withdraw_stop, write_json)
 from .schedule import OPD, RL, SFT, Merge, Phase, Schedule, Update, split_prompts
 
-# %% ../nbs/25_engine.ipynb #8dc7648d
+# %% ../nbs/25_engine.ipynb #3b7629e6
 @dataclass(frozen=True)
 class Config:
     "How a schedule is run."
@@ -72,7 +73,7 @@ class Config:
     device: str | None = None  # "cpu" to stay there; None takes what accelerate finds
     probe_every: int = 10  # steps between probes of a phase, 0 for none
     probe_prompts: int = 32  # prompts of a probe
-    probe_k: int = 10  # top-k of the overlap
+    probe_k: int | tuple = 10  # top-k of the overlap; of several the first is `overlap`, the others are logged as `overlap@5` …
     eval_every: int = 20  # steps between evaluations of the result, 0 for none
     eval_prompts: int = 128  # held-out prompts of each capability in them
     eval_samples: int = 2  # sampled completions a prompt in them
@@ -84,6 +85,7 @@ class Config:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed: raise ValueError(f"config {name}={getattr(self, name)!r}: one of {', '.join(allowed)}")
         object.__setattr__(self, "betas", tuple(self.betas))
+        if not isinstance(self.probe_k, int): object.__setattr__(self, "probe_k", tuple(self.probe_k))
 
 _CHOICES = dict(optimizer_state=("keep", "reset", "separate"), advantage_scale=("std", "none"), reduction=("token", "sequence", "constant"),
                 updates=("simultaneous", "sequential"), precision=("fp32", "bf16"))
@@ -625,9 +627,9 @@ def _enter(training: Training, phase: Phase, place: dict):
     if training.config.probe_every and not _alone(schedule, phase) and set(probe_list(schedule, phase)) - known:
         _log(training, place, -1, probe(training, phase))
 
-# %% ../nbs/25_engine.ipynb #fa29700a
-def run_phase(training: Training, place: dict, first: int, bar: tqdm, store: Path | None):
-    "Train one phase from its step `first` on."
+# %% ../nbs/25_engine.ipynb #0c466a46
+def run_phase(training: Training, place: dict, first: int, bar: tqdm, store: Path | None) -> bool:  # whether it may go on
+    "Train one phase from its step `first` on, or until somebody asks the run to stop."
     phase, c = training.schedule.phases[place["phase_index"]], training.config
     if first == 0: _enter(training, phase, place)
     if first == 0 and store: first = _take_expert(training, phase, store, place)
@@ -637,8 +639,11 @@ def run_phase(training: Training, place: dict, first: int, bar: tqdm, store: Pat
         if _every(c.eval_every, step, phase.steps): rows += _judge(training, _judged(training, phase))
         _log(training, place, step, rows)
         _show(bar, phase, step, rows)
-        if _every(c.checkpoint_every, step, phase.steps): checkpoint(training, place["phase_index"], step + 1)
+        stop = stop_requested(training.run.path)
+        if stop or _every(c.checkpoint_every, step, phase.steps): checkpoint(training, place["phase_index"], step + 1)
+        if stop and step + 1 < phase.steps: return False
     if store and first < phase.steps: _keep_expert(training, phase, store, place)
+    return not stop_requested(training.run.path)
 
 # %% ../nbs/25_engine.ipynb #3d40ae25
 def _show(bar: tqdm, phase: Phase, step: int, rows: list[dict]):
@@ -649,13 +654,14 @@ def _show(bar: tqdm, phase: Phase, step: int, rows: list[dict]):
     if shown: bar.set_postfix(shown)
     bar.update()
 
-# %% ../nbs/25_engine.ipynb #be47140c
+# %% ../nbs/25_engine.ipynb #17a099a1
 def _check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config):
     "Refuse what can't work before anything is trained or written."
     schedule.validate(list(capabilities))
     if config.group_size < 2 and any(u.rl for _, u in schedule.updates):
         raise ValueError(f"config group_size={config.group_size}: an RL signal compares the rollouts of a group, at least 2 are needed")
-    if config.probe_every and config.probe_k > base.width: raise ValueError(f"config probe_k={config.probe_k}: the vocabulary has {base.width} ids")
+    largest = config.probe_k if isinstance(config.probe_k, int) else max(config.probe_k)
+    if config.probe_every and largest > base.width: raise ValueError(f"config probe_k={config.probe_k}: the vocabulary has {base.width} ids")
     for c in capabilities.values(): base.encode(sorted(c.train, key=lambda e: len(e.prompt))[-1:], room=config.max_new_tokens)
 
 # %% ../nbs/25_engine.ipynb #084a26ce
@@ -682,7 +688,7 @@ def _manifest(schedule: Schedule, capabilities: dict[str, Capability], base: Pol
                     capabilities=prints, base=weights_hash(base))
     return dict(schedule=schedule.to_dict(), config=asdict(config), capabilities=prints, base=identity["base"], content_hash=content_hash(identity))
 
-# %% ../nbs/25_engine.ipynb #5df6f98b
+# %% ../nbs/25_engine.ipynb #97b921c2
 def _finish(training: Training):
     "Save branches and result, drop the checkpoints, mark the run as finished."
     path = training.run.path
@@ -690,12 +696,18 @@ def _finish(training: Training):
         with new_folder(path / "branches" / name) as folder: branch.policy.save(folder)
     if isinstance(training.schedule.result, Merge):
         with new_folder(path / "result") as folder: merged(training).save(folder)
-    write_json(path / "manifest.json", dict(training.run.manifest, status="finished"))
+    _status(training.run, "finished")
     if (path / "checkpoints").exists():
         for old in (path / "checkpoints").iterdir(): _remove(old)
         (path / "checkpoints").rmdir()
 
-# %% ../nbs/25_engine.ipynb #d54e466d
+# %% ../nbs/25_engine.ipynb #f9027b36
+def _status(run: Run, status: str) -> Run:
+    "Write the status of a run into its manifest."
+    write_json(run.path / "manifest.json", dict(run.manifest, status=status))
+    return run
+
+# %% ../nbs/25_engine.ipynb #835f478b
 def train(
     schedule: Schedule,  # who learns from which signal, when
     capabilities: list[Capability] | dict[str, Capability],  # those that are trained, and any others to be judged
@@ -704,7 +716,7 @@ def train(
     out: str | Path = "runs/run",  # run folder; resumed if it was interrupted, loaded if finished
     experts: str | Path | None = None,  # folder in which experts are shared between runs, None to train them anew
     progress: bool = True,  # show a progress bar
-) -> Run:  # with events, branches and result
+) -> Run:  # with events, branches and result; unfinished if it was asked to stop
     "Run a schedule; ValueError before anything is trained if it can't work."
     capabilities = by_name(capabilities)
     _check(schedule, capabilities, base, config)
@@ -712,6 +724,7 @@ def train(
         accelerator = accelerator_for(config)
         run = create_run(Path(out), dict(_manifest(schedule, capabilities, base, config), machine=machine(accelerator)))
         if run.finished: return run
+        withdraw_stop(_status(run, "running").path)
         own = base.clone("base").to(accelerator.device)
         own.packs = base.packs and config.pack
         training = Training(schedule, capabilities, own, config, accelerator, run)
@@ -722,7 +735,7 @@ def train(
                 if (index, phase.steps) <= begin: continue
                 store = Path(experts) / _expert_key(training, phase) if experts and _alone(schedule, phase) else None
                 with locked(store, wait=True) if store else nullcontext():
-                    run_phase(training, place, begin[1] if index == begin[0] else 0, bar, store)
+                    if not run_phase(training, place, begin[1] if index == begin[0] else 0, bar, store): return _status(run, "stopped")
         if config.eval_every and _alone(schedule, schedule.phases[-1]) and isinstance(schedule.result, Merge):
             _log(training, place, phase.steps - 1, _judge(training, {"result": merged(training)}))
         _finish(training)

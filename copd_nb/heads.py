@@ -207,27 +207,42 @@ def token_divergence(
     def gap(logits: Tensor, rows: slice) -> Tensor: return _gap(logits, log_q(rows), kind, alpha, k)
     return _measured(head, hidden, (gap,), chunk, (teacher_head.weight, teacher_head.bias, teacher_hidden))[0]
 
-# %% ../nbs/15_heads.ipynb #67e9ac92
+# %% ../nbs/15_heads.ipynb #1bd67913
+def _common(b: Tensor, a_ids: Tensor, b_ids: Tensor) -> Tensor:
+    "Which of a's ids are b's, too; (n, k) twice → (n, k) bool, for (n, V) log-probabilities."
+    return torch.zeros_like(b, dtype=torch.bool).scatter_(-1, b_ids, True).gather(-1, a_ids)
+
 def _overlap(a: Tensor, b: Tensor, a_ids: Tensor, b_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "Share of k ids in common and its mass under a and b; log-probabilities (n, V) and ids (n, k) → (n,) each."
-    common = torch.zeros_like(b, dtype=torch.bool).scatter_(-1, b_ids, True).gather(-1, a_ids)
+    common = _common(b, a_ids, b_ids)
     return common.to(a.dtype).mean(-1), *((x.gather(-1, a_ids).exp() * common).sum(-1) for x in (a, b))
 
-# %% ../nbs/15_heads.ipynb #b0e76952
-def _side_by_side(a: Tensor, b: Tensor, ks: dict[str, int]) -> dict[str, Tensor]:
+# %% ../nbs/15_heads.ipynb #ad7d86af
+def _on_sampled(a: Tensor, b: Tensor, sampled: Tensor) -> dict[str, Tensor]:
+    "Log-probability of the sampled ids (n,) under a and b."
+    return {name: x.gather(-1, sampled[:, None]).squeeze(-1) for name, x in (("logp_a", a), ("logp_b", b))}
+
+def _overlap_advantage(a: Tensor, b: Tensor, a_ids: Tensor, b_ids: Tensor) -> Tensor:
+    "Mean of log b − log a on the shared ids, weighted by a; NaN where none is shared, (n,)."
+    log_a, log_b = a.gather(-1, a_ids), b.gather(-1, a_ids)
+    return (log_a.masked_fill(~_common(b, a_ids, b_ids), -math.inf).softmax(-1) * (log_b - log_a)).sum(-1)
+
+# %% ../nbs/15_heads.ipynb #f645cb6c
+def _side_by_side(a: Tensor, b: Tensor, ks: dict[str, int], sampled: Tensor | None) -> dict[str, Tensor]:
     "Everything `compare_tokens` returns for one chunk of logits, (n, V) twice → (n,) each; `ks` by their names' suffix."
     ids = [_top_ids(x, max(ks.values())) for x in (a, b)]
     a, b = a.log_softmax(-1), b.log_softmax(-1)
-    found = {}
+    found = {} if sampled is None else _on_sampled(a, b, sampled)
     for suffix, k in ks.items():
-        shared = _overlap(a, b, *(x[:, :k] for x in ids))
-        found |= {f"{name}{suffix}": x for name, x in zip(("overlap", "overlap_mass_a", "overlap_mass_b"), shared)}
+        top = [x[:, :k] for x in ids]
+        found |= {f"{name}{suffix}": x for name, x in zip(("overlap", "overlap_mass_a", "overlap_mass_b"), _overlap(a, b, *top))}
+        if sampled is not None: found[f"overlap_advantage{suffix}"] = _overlap_advantage(a, b, *top)
     found |= dict(entropy_a=-_mean(a, a), entropy_b=-_mean(b, b))
     found["jsd"] = (_mean(a, _log_share(a, b, 0.5)) + _mean(b, _log_share(b, a, 0.5))) / 2
     gap = a - b
     return found | dict(kl_ab=_mean(a, gap), kl_ba=-_mean(b, gap), symmetric_kl=a.exp().sub_(b.exp()).mul_(gap).sum(-1))
 
-# %% ../nbs/15_heads.ipynb #5022f898
+# %% ../nbs/15_heads.ipynb #d295fe8b
 @torch.no_grad()
 def compare_tokens(
     a_head: Head,  # of policy a
@@ -236,14 +251,17 @@ def compare_tokens(
     b_hidden: Tensor,  # (…, H') of policy b at the same tokens
     k: int | Sequence[int] = 10,  # size of the compared top-k sets; several give `overlap@5` … instead of `overlap`
     chunk: int = CHUNK,  # logits of each policy held at a time
+    ids: Tensor | None = None,  # (…,) sampled ids, for logp_a, logp_b and overlap_advantage as well
 ) -> dict[str, Tensor]:  # (…,) each: overlap, overlap_mass_a, overlap_mass_b, symmetric_kl, kl_ab, kl_ba, jsd, entropy_a, entropy_b
     "Overlap, divergences and entropies of two policies per token, in nats, no gradient; ValueError for vocabularies that differ or k > V."
     _check_pair(a_head, a_hidden, b_head, b_hidden)
     ks = {"": k} if isinstance(k, int) else {f"@{n}": n for n in k}
     if not ks: raise ValueError("k is empty: name at least one size of the compared top-k sets")
     for n in ks.values(): _check_k(n, len(a_head.weight))
+    if ids is not None and ids.shape != a_hidden.shape[:-1]: raise ValueError(f"ids of shape {tuple(ids.shape)}: one id for each of {tuple(a_hidden.shape[:-1])}")
     a, b = (x.reshape(-1, x.shape[-1]) for x in (a_hidden, b_hidden))
     a_head, b_head = _wide(a_head, a.dtype), _wide(b_head, b.dtype)
     step = max(1, chunk // len(a_head.weight))
-    parts = [_side_by_side(a_head(a[rows]), b_head(b[rows]), ks) for rows in _slices(len(a), step)]
+    sampled = None if ids is None else ids.reshape(-1)
+    parts = [_side_by_side(a_head(a[rows]), b_head(b[rows]), ks, None if ids is None else sampled[rows]) for rows in _slices(len(a), step)]
     return {name: torch.cat([part[name] for part in parts]).view(a_hidden.shape[:-1]) for name in parts[0]}

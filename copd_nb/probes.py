@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['compare_states', 'probe_pairs']
 
-# %% ../nbs/16_probes.ipynb #d5a316f8
-from collections.abc import Iterable
+# %% ../nbs/16_probes.ipynb #7c031936
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import torch
@@ -18,30 +18,32 @@ from .heads import compare_tokens
 from .policies import Head, Policy, check_same_vocabulary
 from .rollouts import Request, Rollouts, generator, sample_many
 
-# %% ../nbs/16_probes.ipynb #356cfed8
+# %% ../nbs/16_probes.ipynb #a2ab9676
 def compare_states(
     a: Head,  # of policy a
     a_hidden: Tensor,  # (N, H) its states before the N masked tokens, row by row
     b: Head,  # of policy b
     b_hidden: Tensor,  # (N, H') its states before the same tokens
     mask: Tensor,  # (B, T), 1 on completion tokens
-    k: int = 10,  # size of the compared top-k sets
+    k: int | Sequence[int] = 10,  # size of the compared top-k sets; of several the first is `overlap`, the others are `overlap@5` …
 ) -> dict[str, float]:  # one number each, tokens counted equally unless named otherwise
     "Overlap, divergences and entropies of two policies on the same tokens."
-    tokens = compare_tokens(a, a_hidden, b, b_hidden, k)
-    tokens["overlap_mass"] = (tokens.pop("overlap_mass_a") + tokens.pop("overlap_mass_b")) / 2
+    sizes = (k,) if isinstance(k, int) else tuple(k)
+    tokens = compare_tokens(a, a_hidden, b, b_hidden, sizes)
+    masses = [(tokens.pop(f"overlap_mass_a@{n}") + tokens.pop(f"overlap_mass_b@{n}")) / 2 for n in sizes]
+    tokens |= dict(overlap=tokens.pop(f"overlap@{sizes[0]}"), overlap_mass=masses[0])
     grids = {name: x.new_zeros(mask.shape).masked_scatter(mask.bool(), x) for name, x in tokens.items()}
     means = {name: token_mean(x, mask).item() for name, x in grids.items()}
     return dict(means, overlap_sequence=sequence_mean(grids["overlap"], mask).item(), tokens=int(mask.sum()))
 
-# %% ../nbs/16_probes.ipynb #16c3ade4
+# %% ../nbs/16_probes.ipynb #d6320d81
 @torch.no_grad()
 def probe_pairs(
     policies: dict[str, Policy],  # by name
     pairs: Iterable[tuple[str, str, str]],  # (name a, name b, capability)
     capabilities: dict[str, Capability],  # whose held-out prompts are rolled out
     prompts: int = 32,  # the first n held-out prompts of each capability, one rollout each
-    k: int = 10,  # size of the compared top-k sets
+    k: int | Sequence[int] = 10,  # size of the compared top-k sets; several as in `compare_states`
     max_new_tokens: int = 16,  # length limit of the rollouts
     temperature: float = 1.0,  # of the rollouts and of the compared distributions
 ) -> list[dict]:  # tidy rows: a, b, capability, owner and the numbers of `compare_states`

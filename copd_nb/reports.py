@@ -71,23 +71,33 @@ def _to_html(notebook: Path) -> Path:
     page.write_text(body, encoding="utf-8")
     return page
 
-# %% ../nbs/51_reports.ipynb #e3d7c3f6
+# %% ../nbs/51_reports.ipynb #c4f49b1d
+def _execute(notebook: Path, target: Path, parameters: dict, progress: bool):
+    "Run a notebook in the working directory; a user's error inside it is raised as such."
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    try: papermill.execute_notebook(str(notebook), str(target), parameters=parameters, kernel_name="python3", cwd=str(Path.cwd()),
+                                    progress_bar=False, stderr_file=sys.stderr if progress else None)
+    except PapermillExecutionError as error:
+        kinds = dict(ValueError=ValueError, FileNotFoundError=FileNotFoundError)
+        if error.ename not in kinds: raise
+        raise kinds[error.ename](error.evalue) from error
+
+# %% ../nbs/51_reports.ipynb #8def1b25
 def run_report(
     name: str,  # a report
     parameters: dict | None = None,  # what it is told; anything else keeps its default
     out: str | Path | None = None,  # folder of the three files; runs/reports/<name>-<preset> if None
     progress: bool = True,  # pass the notebook's progress bars on to the terminal
 ) -> dict[str, Path]:  # notebook, html and results
-    "Execute a report notebook in the working directory; ValueError for unknown parameters before anything runs."
-    import papermill
+    "Execute a report notebook in the working directory; ValueError for unknown parameters before anything runs, and for what the report itself refuses."
     parameters = dict(parameters or {})
     check_parameters(name, parameters)
     folder = Path(out or Path("runs") / "reports" / "-".join(filter(None, (name, parameters.get("preset")))))
     folder.mkdir(parents=True, exist_ok=True)
     if "out_dir" in parameters_of(name): parameters.setdefault("out_dir", str(folder))
     target = folder / f"{name}.ipynb"
-    papermill.execute_notebook(str(notebook_of(name)), str(target), parameters=parameters, kernel_name="python3", cwd=str(Path.cwd()),
-                               progress_bar=False, stderr_file=sys.stderr if progress else None)
+    _execute(notebook_of(name), target, parameters, progress)
     _without_bars(target)
     return dict(notebook=target, html=_to_html(target), results=folder / "results.json")
 
@@ -97,13 +107,22 @@ def _value(text: str):
     try: return json.loads(text)
     except ValueError: return text
 
-# %% ../nbs/51_reports.ipynb #1a8849cf
+# %% ../nbs/51_reports.ipynb #5aae6556
 def _report(arguments: argparse.Namespace):
     "Run a report, print its headline and the paths of its files."
     print(f"running report {arguments.name}; trained runs are kept and found again, so an interrupted report can be repeated", flush=True)
     files = run_report(arguments.name, {k: _value(v) for k, v in arguments.p}, arguments.out)
     if files["results"].exists(): print(json.loads(files["results"].read_text()).get("headline", ""))
     for what, path in files.items(): print(f"{what:9}{path}")
+
+def _gap(arguments: argparse.Namespace):
+    "Compare checkpoints on a file of prompts, print the findings and the paths of the files."
+    if len(arguments.policies) < 2: raise ValueError(f"a gap needs at least two checkpoints, not {arguments.policies}")
+    if not Path(arguments.prompts).is_file(): raise FileNotFoundError(f"there is no file of prompts {arguments.prompts}")
+    given = {k: v for k, v in vars(arguments).items() if k in parameters_of("checkpoints") and v is not None}
+    files = run_report("checkpoints", given, arguments.out)
+    print(json.loads(files["results"].read_text())["headline"])
+    for what, path in (files | dict(tokens=files["results"].with_name("gap.parquet"))).items(): print(f"{what:9}{path}")
 
 def _reports(arguments: argparse.Namespace):
     "List reports with their parameters."
@@ -116,7 +135,24 @@ def _runs(arguments: argparse.Namespace):
     from copd_nb.runs import list_runs
     print(list_runs(arguments.store).to_string(index=False))
 
-# %% ../nbs/51_reports.ipynb #791e615f
+# %% ../nbs/51_reports.ipynb #b55729de
+def _add_gap(gap: argparse.ArgumentParser):
+    "Arguments of `copd gap`; those that are not given keep the report's defaults."
+    gap.add_argument("policies", nargs="+", metavar="CHECKPOINT", help="two or more local folders or hub names; of each pair the earlier one is the student")
+    gap.add_argument("--prompts", required=True, metavar="FILE", help="JSONL or Parquet with a column prompt, and optionally answer, images, videos, capability")
+    gap.add_argument("--out", metavar="DIR", help="folder for notebook, HTML, results.json and gap.parquet (runs/reports/checkpoints)")
+    gap.add_argument("--base", metavar="CHECKPOINT", help="what all were trained from, for task vectors")
+    gap.add_argument("--k", type=int, nargs="+", help="sizes of the compared top-k sets")
+    gap.add_argument("--limit", type=int, help="the first n prompts only")
+    gap.add_argument("--samples", type=int, help="completions a prompt and owner")
+    gap.add_argument("--max-new-tokens", type=int, help="length limit of a completion")
+    gap.add_argument("--temperature", type=float, help="of sampling and of the compared distributions")
+    gap.add_argument("--seed", type=int, help="of the draws")
+    gap.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights")
+    gap.add_argument("--device", help="cpu, cuda, …; the GPU if there is one")
+    gap.set_defaults(run=_gap)
+
+# %% ../nbs/51_reports.ipynb #598adb9e
 def parser() -> argparse.ArgumentParser:
     "The command line of `copd`."
     top = argparse.ArgumentParser("copd", description="Co-evolving policy distillation, its baselines and reports about them.")
@@ -126,6 +162,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("-p", nargs=2, action="append", default=[], metavar=("PARAMETER", "VALUE"), help="set a parameter; may be repeated")
     report.add_argument("--out", help="folder for notebook, HTML and results.json")
     report.set_defaults(run=_report)
+    _add_gap(commands.add_parser("gap", help="compare checkpoints on a file of prompts"))
     commands.add_parser("reports", help="list reports and their parameters").set_defaults(run=_reports)
     runs = commands.add_parser("runs", help="list the runs of a store")
     runs.add_argument("store", nargs="?", default="runs/store", help="folder of run folders (runs/store)")

@@ -62,15 +62,15 @@ def completion_mask(
     ends = torch.isin(ids, torch.tensor(eos, device=ids.device))
     return ((ends.long().cumsum(1) - ends.long()) == 0).float(), ends.any(1)
 
-# %% ../nbs/10_rollouts.ipynb #633a8ee8
+# %% ../nbs/10_rollouts.ipynb #9cfa5e76
 def _invert(logits: Tensor, u: Tensor) -> Tensor:
     "(n, V) logits and (n,) uniform numbers in [0, 1) → (n,) ids."
     cumulative = logits.softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
     below = torch.minimum(u[:, None].to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the end
-    return torch.searchsorted(cumulative, below, right=True)[:, 0]
+    return torch.searchsorted(cumulative, below, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)  # NaN logits lie beyond the end
 
-# %% ../nbs/10_rollouts.ipynb #a03809e0
+# %% ../nbs/10_rollouts.ipynb #15f04010
 @dataclass(eq=False)
 class _Sampled:
     "What decoding fills in."
@@ -81,7 +81,7 @@ class _Sampled:
 
     def note(self, rows: Tensor, t: int, ids: Tensor, logits: Tensor):
         "Write column t of some rows."
-        self.ids[rows, t], log_probs = ids, logits.log_softmax(-1)
+        self.ids[rows, t], log_probs = ids, logits.float().log_softmax(-1)
         self.logp[rows, t] = log_probs.gather(-1, ids[:, None])[:, 0]
         self.entropy[rows, t] = -(log_probs.exp() * log_probs).sum(-1)
 

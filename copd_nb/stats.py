@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Interval', 'small_sample_factor', 'crossed_bootstrap', 'macro_interval', 'paired_difference', 'macro_difference',
-           'coverage', 'effect_size', 'PairedTest', 'paired_test', 'holm', 'minimum_detectable_difference', 'verdict',
-           'need_columns', 'at_budget', 'common_budget', 'band']
+           'Ratio', 'ratio_interval', 'cluster_intervals', 'coverage', 'effect_size', 'PairedTest', 'paired_test',
+           'holm', 'minimum_detectable_difference', 'verdict', 'need_columns', 'at_budget', 'common_budget', 'band',
+           'LineFit', 'line_fit']
 
 # %% ../nbs/31_stats.ipynb #2edb745b
 from collections.abc import Iterable, Mapping, Sequence
@@ -154,6 +155,84 @@ def macro_difference(
 ) -> Interval:  # of the mean over capabilities of mean(a − b)
     "Paired interval of the difference of two means over capabilities."
     return _interval([x - y for x, y in _pairs(a, b)], draws, level, seed, (-1, 1))
+
+# %% ../nbs/31_stats.ipynb #481ef05b
+@dataclass(frozen=True)
+class Ratio:
+    "A quotient of two means with its interval, or the reason why there is none."
+    value: float | None  # None where it is undefined
+    low: float | None  # Fieller's interval
+    high: float | None
+    top: float  # mean of the numerator
+    bottom: float  # mean of the denominator
+    seeds: int  # training seeds; 1 means that the interval covers examples only
+    examples: int  # held-out examples, summed over capabilities; 0 for seed means
+    reason: str = ""  # why it is undefined
+
+    def __str__(self) -> str:
+        if self.value is None: return f"undefined: {self.reason}"
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]".replace("-", "−")
+
+# %% ../nbs/31_stats.ipynb #7117b061
+def _fieller(top: float, bottom: float, covariance: np.ndarray, q: float) -> tuple[float, float] | None:
+    "Ends of the interval of top / bottom; None if it has none."
+    (vn, c), (_, vd) = covariance * q ** 2
+    a, b = bottom ** 2 - vd, top * bottom - c
+    if not a > 1e-12 * bottom ** 2: return None
+    root = np.sqrt(max(0.0, b ** 2 - a * (top ** 2 - vn)))
+    return (b - root) / a, (b + root) / a
+
+def _ratio(top: float, bottom: float, covariance: np.ndarray, q: float, seeds: int, examples: int) -> Ratio:
+    "A ratio with its interval or its reason."
+    ends = _fieller(top, bottom, covariance, q)
+    if ends: return Ratio(top / bottom, *map(float, ends), top, bottom, seeds, examples)
+    half = q * np.sqrt(covariance[1, 1])
+    reason = f"the denominator's interval [{bottom - half:.3g}, {bottom + half:.3g}] holds 0".replace("-", "−")
+    return Ratio(None, None, None, top, bottom, seeds, examples, reason)
+
+# %% ../nbs/31_stats.ipynb #188ecb63
+def ratio_interval(
+    tops,  # (S,) seed means, (S, E) scores, or a list or dict of (S, E_k) tables that are averaged
+    bottoms,  # the same shapes, seeds and examples
+    draws: int = 2000,  # bootstrap draws
+    level: float = 0.95,  # nominal coverage
+    seed: int = 0,  # of the draws
+) -> Ratio:  # of the two means
+    "Quotient of two means with Fieller's interval; ValueError for unequal shapes."
+    if not isinstance(tops, (Mapping, list, tuple)) and np.ndim(tops) == 1: return _seed_ratio(tops, bottoms, level)
+    tops, bottoms = ([x] if isinstance(x, np.ndarray) else x for x in (tops, bottoms))
+    sides = list(zip(*_pairs(tops, bottoms)))
+    moved = np.stack([_resampled(list(side), draws, level, seed) for side in sides])
+    means, examples = [float(np.mean([t.mean() for t in side])) for side in sides], sum(t.shape[1] for t in sides[0])
+    return _ratio(*means, np.cov(moved), stats.norm.ppf((1 + level) / 2), len(sides[0][0]), examples)
+
+def _seed_ratio(tops, bottoms, level: float) -> Ratio:
+    "The same from seed means alone."
+    table = np.stack([np.asarray(x, dtype=float) for x in (tops, bottoms)])
+    if not np.isfinite(table).all(): raise ValueError("seed means hold NaN or infinity")
+    n = table.shape[1]
+    if n < 2: return Ratio(None, None, None, *table.mean(1).tolist(), n, 0, "one seed mean has no interval: give seeds or examples")
+    return _ratio(*table.mean(1).tolist(), np.cov(table) / n, stats.t.ppf((1 + level) / 2, n - 1), n, 0)
+
+# %% ../nbs/31_stats.ipynb #73e58ce4
+def cluster_intervals(
+    totals,  # (E, M) sums over each example, for M columns
+    counts,  # (E, M) how many values are in each sum, 0 for none
+    draws: int = 2000,  # bootstrap draws of examples
+    level: float = 0.95,  # nominal coverage
+    seed: int = 0,  # of the draws
+) -> np.ndarray:  # (3, M): mean, low, high; NaN where nothing was counted, and for the ends where fewer than two examples were
+    "Means over everything that was counted, with intervals over examples."
+    totals, counts = (np.asarray(x, dtype=float) for x in (totals, counts))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = totals.sum(0) / counts.sum(0)
+        z = (totals - mean * counts) / counts.mean(0)
+    n = len(z)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws) / n
+    moved = small_sample_factor(n, level) * (weights @ z)
+    low, high = mean + np.quantile(moved, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    few = (counts > 0).sum(0) < 2
+    return np.stack([mean, np.where(few, np.nan, low), np.where(few, np.nan, high)])
 
 # %% ../nbs/31_stats.ipynb #c6cc664c
 def coverage(
@@ -319,3 +398,45 @@ def band(
     half = stats.t.ppf((1 + level) / 2, n - 1) * curves.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(grid), np.nan)
     return pd.DataFrame({x: grid, "mean": mean, "low": mean - half, "high": mean + half,
                          "min": curves.min(0), "max": curves.max(0), "units": n})
+
+# %% ../nbs/31_stats.ipynb #aef10090
+@dataclass(frozen=True)
+class LineFit:
+    "A least-squares line with what its points leave open."
+    slope: float
+    intercept: float
+    r: float  # correlation
+    r_low: float  # Fisher interval of r, NaN for fewer than four points
+    r_high: float
+    points: int
+    center: float  # mean of x
+    spread: float  # Σ (x − mean)²
+    error: float  # standard error of a residual, NaN for two points
+    level: float = 0.95  # nominal coverage of the intervals
+
+    def at(
+        self,
+        x: np.ndarray,  # where
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # the line, its lower and upper band
+        "The line and the confidence band of its mean."
+        y = self.intercept + self.slope * np.asarray(x, float)
+        t = stats.t.ppf((1 + self.level) / 2, self.points - 2) if self.points > 2 else np.nan
+        half = t * self.error * np.sqrt(1 / self.points + (x - self.center) ** 2 / self.spread)
+        return y, y - half, y + half
+
+# %% ../nbs/31_stats.ipynb #64eb84cd
+def line_fit(
+    x: Sequence[float],
+    y: Sequence[float],  # as many; pairs with a missing value are left out
+    level: float = 0.95,  # of the band and of r's interval
+) -> LineFit:
+    "Least-squares line of y on x; ValueError for fewer than two pairs or a constant x."
+    pairs = np.array([(a, b) for a, b in zip(x, y, strict=True) if np.isfinite(a) and np.isfinite(b)], float).reshape(-1, 2)
+    if len(np.unique(pairs[:, 0])) < 2: raise ValueError(f"a line needs at least two different x: there are {len(np.unique(pairs[:, 0]))} in {len(pairs)} pairs")
+    found, n = stats.linregress(*pairs.T), len(pairs)
+    residual = pairs[:, 1] - found.intercept - found.slope * pairs[:, 0]
+    error = np.sqrt((residual ** 2).sum() / (n - 2)) if n > 2 else np.nan
+    half = stats.norm.ppf((1 + level) / 2) / np.sqrt(n - 3) if n > 3 else np.nan
+    z = np.arctanh(np.clip(found.rvalue, -1 + 1e-12, 1 - 1e-12))
+    center = pairs[:, 0].mean()
+    return LineFit(found.slope, found.intercept, found.rvalue, np.tanh(z - half), np.tanh(z + half), n, center, ((pairs[:, 0] - center) ** 2).sum(), error, level)

@@ -17,7 +17,7 @@ from copd_nb.engine import Branch, Config, Training, by_length, collect, config_
 from copd_nb.minis import base, minis, video
 from copd_nb.objectives import grpo_advantages
 from copd_nb.policies import Policy
-from copd_nb.runs import EventLog, Run, latest_checkpoint
+from copd_nb.runs import EventLog, Run, latest_checkpoint, request_stop, stop_requested
 from copd_nb.schedule import OPD, RL, SFT, Phase, Schedule, Update
 
 TINY = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=0, eval_every=0, probe_prompts=4, eval_prompts=8,
@@ -398,3 +398,48 @@ def test_manifest_says_what_was_run(suite, start, tmp_path):
     m = json.loads((run.path / "manifest.json").read_text())
     assert m["status"] == "finished" and m["config"]["seed"] == 0 and m["versions"]["torch"] == torch.__version__ and m["threads"] == torch.get_num_threads()
     assert run.schedule == expert("text", 1)
+
+
+def asked_to_stop(monkeypatch, path, steps: int):
+    "Ask a run to stop while its n-th step is computed."
+    real, count = engine.train_step, iter(range(steps - 1))
+
+    def asking(*args):
+        if next(count, None) is None: request_stop(path)
+        return real(*args)
+    monkeypatch.setattr(engine, "train_step", asking)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8], ids=["first step", "end of a phase", "next phase", "last step"])
+def test_a_stopped_run_goes_on_to_the_same_numbers(steps, suite, start, tmp_path, monkeypatch):
+    config = replace(TINY, probe_every=2, eval_every=4)
+    straight = train(COPD, suite, start, config, tmp_path / "straight", progress=False)
+    with monkeypatch.context() as m:
+        asked_to_stop(m, tmp_path / "run", steps)
+        run = train(COPD, suite, start, config, tmp_path / "run", progress=False)
+    assert run.manifest["status"] == "stopped" and not run.finished and stop_requested(run.path)
+    assert run.events.query("kind == 'train'").global_step.max() == steps
+    with pytest.raises(KeyError, match="not finished"): run.result
+    again = train(COPD, suite, start, config, tmp_path / "run", progress=False)
+    assert again.finished and not stop_requested(run.path)
+    same(events(again), events(straight))
+    assert torch.equal(weights(again.result), weights(straight.result))
+
+
+def test_a_stop_that_was_asked_for_earlier_is_forgotten(suite, start, tmp_path):
+    config = replace(TINY, checkpoint_every=1)
+    schedule = expert("text", 2)
+    run = train(schedule, suite, start, config, tmp_path / "run", progress=False)
+    request_stop(run.path)
+    assert train(schedule, suite, start, config, tmp_path / "run", progress=False).finished
+
+
+def test_several_probe_sizes_are_logged_and_survive_the_manifest(suite, start, tmp_path):
+    config = replace(TINY, probe_every=1, probe_k=[10, 1])
+    assert config.probe_k == (10, 1)
+    run = train(expert("text", 1), suite, start, config, tmp_path / "run", progress=False)
+    probes = run.events.query("kind == 'probe'")
+    assert probes[["overlap", "overlap@1"]].notna().all().all()
+    assert config_from(run.manifest["config"]) == config
+    assert train(expert("text", 1), suite, start, config, tmp_path / "run", progress=False).finished
+    with pytest.raises(ValueError, match="probe_k"): train(expert("text", 1), suite, start, replace(config, probe_k=(1, 10_000)), tmp_path / "x", progress=False)

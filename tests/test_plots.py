@@ -19,6 +19,11 @@ PROBES = pd.DataFrame([dict(global_step=t, pair=p, capability="text", value=0.9 
                        for t in range(1, 9) for p in ("a – b", "a – c") for s in (0, 1)]).astype({"phase_index": int})
 TRAIN = pd.DataFrame([dict(kind="train", global_step=t, branch=b, stream=s, reward=t / 10 if s == "rl" else None, gradient_norm=1.0)
                       for t in range(1, 5) for b in ("text", "image") for s in ("rl", "opd:text")])
+STUDENTS = pd.DataFrame(dict(overlap=[0.7, 0.8, 0.9, 0.95], gain=[1.0, 3.5, 4.0, 6.0], low=[0.0, 2.5, 3.0, 5.0], high=[2.0, 4.5, 5.0, 7.0]))
+EFFECTS = pd.DataFrame([dict(trained=i, measured=j, value=v, low=v - 1, high=v + 1) for (i, j), v in
+                        {("text", "text"): 5.0, ("text", "image"): -2.0, ("image", "text"): -0.5, ("image", "image"): 6.0}.items()])
+POSITIONS = pd.DataFrame([dict(position=t, line=c, value=1 - t / 20, low=0.9 - t / 20, high=1.0) for t in range(5) for c in ("text", "image")])
+SPENT = pd.DataFrame(dict(paradigm=["a", "b", "c", "d"], tokens=[1e5, 2e5, 2e5, 3e5], accuracy=[50.0, 55.0, 54.0, 52.0])).assign(low=lambda t: t.accuracy - 1, high=lambda t: t.accuracy + 2)
 COSTS = pd.DataFrame(dict(paradigm=["copd", "mopd"], generated=[1e6, 2e6], scored=[5e5, 0], trained=[1e6, 2e6]))
 
 CASES = dict(intervals=(plots.intervals, (SCORES,), "low", ("(%)", "paradigm")),
@@ -26,7 +31,12 @@ CASES = dict(intervals=(plots.intervals, (SCORES,), "low", ("(%)", "paradigm")),
              dynamics=(plots.dynamics, (PROBES, "overlap"), "phase", ("updates", "share")),
              learning=(plots.learning_curves, (CURVES, "tokens"), "seed", ("tokens", "(%)")),
              training=(plots.training_curves, (TRAIN, "reward"), "branch", ("updates", "reward")),
-             costs=(plots.costs, (COSTS,), "scored", ("tokens", "paradigm")))
+             costs=(plots.costs, (COSTS,), "scored", ("tokens", "paradigm")),
+             dumbbells=(plots.dumbbells, (SCORES,), "low", ("(%)", "capability")),
+             overlap_gain=(plots.overlap_gain, (STUDENTS,), "gain", ("overlap", "points")),
+             effect_map=(plots.effect_map, (EFFECTS,), "value", ("measured", "trained")),
+             by_position=(plots.by_position, (POSITIONS,), "low", ("tokens", "overlap")),
+             pareto=(plots.pareto, (SPENT,), "high", ("tokens", "(%)")))
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +145,60 @@ def test_paper_values():
     for c in ("image", "text", "mean"): assert two["copd", c] == pytest.approx(ablation["copd", c], abs=0.01)  # 56.97, 58.76, 57.71
     assert plots.paper_table("three_branch").set_index("benchmark").loc["MMMU", "copd"] == 67.78
     with pytest.raises(ValueError, match="two_branch.*three_branch.*ablation"): plots.paper_table("four_branch")
+
+
+def bars(ax): return [c for c in ax.containers if hasattr(c, "has_xerr")]
+
+
+def test_dumbbells_show_all_three_with_intervals():
+    ax = plots.dumbbells(SCORES)
+    points = {(round(float(c.lines[0].get_xdata()[0]), 6), float(c.lines[0].get_ydata()[0])) for c in bars(ax)}
+    assert len(bars(ax)) == 4 * 3 and all(c.has_xerr for c in bars(ax))
+    assert points == {(x, y) for y, row in enumerate([(50, 58, 55), (50, 52, 55), (40, 47, 48), (40, 39, 48)]) for x in row}
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["image  copd", "image  mopd", "text  copd", "text  mopd"]
+    assert sorted(t.get_text() for t in ax.get_legend().get_texts()) == ["base", "copd", "expert", "mopd"]
+    with pytest.raises(ValueError, match=r"lack \[\('expert', 'image'\)"): plots.dumbbells(SCORES[(SCORES.paradigm != "expert") | (SCORES.capability == "text")])
+
+
+def test_overlap_gain_draws_the_fit_of_its_points():
+    ax = plots.overlap_gain(STUDENTS)
+    slope, intercept = np.polyfit(STUDENTS.overlap, STUDENTS.gain, 1)
+    line = ax.lines[0]
+    np.testing.assert_allclose(line.get_ydata(), intercept + slope * line.get_xdata())
+    r = np.corrcoef(STUDENTS.overlap, STUDENTS.gain)[0, 1]
+    assert f"r = {r:.2f} [" in ax.get_title() and f"R² = {r ** 2:.2f}" in ax.get_title() and "4 students" in ax.get_title()
+    assert len(plots.overlap_gain(STUDENTS.assign(group=["a", "a", "b", "b"])).get_legend().get_texts()) == 4
+    assert plots.overlap_gain(STUDENTS[["overlap", "gain"]]).lines
+    with pytest.raises(ValueError, match="two different x"): plots.overlap_gain(STUDENTS.assign(overlap=0.8))
+
+
+def test_effect_map_writes_every_number_and_doubts_those_around_zero():
+    ax = plots.effect_map(EFFECTS)
+    texts = [t.get_text() for t in ax.texts]
+    assert "−2\n−3 to −1" in texts and "(−0.5)\n−1.5 to +0.5" in texts and len(texts) == 4
+    at = {t.get_position(): t.get_text().split("\n")[0] for t in ax.texts}
+    assert at[1, 0] == "−2" and at[0, 1] == "(−0.5)"  # row trained, column measured
+    low, high = ax.images[0].get_clim()
+    assert low == -high == -6
+    assert "–" in [t.get_text() for t in plots.effect_map(EFFECTS.assign(value=[np.nan, 1, 2, 3])).texts]
+    assert plots.effect_map(EFFECTS.assign(value=0.0)).images and "+5" in [t.get_text() for t in plots.effect_map(EFFECTS[["trained", "measured", "value"]]).texts]
+    with pytest.raises(ValueError, match="one row"): plots.effect_map(pd.concat([EFFECTS, EFFECTS]))
+
+
+def test_by_position_has_a_line_and_a_band_each():
+    ax = plots.by_position(POSITIONS, "symmetric_kl")
+    assert len(ax.lines) == len(ax.collections) == 2 and "nats" in ax.get_ylabel()
+    assert len(plots.by_position(POSITIONS[POSITIONS.line == "text"].drop(columns="line").iloc[::-1]).lines[0].get_xdata()) == 5
+
+
+def test_pareto_front_is_what_nothing_beats():
+    assert list(plots.pareto_front(SPENT).paradigm) == ["a", "b"]
+    assert list(plots.pareto_front(SPENT.iloc[::-1]).paradigm) == ["a", "b"]
+    assert list(plots.pareto_front(SPENT.assign(accuracy=[1, 2, 3, 4])).accuracy) == [1, 3, 4]
+    ax = plots.pareto(SPENT)
+    assert len(bars(ax)) == 4 and list(ax.lines[0].get_xdata()) == [1e5, 2e5]
+
+
+def test_legends_name_everything_once():
+    names = [t.get_text() for t in plots.dumbbells(SCORES).get_legend().get_texts()]
+    assert len(names) == len(set(names))

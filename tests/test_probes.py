@@ -128,3 +128,15 @@ def test_different_vocabularies_are_refused():
     two.tokenizer.add_tokens(["new"])
     with pytest.raises(ValueError, match="'tiny' and 'other' have different vocabularies"):
         probe_pairs(dict(x=one, y=two), [("x", "y", "text")], SUITE, prompts=2)
+
+
+def test_several_sizes_of_the_top_k_sets(policies):
+    pair, sizes = [("a", "b", "text")], (10, 1, 5)
+    together = probe_pairs(policies, pair, SUITE, prompts=6, max_new_tokens=8, k=sizes)
+    for k in sizes:
+        alone = probe_pairs(policies, pair, SUITE, prompts=6, max_new_tokens=8, k=k)
+        for one, all_sizes in zip(alone, together):
+            assert all_sizes["overlap" if k == 10 else f"overlap@{k}"] == one["overlap"]
+            if k == 10: assert one.items() <= all_sizes.items()
+    assert set(together[0]) - set(probe_pairs(policies, pair, SUITE, prompts=6, max_new_tokens=8)[0]) == {"overlap@1", "overlap@5"}
+    with pytest.raises(ValueError, match="k is empty"): probe_pairs(policies, pair, SUITE, prompts=2, k=())

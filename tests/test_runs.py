@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from copd_nb.minis import tiny_policy
-from copd_nb.runs import (EventLog, Run, content_hash, create_run, latest_checkpoint, list_runs, load_checkpoint, locked, new_folder, save_checkpoint,
-                          weights_hash, write_json, write_text)
+from copd_nb.runs import (EventLog, Run, content_hash, create_run, is_written, latest_checkpoint, list_runs, load_checkpoint, locked, new_folder,
+                          request_stop, save_checkpoint, stop_requested, weights_hash, withdraw_stop, write_json, write_text)
 from copd_nb.schedule import RL, Phase, Schedule, Update
 
 SCHEDULE = Schedule("expert-text", {"text": "base"}, [Phase("expert", 2, [Update("text", [RL("text")])])], "text")
@@ -262,3 +262,25 @@ def test_a_run_may_be_moved(tmp_path):
     run = create_run(tmp_path / "a", manifest())
     shutil.move(run.path, tmp_path / "b")
     assert Run(tmp_path / "b").schedule == SCHEDULE and str(tmp_path) not in json.dumps(Run(tmp_path / "b").manifest)
+
+
+def test_a_request_to_stop_is_made_seen_and_withdrawn(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"): request_stop(tmp_path / "nothing")
+    run = create_run(tmp_path / "run", manifest())
+    assert not stop_requested(run.path)
+    request_stop(run.path)
+    request_stop(run.path)
+    assert stop_requested(run.path)
+    withdraw_stop(run.path)
+    withdraw_stop(run.path)
+    assert not stop_requested(run.path)
+
+
+def test_a_held_lock_is_seen_and_not_disturbed(tmp_path):
+    assert not is_written(tmp_path / "run")
+    with locked(tmp_path / "run"):
+        assert is_written(tmp_path / "run") and is_written(tmp_path / "run")
+        with pytest.raises(RuntimeError, match="another process"):
+            with locked(tmp_path / "run"): pass
+    assert not is_written(tmp_path / "run")
+    with locked(tmp_path / "run"): pass

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
 
-from copd_nb.stats import (Interval, at_budget, band, common_budget, coverage, crossed_bootstrap, effect_size, holm,
+from copd_nb.stats import (Interval, at_budget, band, cluster_intervals, common_budget, coverage, crossed_bootstrap, effect_size, holm, line_fit,
                            macro_difference, macro_interval, minimum_detectable_difference,
-                           paired_difference, paired_test, small_sample_factor, verdict)
+                           paired_difference, paired_test, ratio_interval, small_sample_factor, verdict)
 
 
 def scores(seeds=3, examples=200, key=0):
@@ -182,3 +182,94 @@ def test_band():
     assert alone["low"].isna().all() and (alone["units"] == 1).all()
     assert band(pd.concat([df, pd.DataFrame({"t": [8], "y": [9], "seed": [0]})]), "t", "y")["t"].max() == 4
     with pytest.raises(ValueError, match="seed"): band(df.drop(columns="seed"), "t", "y")
+
+
+def test_line_fit_agrees_with_scipy_and_a_formula():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=12)
+    y = 2 * x + rng.normal(size=12)
+    line, found = line_fit(x, y), scipy_stats.linregress(x, y)
+    assert (line.slope, line.intercept, line.r) == pytest.approx((found.slope, found.intercept, found.rvalue))
+    at, low, high = line.at(np.array([0.0]))  # the band at 0 is the interval of the intercept
+    assert at[0] == pytest.approx(found.intercept) and (high - low)[0] / 2 == pytest.approx(scipy_stats.t.ppf(0.975, 10) * found.intercept_stderr)
+    interval = scipy_stats.pearsonr(x, y).confidence_interval()
+    assert (line.r_low, line.r_high) == pytest.approx((interval.low, interval.high))
+
+
+def test_line_fit_of_few_or_bad_points():
+    assert line_fit([0, 1], [0, 1]).slope == 1 and np.isnan(line_fit([0, 1], [0, 1]).at(np.array([0.5]))[1]).all()
+    assert np.isnan(line_fit([0, 1, 2], [0, 1, 3]).r_low) and line_fit([0, 1, np.nan, 2], [0, 1, 5, 2]).points == 3
+    for x in ([], [1], [1, 1, 1], [np.nan, 1]):
+        with pytest.raises(ValueError, match="two different x"): line_fit(x, [1.0] * len(x))
+    with pytest.raises(ValueError): line_fit([1, 2], [1])
+
+
+def test_line_fit_band_covers():
+    "The band holds the true line in about 95 % of repetitions."
+    rng, x = np.random.default_rng(1), np.linspace(0, 1, 8)
+    inside = 0
+    for _ in range(400):
+        _, low, high = line_fit(x, 1 + 2 * x + rng.normal(0, 0.5, 8)).at(np.array([0.3]))
+        inside += low[0] <= 1.6 <= high[0]
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_ratio_of_tables_is_the_quotient_of_means_with_fieller_ends():
+    rng = np.random.default_rng(0)
+    bottom = (rng.random((4, 500)) < 0.5).astype(float)
+    top = bottom * (rng.random((4, 500)) < 0.4)
+    r = ratio_interval(top, bottom)
+    assert r.value == pytest.approx(top.mean() / bottom.mean()) and r.low < r.value < r.high and (r.seeds, r.examples, r.reason) == (4, 500, "")
+    assert r == ratio_interval(top, bottom) and str(r) == f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]"
+    both = ratio_interval([top, top[:, :100]], [bottom, bottom[:, :100]])
+    assert both.value == pytest.approx((top.mean() + top[:, :100].mean()) / (bottom.mean() + bottom[:, :100].mean())) and both.examples == 600
+
+
+def test_ratio_of_seed_means_equals_fieller_by_hand():
+    top, bottom = np.array([0.06, 0.07, 0.05, 0.08]), np.array([0.12, 0.10, 0.13, 0.11])
+    r = ratio_interval(top, bottom)
+    q = scipy_stats.t.ppf(0.975, 3)
+    grid = np.linspace(-1, 3, 400_001)  # an interval is the set of quotients that the t test does not refuse
+    d = top[:, None] - grid * bottom[:, None]
+    kept = grid[np.abs(d.mean(0)) <= q * d.std(0, ddof=1) / 2]
+    assert r.low == pytest.approx(kept[0], abs=2e-5) and r.high == pytest.approx(kept[-1], abs=2e-5)
+
+
+def test_ratio_is_undefined_where_the_denominator_may_be_zero():
+    rng = np.random.default_rng(1)
+    noise = rng.choice([-1.0, 0.0, 1.0], (3, 300))
+    for r in (ratio_interval(noise, noise - noise.mean()), ratio_interval(np.array([0.1, 0.2]), np.array([0.1, -0.1])), ratio_interval(np.ones((2, 5)), np.zeros((2, 5)))):
+        assert r.value is r.low is r.high is None and "holds 0" in r.reason and str(r).startswith("undefined: ")
+    assert "one seed mean" in ratio_interval(np.array([0.1]), np.array([0.2])).reason
+    assert ratio_interval(np.full((2, 5), 0.2), np.full((2, 5), 0.4)).value == pytest.approx(0.5)  # no spread at all
+    with pytest.raises(ValueError, match="shapes differ"): ratio_interval(np.ones((2, 5)), np.ones((2, 6)))
+    with pytest.raises(ValueError, match="NaN"): ratio_interval(np.array([0.1, np.nan]), np.ones(2))
+
+
+def test_ratio_interval_covers():
+    rng, hits = np.random.default_rng(2), 0
+    for _ in range(200):
+        bottom = 0.3 + 0.02 * rng.standard_normal((3, 1)) + 0.5 * rng.standard_normal(200)
+        hits += (r := ratio_interval(0.6 * bottom + 0.02 * rng.standard_normal((3, 1)), bottom, draws=400)).low <= 0.6 <= r.high
+    assert hits >= 180
+
+
+def test_cluster_interval_of_one_value_each_is_the_examples_interval():
+    table = scores(1, 300)
+    i = crossed_bootstrap(table)
+    assert np.allclose(cluster_intervals(table.T, np.ones((300, 1)))[:, 0], (i.mean, i.low, i.high), atol=1e-12)
+
+
+def test_cluster_intervals_weigh_by_counts_and_take_all_columns_with_the_same_draws():
+    rng = np.random.default_rng(3)
+    counts = rng.integers(1, 20, (80, 1))
+    totals = counts * rng.normal(5, 1, (80, 1))
+    found = cluster_intervals(np.hstack([totals, 2 * totals]), np.hstack([counts, counts]))
+    assert found[0, 0] == pytest.approx(totals.sum() / counts.sum()) and np.allclose(found[:, 1], 2 * found[:, 0])
+    draws = [(w := rng.multinomial(80, np.full(80, 1 / 80))) @ totals[:, 0] / (w @ counts[:, 0]) for _ in range(4000)]
+    assert np.allclose(found[1:, 0], np.quantile(draws, [0.025, 0.975]), atol=0.03)
+
+
+def test_cluster_intervals_say_nothing_about_nothing():
+    one = cluster_intervals([[6.0, 0.0, 1.0], [0.0, 0.0, 2.0]], [[3, 0, 1], [0, 0, 1]])
+    assert one[0, 0] == 2 and np.isnan(one[1:, 0]).all() and np.isnan(one[:, 1]).all() and np.isfinite(one[:, 2]).all()
