@@ -31,7 +31,7 @@ def widget(page, *words):
 
 def slide(view, label, key):
     "Move a slider by keyboard."
-    handle = view.locator(".widget-hbox", has=view.page.locator(f".widget-label:text-is('{label}')")).locator(".noUi-handle").last
+    handle = view.locator(".widget-slider", has=view.page.locator(f".widget-label:text-is('{label}')")).locator(".noUi-handle")
     handle.focus()
     view.page.keyboard.press(key)
 
@@ -135,7 +135,7 @@ def test_buttons_stop_and_resume_a_run(lab, open_page, where):
     page = lab.open(open_page(), name)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
     view = page.locator(LIVE)
-    view.get_by_text("metric").wait_for()
+    view.get_by_text("metric", exact=True).wait_for()
     if where == "background": view.get_by_role("button", name="start").click()
     view.get_by_text("long: running").wait_for()
     view.get_by_text(re.compile(r"step [1-9]\d* of 10000")).wait_for()
