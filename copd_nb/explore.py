@@ -62,7 +62,7 @@ def figure(
         page.savefig(buffer, format="png")
     return f'<div class="figure"><img alt="{escape(what)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></div>'
 
-# %% ../nbs/42_explore.ipynb #17c88ea2
+# %% ../nbs/42_explore.ipynb #c8e4655a
 class Explorer:
     "Controls over a state, and what the state shows: live with a kernel, a static frame without."
     def __init__(
@@ -90,7 +90,7 @@ class Explorer:
 
     def frame(self) -> str:
         "The static frame: the same picture with the settings it shows."
-        settings = ", ".join(f"{escape(name)} {escape(visible(str(control.value)))}" for name, control in self.controls.items() if control.value is not None)
+        settings = ", ".join(f"{escape(name)} {escape(visible(str(control.value)))}" for name, control in self.controls.items() if control.value not in (None, ""))
         return self.picture() + card(f"<p><small>Static picture ({settings or 'no settings'}). Run the notebook to use the controls.</small></p>")
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
@@ -106,13 +106,13 @@ def choose(
     "A list to choose from."
     return widgets.Dropdown(options=list(options), value=value, description=label, style=dict(description_width="initial"), layout=dict(width="auto"))
 
-# %% ../nbs/42_explore.ipynb #08401153
+# %% ../nbs/42_explore.ipynb #6f31a14b
 @dataclass
 class Design:
     "Arguments of a CoPD schedule."
     capabilities: tuple[str, ...]  # two or more
     topology: str = "pairwise"
-    hub: str | None = None  # of topology "hub"; None takes the first capability
+    hub: str | None = None  # of topology "hub"; None or "" takes the first capability
     cycles: int = 3
     s_rl: int = 12
     s_opd: int = 8
@@ -149,7 +149,7 @@ class Design:
             "<p>Pass a workload (<code>engine.workload</code>) to see tokens and FLOPs.</p>"
         return card(schedule._repr_html_(), steps, price, f"<pre>{escape(self.code)}</pre>")
 
-# %% ../nbs/42_explore.ipynb #ae71eb8f
+# %% ../nbs/42_explore.ipynb #5f97d2df
 class ScheduleDesigner(Explorer):
     "Design a CoPD schedule: topology, steps, β → drawing, price, code."
     def __init__(
@@ -162,7 +162,7 @@ class ScheduleDesigner(Explorer):
         def slider(name: str, most: int) -> widgets.IntSlider:
             return widgets.IntSlider(getattr(state, name), 0 if name != "cycles" else 1, most, description=name, continuous_update=False)
         super().__init__(state, dict(
-            topology=choose("topology", TOPOLOGIES, state.topology), hub=choose("hub", [("first", None), *state.capabilities], state.hub),
+            topology=choose("topology", TOPOLOGIES, state.topology), hub=choose("hub", [("first capability", ""), *state.capabilities], state.hub or ""),
             cycles=slider("cycles", 20), s_rl=slider("s_rl", 60), s_opd=slider("s_opd", 60),
             beta=widgets.BoundedFloatText(state.beta, min=0, max=100, step=0.05, description="β"), estimator=choose("estimator", ESTIMATORS, state.estimator)))
 
@@ -261,7 +261,7 @@ class GapExplorer(Explorer):
             metric=choose("metric", GAPS, state.metric), pair=choose("pair", names("pair"), "all"), capability=choose("capability", names("capability"), "all"),
             k=choose("k", state.ks, state.k), step=steps))
 
-# %% ../nbs/42_explore.ipynb #d1f4f285
+# %% ../nbs/42_explore.ipynb #2c7be2ed
 @dataclass
 class TokenState:
     "A place in a token view: metric, completion, page, token."
@@ -296,13 +296,12 @@ class TokenState:
         rules = [f".{name} button:nth-child({i + 1}){{--x:{self.view.shade(self.metric, values[t]):.2f};--v:'{number(self.view, self.metric, values[t])}'}}"
                  for i, t in enumerate(self.shown)]
         chosen = f".{name} button:nth-child({self.token - self.shown.start + 1}){{outline:3px solid var(--ink)}}"
-        return f"<style>{THEME}{STRIP}.{name}{{{poles}}}.scale-{self.metric}{{display:flex;gap:.6em;align-items:center;flex-wrap:wrap}}{''.join(rules)}{chosen}</style>"
+        return f"<style>{THEME}{STRIP}.{name}{{{poles}}}{''.join(rules)}{chosen}</style>"
 
     def panel(self) -> str:
         "Prompt, legend, and all numbers of the chosen token."
         numbers = token_panel(self.view, self.row, self.token) if len(self.completion) else "<p>no tokens: nothing of this completion counts</p>"
-        sizes = ".scale .bar{width:12em;height:1em;border:1px solid var(--line)} .q{min-width:5em;background:linear-gradient(to right,var(--one) calc(var(--p)*100%),transparent 0)}"
-        return card(f"<style>{sizes}</style>", legend(self.view, self.metric), f'<div class="wide">{numbers}</div>', prompt_of(self.view, self.row))
+        return card(legend(self.view, self.metric), f'<div class="wide">{numbers}</div>', prompt_of(self.view, self.row))
 
     def html(self) -> str:
         "The static frame: the view at this place."
@@ -524,7 +523,7 @@ def config_table(
         rows.append(dict(run=Path(row.path).name, schedule=row.schedule, status=row.status, steps=steps) | config)
     return pd.DataFrame(rows)
 
-# %% ../nbs/42_explore.ipynb #c9f94450
+# %% ../nbs/42_explore.ipynb #d6722b33
 class Store:
     "The runs of a store, filtered and compared."
     def __init__(
@@ -581,9 +580,10 @@ class Store:
         columns = ["run", "schedule", "status", "steps", "seed", *(c for c in self.differing if c not in ("schedule", "status", "steps", "seed"))]
         shown = self.left[columns]
         more = f"<p><small>the first 50 of {len(shown)} runs</small></p>" if len(shown) > 50 else ""
-        return card(table(shown.head(50), f"{len(shown)} of {len(self.runs)} runs"), more, figure(self.draw, f"{self.metric} against {self.budget}") if len(shown) else "")
+        curves = figure(self.draw, f"{self.metric} against {self.budget}") if len(shown) else ""
+        return card(table(shown.head(50), f"{len(shown)} of {len(self.runs)} runs"), more, curves)
 
-# %% ../nbs/42_explore.ipynb #86c0d14a
+# %% ../nbs/42_explore.ipynb #781e57ff
 class RunBrowser(Explorer):
     "Compare the runs of a store, filtered by what differs between them."
     def __init__(
@@ -591,15 +591,15 @@ class RunBrowser(Explorer):
         store: str | Path,  # a folder of run folders
     ):
         state = Store(store)
-        self.menus = {c: choose(c, [("any", None), *((str(v), v) for v in sorted(state.runs[c].unique(), key=str))], None) for c in state.differing[:8]}
+        self.menus = {c: choose(c, ["any", *map(str, sorted(state.runs[c].unique(), key=str))], "any") for c in state.differing[:8]}
         super().__init__(state, dict(metric=choose("metric", ("sampled", "greedy", "reward"), state.metric), budget=choose("budget", BUDGETS, state.budget)))
         for name, menu in self.menus.items(): menu.observe(lambda change, name=name: self.filter(name, change["new"]), "value")
         self.bar.children = (*self.menus.values(), *self.bar.children)
 
-    def filter(self, name: str, value):
-        "Keep the runs with this value of a setting, all of them if it is None."
+    def filter(self, name: str, text: str):
+        "Keep the runs with this value of a setting, all of them if it is \"any\"."
         self.state.filters.pop(name, None)
-        if value is not None: self.state.filters[name] = value
+        if text != "any": self.state.filters[name] = next(v for v in self.state.runs[name] if str(v) == text)
         self.show()
 
 # %% ../nbs/42_explore.ipynb #c5ed50d2

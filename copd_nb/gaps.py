@@ -9,13 +9,13 @@ __all__ = ['KEYS', 'OWNERS', 'LEVELS', 'PAIR', 'Scores', 'same_format', 'behavio
            'run_label', 'store_scores', 'layer_of', 'random_projection', 'gradient_conflict', 'transfer_matrix',
            'task_vectors', 'interpolation_path']
 
-# %% ../nbs/33_gaps.ipynb #2d94db0d
+# %% ../nbs/33_gaps.ipynb #548d0f92
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,13 @@ from .capabilities import Capability, Example, by_name
 from .engine import Branch, Config, Training, accelerator_for, collect, gradients_of, learn, stream_gradient
 from .evaluation import evaluate
 from .heads import CHUNK, compare_tokens
-from .jobs import Job, scores_of
+from .jobs import scores_file
 from .merging import merge
 from .policies import Head, Policy, Prompts, check_same_vocabulary
 from .results import METRICS
 from .rollouts import Request, Rollouts, completion_mask, generator, sample_many
 from .runs import Run, list_runs
-from .schedule import BASE, OPD, RL, Schedule, Update
+from .schedule import BASE, RL, Schedule, Update
 from .stats import Interval, Ratio, cluster_intervals, line_fit, macro_difference, ratio_interval
 
 # %% ../nbs/33_gaps.ipynb #d3d681e7
@@ -131,11 +131,12 @@ def _check_finite(numbers: dict[str, Tensor], policies: tuple[Policy, Policy], o
         raise ValueError(f"the logits of {' and '.join(map(repr, wrong))} are not finite: example {out.examples[rows[at]].id}, completion {int(rows[at]) % out.group_size}, "
                          f"position {int(positions[at])} ({name} is {values[at].item()})")
 
-# %% ../nbs/33_gaps.ipynb #b9027d47
-def _token_rows(a: Policy, b: Policy, owner: str, out: Rollouts, heads: tuple[Head, Head], k: int | Sequence[int], chunk: int) -> pd.DataFrame:
+# %% ../nbs/33_gaps.ipynb #1d737d5d
+def _token_rows(a: Policy, b: Policy, owner: str, out: Rollouts, heads: tuple[Head, Head], k: int | Sequence[int], chunk: int, double: bool) -> pd.DataFrame:
     "One row for each token of some completions."
     writer = b if owner == "b" else a
-    first, second = (_states(p, writer, out).to(a.device) for p in (a, b))
+    states = [_states(p, writer, out).to(a.device) for p in (a, b)]
+    first, second = (s.double() if double else s for s in states)
     rows, positions = (x.to(a.device) for x in out.mask.bool().nonzero(as_tuple=True))
     ids = out.ids.to(a.device)[rows, positions]
     numbers = compare_tokens(heads[0], first, heads[1], second, k, chunk, ids)
@@ -162,7 +163,7 @@ def _check_request(examples: Sequence[Example], owners: str, completions: Sequen
     for name, value in numbers.items():
         if not value > 0: raise ValueError(f"{name}={value}: must be positive")
 
-# %% ../nbs/33_gaps.ipynb #3b491e76
+# %% ../nbs/33_gaps.ipynb #38df46c8
 @torch.no_grad()
 def behavior_gap(
     a: Policy,  # the student
@@ -176,20 +177,22 @@ def behavior_gap(
     samples: int = 1,  # completions a prompt and owner
     seed: int = 0,  # of the draws
     level: str = "token",  # token, or what `summarize_gap` takes: position | example | capability | all
-    batch: int = 32,  # prompts at a time
+    batch: int | None = None,  # prompts at a time; None takes as many as fill 4,096 completion tokens
     chunk: int = CHUNK,  # logits of each policy held at a time
+    double: bool = False,  # compare in fp64: exact where fp32 is off by some 1e-6 a token, for twice the memory
 ) -> pd.DataFrame:  # one row a token with the columns above, or the rows of `summarize_gap`
     "How two policies differ on the same tokens; ValueError for vocabularies that differ, logits that are not finite, empty completions."
-    _check_request(examples, owners, completions, level, dict(max_new_tokens=max_new_tokens, temperature=temperature, samples=samples, batch=batch))
+    _check_request(examples, owners, completions, level, dict(max_new_tokens=max_new_tokens, temperature=temperature, samples=samples, batch=1 if batch is None else batch))
     check_same_vocabulary(a, b)
     a, b = _together(a, b)
     heads = tuple(_placed(p, temperature, a.device) for p in (a, b))
     def trajectories(owner: str, at: slice) -> Rollouts:
         if owner == "given": return _given(a, examples[at], completions[at])
         return _sampled(a if owner == "a" else b, examples[at], samples, max_new_tokens, temperature, seed)
-    parts = [slice(i, i + batch) for i in range(0, len(examples), batch)]
+    size = batch or max(1, 4096 // (samples * max_new_tokens if completions is None else max(map(len, completions), default=1) or 1))
+    parts = [slice(i, i + size) for i in range(0, len(examples), size)]
     sides = OWNERS[owners] if completions is None else ("given",)
-    tokens = pd.concat([_token_rows(a, b, s, trajectories(s, at), heads, k, chunk) for s in sides for at in parts], ignore_index=True)
+    tokens = pd.concat([_token_rows(a, b, s, trajectories(s, at), heads, k, chunk, double) for s in sides for at in parts], ignore_index=True)
     return tokens if level == "token" else summarize_gap(tokens, level)
 
 # %% ../nbs/33_gaps.ipynb #4318d75d
@@ -442,7 +445,7 @@ def unified_form(
                          **line, points=len(x), seeds=eta.seeds))
     return pd.DataFrame(rows)
 
-# %% ../nbs/33_gaps.ipynb #e676be36
+# %% ../nbs/33_gaps.ipynb #b61290a8
 def run_label(schedule: Schedule) -> str:
     "How tables call the result of a schedule."
     return f"{schedule.name.removeprefix('expert-')} expert" if schedule.name.startswith("expert-") else schedule.name
@@ -462,7 +465,7 @@ def store_scores(
     names, found, paths = set(capabilities), {}, {}
     for run in _chosen(store):
         trained, key = set(run.schedule.capabilities()), (run_label(run.schedule), run.manifest["config"]["seed"])
-        judged = run.path / f"scores-{prompts or 'all'}-{samples}.parquet"
+        judged = scores_file(run, prompts, samples)
         if not judged.exists() or not (trained == names or len(trained) == 1 and trained < names): continue
         if key in paths: raise ValueError(f"runs {paths[key].name} and {run.path.name} are both {key}: pass the run folders that are meant")
         rows = pd.read_parquet(judged)

@@ -301,33 +301,34 @@ def contrast(a: str, b: str) -> float:
     dark, light = sorted(map(luminance, (a, b)))
     return (light + 0.05) / (dark + 0.05)
 
-# %% ../nbs/41_tokens.ipynb #15d6d4a2
+# %% ../nbs/41_tokens.ipynb #7e311d98
 THEME = f""".copd{{color-scheme:light dark;color:var(--ink);background:var(--paper);font:14px/1.45 system-ui,sans-serif;padding:.6em;border:1px solid var(--line);border-radius:6px;
  --paper:light-dark({PAPER[0]},{PAPER[1]});--ink:light-dark({INK[0]},{INK[1]});--line:light-dark(#c8c8c8,#5a5a5a);--soft:light-dark(#f3f3f3,#2c2c2c);
  {"".join(f"--{name}:light-dark({light},{dark});" for name, (light, dark) in POLES.items())}}}
 [data-jp-theme-light="true"] .copd{{color-scheme:light}} [data-jp-theme-light="false"] .copd{{color-scheme:dark}}
 .copd table{{border-collapse:collapse;color:inherit;background:none;font-size:1em;margin:.4em 0}} .copd caption{{text-align:left;font-weight:600;padding:.2em 0;color:inherit}}
-.copd th,.copd td{{text-align:left;padding:.15em .7em .15em .3em;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}} .copd .n{{text-align:right}}
+.copd table th,.copd table td{{text-align:left;padding:.15em .7em .15em .3em;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}} .copd table .n{{text-align:right}}
 .copd tbody tr,.copd tbody tr:nth-child(odd),.copd tbody tr:hover{{background:none}}
 .copd img{{image-rendering:pixelated;min-height:48px;max-width:100%;height:auto;margin:2px;background:#fff;vertical-align:top}}
 .copd .figure img{{image-rendering:auto}} .copd code,.copd pre{{color:inherit;background:var(--soft);white-space:pre-wrap;overflow-wrap:anywhere}}
+.copd .scale{{display:flex;align-items:center;gap:.6em;flex-wrap:wrap}} .copd .bar{{width:12em;max-width:50%;height:1em;border:1px solid var(--line)}}
+.copd .q{{min-width:5em;background:linear-gradient(to right,var(--one) calc(var(--p)*100%),transparent 0)}}
 .copd .wide{{overflow-x:auto}} .copd h4{{margin:.2em 0 .4em}} .copd p{{margin:.3em 0}} .copd bdi{{overflow-wrap:anywhere}}"""
 
-# %% ../nbs/41_tokens.ipynb #4676a8d2
+# %% ../nbs/41_tokens.ipynb #8584906f
 def _metric_rules(name: str) -> str:
     "Style rules that take effect while a metric is chosen."
     when = f'.copd:has(option[value="{name}"]:checked)'
     hot = "--hot:var(--up);--cold:var(--down)" if METRICS[name].kind == "diverging" else "--hot:var(--one);--cold:var(--one)"
     return f"{when} .t{{--x:var(--{name});{hot}}} {when} .t small::after{{content:attr(data-{name})}} {when} .scale-{name}{{display:flex}}\n"
 
-TOKENS = """.copd .scale,.copd .d{display:none} .copd .scale{align-items:center;gap:.6em;flex-wrap:wrap} .copd .bar{width:12em;max-width:50%;height:1em;border:1px solid var(--line)}
+TOKENS = """.copd .scale,.copd .d{display:none}
 .copd .r{display:flex;flex-wrap:wrap;gap:.8em;border-top:1px solid var(--line);padding:.6em 0} .copd .p{flex:0 1 14em} .copd .s{flex:1 1 20em;display:flex;flex-wrap:wrap;gap:3px;align-content:flex-start}
 .copd .t{position:relative;display:inline-flex;flex-direction:column;align-items:center;min-width:1.5em;padding:1px 3px;border:1px solid var(--line);border-radius:3px;cursor:pointer;
  background:color-mix(in srgb,var(--cold) calc(max(0,0 - var(--x))*100%),color-mix(in srgb,var(--hot) calc(max(0,var(--x))*100%),var(--paper)))}
 .copd .t bdi{font-family:ui-monospace,monospace} .copd .t small{font-size:.75em} .copd .t input{position:absolute;opacity:0;inset:0;margin:0;cursor:pointer}
 .copd .t:has(:checked){outline:2px solid var(--ink)} .copd .t:has(:focus-visible){outline:3px solid var(--ink);outline-offset:1px}
-.copd .t:has(:checked)+.d{display:block;order:1;flex:1 0 100%;box-sizing:border-box;overflow-x:auto;background:var(--soft);padding:.3em .6em;border-radius:4px}
-.copd .q{min-width:5em;background:linear-gradient(to right,var(--one) calc(var(--p)*100%),transparent 0)}"""
+.copd .t:has(:checked)+.d{display:block;order:1;flex:1 0 100%;box-sizing:border-box;overflow-x:auto;background:var(--soft);padding:.3em .6em;border-radius:4px}"""
 
 # %% ../nbs/41_tokens.ipynb #313ecbb2
 def number(

@@ -151,7 +151,7 @@ def test_a_click_chooses_a_token():
     inspector.controls["row"].value = 1
     assert inspector.state.row == 1 and [label for label, _ in inspector.state.labels()] == ["d", "e"] and inspector.state.token == 1
     inspector.controls["metric"].value = "overlap"
-    assert inspector.state.metric == "overlap" and "scale-overlap" in inspector.colors.value
+    assert inspector.state.metric == "overlap" and "no id in common" in inspector.output.value
 
 
 def test_twenty_thousand_tokens_are_paged():
@@ -342,9 +342,9 @@ def test_curves_equal_the_events(store):
 
 def test_browser_menus_filter(store):
     browser = RunBrowser(store)
-    browser.menus["learning_rate"].value = 1e-3
+    browser.menus["learning_rate"].value = "0.001"
     assert list(browser.state.left.run) == ["expert"] and "1 of 3 runs" in browser.output.value
-    browser.menus["learning_rate"].value = None
+    browser.menus["learning_rate"].value = "any"
     assert len(browser.state.left) == 3
     browser.controls["budget"].value = "tokens"
     assert "against tokens" in browser.output.value

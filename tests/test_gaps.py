@@ -13,7 +13,7 @@ from PIL import Image
 
 from copd_nb import gaps
 from copd_nb.baselines import expert, mixed_rlvr, mopd, static_opd
-from copd_nb.capabilities import Capability, Example
+from copd_nb.capabilities import Capability
 from copd_nb.copd import copd
 from copd_nb.engine import Config, train
 from copd_nb.gaps import (absorption, absorption_links, absorption_table, behavior_gap, capability_gap, distinct_names, gap_metrics, gradient_conflict, headroom_recovery,
@@ -84,7 +84,9 @@ def plain_logits(policy, example, ids):
 def test_every_number_of_every_token_equals_a_slow_reference(a, b):
     "Models in fp64 and plain forward passes; text, image and video; 1e-6."
     a, b = (p.clone(p.name) for p in (a, b))
-    for p in (a, b): p.model.double()
+    for p in (a, b):
+        p.model.double()
+        p.packs = False  # packed attention adds up in fp32
     examples = [c.test[0] for c in SUITE.values()]
     tokens = behavior_gap(a, b, examples, (1, 4, 10), max_new_tokens=6)
     for (owner, example), rows in tokens.groupby(["owner", "example"]):
@@ -97,15 +99,19 @@ def test_every_number_of_every_token_equals_a_slow_reference(a, b):
                 assert (math.isnan(value) and math.isnan(found[name])) or abs(found[name] - value) < 1e-6, (owner, name, t)
 
 
-def test_fp32_numbers_equal_fp64_arithmetic_on_the_same_logits(a, b, tokens):
-    one = tokens[(tokens.owner == "a") & (tokens.example == MIXED[0].id) & (tokens["row"] == 1)]
-    ids = torch.tensor([one.token.tolist()])
-    with torch.no_grad(): p, q = (x.completion_logits(x.encode([MIXED[0]]), ids)[0].double().log_softmax(-1).tolist() for x in (a, b))
-    for t, row in enumerate(one.itertuples(index=False)):
-        expected = slow(p[t], q[t], ids[0, t].item(), (1, 4, 10))
-        for name, value in expected.items():
-            found = one.iloc[t][name]
-            assert math.isnan(value) and math.isnan(found) or abs(found - value) <= 1e-6 * max(1, abs(value)), (name, t)
+@pytest.mark.parametrize("double", [False, True])
+def test_fp32_models_against_the_slow_reference_on_the_same_states(a, b, double):
+    "Compared in fp64, tokens agree to 1e-6; in fp32 means do, and tokens to 1e-5."
+    found = behavior_gap(a, b, MIXED[:3], (1, 4, 10), owners="a", max_new_tokens=8, double=double, batch=1)
+    expected = []
+    for e in MIXED[:3]:
+        ids = torch.tensor([found[found.example == e.id].token.tolist()])
+        with torch.no_grad(): p, q = ((x.completion_hidden(x.encode([e]), ids).double() @ x.head().weight.double().T).index_fill(-1, x.banned, -1e9).log_softmax(-1).tolist() for x in (a, b))
+        expected += [slow(*pq, token, (1, 4, 10)) for *pq, token in zip(p, q, ids[0].tolist())]
+    expected = pd.DataFrame(expected)
+    for name in gap_metrics(found):
+        assert np.allclose(found[name], expected[name], rtol=1e-6 if double else 1e-5, atol=1e-6 if double else 1e-5, equal_nan=True), name
+        assert found[name].mean() == pytest.approx(expected[name].mean(), rel=1e-6, abs=1e-6), name
 
 
 def test_rows_say_where_they_stand(a, tokens):
@@ -207,9 +213,6 @@ def test_one_token_that_is_not_finite_is_found(a, b, monkeypatch):
 
 
 def test_no_shared_token_has_no_advantage_and_everything_else(a, b):
-    inverse = a.clone("inverse")
-    plain = inverse.head
-    inverse.head = None
     class Turned(type(a)):
         def head(self, temperature=1.0): return replace(super().head(temperature), scale=-1.0)
     inverse = copy.copy(a)
@@ -219,7 +222,6 @@ def test_no_shared_token_has_no_advantage_and_everything_else(a, b):
     assert found.drop(columns=["overlap_advantage@1", "overlap_advantage@10"]).notna().all().all()
     row = summarize_gap(found, "all").set_index("metric").loc["overlap_advantage@1"]
     assert row.tokens == 0 and math.isnan(row.value) and summarize_gap(found, "all").query("metric != 'overlap_advantage@1' and metric != 'overlap_advantage@10'").notna().all().all()
-    assert plain
 
 
 @pytest.mark.parametrize("dtype, atol", [(torch.bfloat16, 0.5), (torch.float64, 1e-4)])
@@ -331,7 +333,7 @@ def test_checkpoints_that_cannot_be_loaded(tmp_path):
 
 # ---- from score tables
 
-def table(mean, key, seeds=3, examples=400): return (np.random.default_rng(key).random((seeds, examples)) < mean).astype(float)
+def table(mean, key, seeds=8, examples=400): return (np.random.default_rng(key).random((seeds, examples)) < mean).astype(float)
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +348,7 @@ def test_capability_gap_and_retained_share(arrays):
         best, got = arrays[f"{c} expert"][c].mean(), arrays["copd"][c].mean()
         assert found.value[c] == pytest.approx(100 * (best - got)) and found.low[c] <= found.value[c] <= found.high[c] and found.low[c] > 0
         assert kept.value[c] == pytest.approx(got / best) and kept.low[c] < kept.value[c] < kept.high[c] < 1
-    assert found.value["mean"] == pytest.approx(found.value[["text", "image"]].mean()) and (found.seeds == 3).all()
+    assert found.value["mean"] == pytest.approx(found.value[["text", "image"]].mean()) and (found.seeds == 8).all()
 
 
 def test_seesaw_has_trained_in_rows_and_measured_in_columns(arrays):
@@ -387,7 +389,7 @@ def test_absorption_of_tables_means_and_one_base_for_all_seeds():
 def test_absorption_is_undefined_without_a_lead():
     noise = np.random.default_rng(0)
     before, teacher = ((noise.random((3, 200)) < .5).astype(float) for _ in range(2))
-    eta = absorption(before, table(.6, 9, examples=200), teacher)
+    eta = absorption(before, table(.6, 9, 3, 200), teacher)
     assert eta.value is None and "holds 0" in eta.reason
     assert absorption(before, before, before).value is None and absorption([.4], [.5], [.6]).value is None
 
@@ -445,7 +447,7 @@ def test_scores_of_a_store_become_the_unified_form(store, a):
 
 
 def test_a_store_without_such_runs_and_with_two_of_them(store, tmp_path):
-    for names, prompts in ((["text", "audio"], 6), (["text", "image"], 7)):
+    for names, prompts in ((["speech", "audio"], 6), (["text", "image"], 7)):
         with pytest.raises(ValueError, match=f"was judged on {prompts} prompts with 2 samples"): store_scores(store, names, prompts, 2)
     with pytest.raises(ValueError, match="no run in"): store_scores(tmp_path / "nowhere", ["text"], 6, 2)
     do(Job(mixed_rlvr(["text", "image"], 1), RUN, SUITE_NAME, 6, 2), store)
@@ -577,7 +579,8 @@ def test_transfer_is_first_order_for_small_steps(a):
         for j in pair:
             [batch] = gaps._batches(training, a, f"judge-{j}-0", j, config.prompts)
             expected = -float(flat(gaps.stream_gradient(training, a, batch)[0], a) @ step)
-            assert found[i, j] == pytest.approx(expected, rel=.1, abs=2e-7)
+            assert found[i, j] == pytest.approx(expected, rel=.05, abs=6e-6)  # log-probabilities are fp32
+            assert abs(expected) > 6e-5 or i == j == "text"
     assert step.abs().max() > 0
 
 
@@ -649,7 +652,7 @@ def gap(folder, *words, prompts="prompts.jsonl"):
 
 
 @pytest.fixture(scope="module")
-def report(checkpoints, capfd_module=None):
+def report(checkpoints):
     code = gap(checkpoints, "one/result", "two/result", "--out", "out", "--max-new-tokens", "5", "--k", "3", "10", "--samples", "2")
     return code, checkpoints / "out"
 
@@ -690,7 +693,3 @@ def test_copd_gap_refuses_bad_files_and_too_few_checkpoints(checkpoints, capsys)
     said = refused(capsys, gap(checkpoints, "one/result", "two/result", "--out", "refused", prompts="stray.jsonl"))
     assert "row 1 of stray.jsonl" in said and "outside of the data file's folder" in said
     with pytest.raises(SystemExit): parser().parse_args(["gap", "a", "b"])
-
-
-def test_example_of_a_report_is_an_example(checkpoints):
-    assert isinstance(MIXED[0], Example)

@@ -461,3 +461,20 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="needs k"): token_divergence(*a, *b, "topk")
     for alpha in (0, 1, -0.1, float("nan")):
         with pytest.raises(ValueError, match="alpha"): token_divergence(*a, *b, "jsd", alpha)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, CHUNK])
+def test_sampled_ids_and_the_advantage_of_shared_ids(chunk):
+    (a_head, a), (b_head, b) = make(3, 12, 4, 2, 5), make(4, 12, 3, 2, 5)
+    ids = torch.randint(12, (2, 5), generator=torch.Generator().manual_seed(0))
+    found = compare_tokens(a_head, a, b_head, b, (1, 4, 12), chunk, ids)
+    p, q = (head(x).log_softmax(-1).detach() for head, x in ((a_head, a), (b_head, b)))
+    for k in (1, 4, 12):
+        shared = (topk_mask(p, k) & topk_mask(q, k)).double()
+        expected = (p.exp() * (q - p) * shared).sum(-1) / (p.exp() * shared).sum(-1)
+        assert torch.allclose(found[f"overlap_advantage@{k}"], expected, atol=1e-12, equal_nan=True)
+        assert torch.equal(found[f"overlap_advantage@{k}"].isnan(), found[f"overlap@{k}"] == 0)
+    for name, x in (("logp_a", p), ("logp_b", q)): assert torch.allclose(found[name], x.gather(-1, ids[..., None])[..., 0], atol=1e-12)
+    assert found["overlap_advantage@1"].isnan().any() and torch.allclose(found["overlap_advantage@12"], -found["kl_ab"], atol=1e-12)
+    assert not {"logp_a", "overlap_advantage"} & set(compare_tokens(a_head, a, b_head, b))
+    with pytest.raises(ValueError, match=r"ids of shape \(2, 4\)"): compare_tokens(a_head, a, b_head, b, ids=ids[:, :4])

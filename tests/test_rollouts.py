@@ -246,3 +246,17 @@ def test_html_is_escaped(tiny):
     policy = certain(tiny, tiny.tokenizer("<b>").input_ids + [2], [2])
     with torch.no_grad(): html = sample(policy, tiny.encode(MIXED[1:2]), 1, 8)._repr_html_()
     assert "&lt;b&gt;" in html and "<b>" not in html and "unfinished" not in html
+
+
+def test_logits_that_are_not_finite_give_ids_of_the_vocabulary_and_a_number_that_shows_it(tiny):
+    broken = tiny.clone("broken")
+    with torch.no_grad(): next(p for n, p in broken.model.named_parameters() if n.endswith("language_model.norm.weight")).fill_(float("nan"))
+    out = sample(broken, broken.encode(MIXED), 2, 3, source=generator("cpu", 0))
+    assert (out.ids < broken.width).all() and out.logp[:, 0].isnan().all()
+
+
+def test_policies_in_double_precision(tiny):
+    wide = tiny.clone("wide")
+    wide.model.double()
+    one, other = (sample(p, p.encode(MIXED), 2, 3, source=generator("cpu", 0)) for p in (tiny, wide))
+    assert other.logp.dtype == torch.float32 and torch.allclose(one.logp, other.logp, atol=1e-4) and torch.equal(one.ids, other.ids)

@@ -9,6 +9,8 @@ import pytest
 
 from conftest import ROOT, SHOTS
 
+from copd_nb.runs import request_stop
+
 pytestmark = pytest.mark.browser
 
 LIVE = ".jp-OutputArea-output:has(> .widget-vbox)"  # a live view, not its static frame
@@ -48,8 +50,7 @@ def test_schedule_designer(lab, open_page):
     assert "s_rl=12" in view.inner_text() and view.locator("svg").count() == 1
     slide(view, "s_rl", "ArrowRight")
     view.get_by_text("s_rl=13").wait_for()
-    menu(view, "topology").focus()
-    page.keyboard.press("ArrowDown")
+    menu(view, "topology").select_option("hub")
     view.get_by_text("topology='hub'").wait_for()
     view.screenshot(path=SHOTS / "schedule-designer.png")
     assert page.elsewhere == []
@@ -91,20 +92,9 @@ def test_gap_explorer_and_token_inspector(lab, open_page):
     assert min(buttons.evaluate_all(CONTRAST)) >= 4.5
     tokens.screenshot(path=SHOTS / "token-inspector-dark.png")
     widget(page, "metric", "pair").screenshot(path=SHOTS / "gap-explorer-dark.png")
+    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    page.wait_for_function("() => document.body.dataset.jpThemeLight === 'true'")
     assert page.elsewhere == []
-
-
-LONG = """import tempfile
-from pathlib import Path
-from copd_nb.baselines import expert
-from copd_nb.engine import Config, train
-from copd_nb.explore import RunMonitor
-from copd_nb.minis import base, text
-folder = Path(tempfile.mkdtemp()) / "long"
-def go(): return train(expert("text", 10_000), [text(64)], start, Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu"), folder, progress=False)
-start = base()
-monitor = RunMonitor(folder, go, every=0.3)
-monitor"""
 
 
 def test_run_monitor_and_browser(lab, open_page):
@@ -125,30 +115,36 @@ def test_run_monitor_and_browser(lab, open_page):
     assert page.elsewhere == []
 
 
-@pytest.mark.parametrize("where", ["background", "busy cell"])
-def test_buttons_stop_and_resume_a_run(lab, open_page, where):
-    "Also while a cell of the same kernel trains and keeps it busy."
-    cells = [LONG, "go()" if where == "busy cell" else "1"]
-    name = f"long-{where.split()[0]}.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))),
-                   lab.folder / name)
-    page = lab.open(open_page(), name)
+LONG = """from pathlib import Path
+from copd_nb.baselines import expert
+from copd_nb.engine import Config, train
+from copd_nb.explore import RunMonitor
+from copd_nb.minis import base, text
+start, folder = base(), Path("long")
+def go(): return train(expert("text", 10_000), [text(64)], start, Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu"), folder, progress=False)
+monitor = RunMonitor(folder, go, every=0.3)
+monitor"""
+
+
+def test_a_run_is_watched_stopped_and_resumed(lab, open_page):
+    "First while a cell of the same kernel trains and another process asks to stop, then in the background with the buttons."
+    cells = [nbformat.v4.new_code_cell(c) for c in (LONG, "run = go()")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), lab.folder / "long.ipynb")
+    page = lab.open(open_page(), "long.ipynb")
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
     view = page.locator(LIVE)
-    view.get_by_text("metric", exact=True).wait_for()
-    if where == "background": view.get_by_role("button", name="start").click()
-    view.get_by_text("long: running").wait_for()
     view.get_by_text(re.compile(r"step [1-9]\d* of 10000")).wait_for()
-    stop, resume = (view.get_by_role("button", name=n) for n in ("stop", "resume"))
-    stop.click()
+    first = int(re.search(r"step (\d+) of", view.inner_text())[1])
+    page.wait_for_function(f"() => +(document.body.innerText.match(/step (\\d+) of 10000/)?.[1]) > {first}")
+    request_stop(lab.folder / "long")
     view.get_by_text("long: stopped").wait_for()
     done = int(re.search(r"step (\d+) of", view.inner_text())[1])
-    if where == "busy cell": page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
-    resume.click()
+    page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
+    view.get_by_role("button", name="resume").click()
     page.wait_for_function(f"() => +(document.body.innerText.match(/step (\\d+) of 10000/)?.[1]) > {done}")
-    stop.click()
+    view.get_by_role("button", name="stop").click()
     view.get_by_text("long: stopped").wait_for()
-    assert page.elsewhere == []
+    assert int(re.search(r"step (\d+) of", view.inner_text())[1]) > done and page.elsewhere == []
 
 
 @pytest.fixture(scope="module")
