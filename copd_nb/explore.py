@@ -162,7 +162,7 @@ class ScheduleDesigner(Explorer):
         def slider(name: str, most: int) -> widgets.IntSlider:
             return widgets.IntSlider(getattr(state, name), 0 if name != "cycles" else 1, most, description=name, continuous_update=False)
         super().__init__(state, dict(
-            topology=choose("topology", TOPOLOGIES, state.topology), hub=choose("hub", [("first capability", ""), *state.capabilities], state.hub or ""),
+            topology=choose("topology", TOPOLOGIES, state.topology), hub=choose("hub", [("first capability", ""), *((c, c) for c in state.capabilities)], state.hub or ""),
             cycles=slider("cycles", 20), s_rl=slider("s_rl", 60), s_opd=slider("s_opd", 60),
             beta=widgets.BoundedFloatText(state.beta, min=0, max=100, step=0.05, description="β"), estimator=choose("estimator", ESTIMATORS, state.estimator)))
 
