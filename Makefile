@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 PRESET ?= quick
 BENCH ?=
 
-.PHONY: setup chromium report test test-notebooks test-unit test-reports test-browser test-slow sweep bench export clean
+.PHONY: setup chromium report test test-notebooks test-unit test-reports test-browser test-slow sweep bench docs export clean
 
 setup: $(VENV)/.done chromium
 
@@ -49,6 +49,9 @@ sweep: setup  ## choose the settings of every paradigm on tuning seeds; resumes 
 
 bench: setup  ## measure against TRL and against single ideas switched off; wants a quiet machine
 	$(BIN)/python bench/run.py $(BENCH)
+
+docs: setup  ## the documentation site, offline; a broken link is an error
+	$(BIN)/python docs/build.py
 
 export: setup  ## after editing notebooks
 	$(BIN)/nbdev-export

@@ -144,10 +144,9 @@ class Design:
     def html(self) -> str:
         "Drawing, price and code."
         schedule = self.schedule
-        steps = f"<p>{schedule.total_steps} optimiser steps in all, {schedule.critical_steps} on the critical path</p>"
         price = table(self.price().map(lambda v: v if isinstance(v, str) else human(v)), "price (completion tokens, FLOPs)") if self.workload else \
             "<p>Pass a workload (<code>engine.workload</code>) to see tokens and FLOPs.</p>"
-        return card(schedule._repr_html_(), steps, price, f"<pre>{escape(self.code)}</pre>")
+        return card(schedule._repr_html_(), price, f"<pre>{escape(self.code)}</pre>")
 
 # %% ../nbs/42_explore.ipynb #5f97d2df
 class ScheduleDesigner(Explorer):

@@ -307,10 +307,10 @@ THEME = f""".copd{{color-scheme:light dark;color:var(--ink);background:var(--pap
  {"".join(f"--{name}:light-dark({light},{dark});" for name, (light, dark) in POLES.items())}}}
 [data-jp-theme-light="true"] .copd{{color-scheme:light}} [data-jp-theme-light="false"] .copd{{color-scheme:dark}}
 .copd table{{border-collapse:collapse;color:inherit;background:none;font-size:1em;margin:.4em 0}} .copd caption{{text-align:left;font-weight:600;padding:.2em 0;color:inherit}}
-.copd table th,.copd table td{{text-align:left;padding:.15em .7em .15em .3em;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}} .copd table .n{{text-align:right}}
-.copd tbody tr,.copd tbody tr:nth-child(odd),.copd tbody tr:hover{{background:none}}
+.copd.copd table th,.copd.copd table td{{text-align:left;padding:.15em .7em .15em .3em;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}} .copd.copd table .n{{text-align:right}}
+.copd.copd tbody tr:nth-child(n){{background:none}} .widget-html-content:has(>.copd){{min-width:0}}
 .copd img{{image-rendering:pixelated;min-height:48px;max-width:100%;height:auto;margin:2px;background:#fff;vertical-align:top}}
-.copd .figure img{{image-rendering:auto}} .copd code,.copd pre{{color:inherit;background:var(--soft);white-space:pre-wrap;overflow-wrap:anywhere}}
+.copd .figure img{{image-rendering:auto}} .copd code,.copd pre{{color:inherit;background:var(--soft);font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}}
 .copd .scale{{display:flex;align-items:center;gap:.6em;flex-wrap:wrap}} .copd .bar{{width:12em;max-width:50%;height:1em;border:1px solid var(--line)}}
 .copd .q{{min-width:5em;background:linear-gradient(to right,var(--one) calc(var(--p)*100%),transparent 0)}}
 .copd .wide{{overflow-x:auto}} .copd h4{{margin:.2em 0 .4em}} .copd p{{margin:.3em 0}} .copd bdi{{overflow-wrap:anywhere}}"""
@@ -322,7 +322,7 @@ def _metric_rules(name: str) -> str:
     hot = "--hot:var(--up);--cold:var(--down)" if METRICS[name].kind == "diverging" else "--hot:var(--one);--cold:var(--one)"
     return f"{when} .t{{--x:var(--{name});{hot}}} {when} .t small::after{{content:attr(data-{name})}} {when} .scale-{name}{{display:flex}}\n"
 
-TOKENS = """.copd .scale,.copd .d{display:none}
+TOKENS = """form.copd .scale,.copd .d{display:none}
 .copd .r{display:flex;flex-wrap:wrap;gap:.8em;border-top:1px solid var(--line);padding:.6em 0} .copd .p{flex:0 1 14em} .copd .s{flex:1 1 20em;display:flex;flex-wrap:wrap;gap:3px;align-content:flex-start}
 .copd .t{position:relative;display:inline-flex;flex-direction:column;align-items:center;min-width:1.5em;padding:1px 3px;border:1px solid var(--line);border-radius:3px;cursor:pointer;
  background:color-mix(in srgb,var(--cold) calc(max(0,0 - var(--x))*100%),color-mix(in srgb,var(--hot) calc(max(0,var(--x))*100%),var(--paper)))}

@@ -28,6 +28,8 @@ def widget(page, *words):
     found = page.locator(LIVE)
     for word in words: found = found.filter(has_text=word)
     found.first.scroll_into_view_if_needed()
+    cards = found.first.locator(".copd").evaluate_all("es => es.map(e => e.getBoundingClientRect().right - e.closest('.widget-vbox').getBoundingClientRect().right)")
+    assert max(cards) <= 1, "what does not fit is cut off instead of scrolled"
     return found.first
 
 
@@ -196,6 +198,8 @@ def test_a_saved_notebook_shows_its_static_frames(saved, open_page, name, look):
     assert frames.first.is_visible() and frames.locator("img, svg").count() >= 1
     assert all(w > 0 for w in frames.locator("img").evaluate_all("es => es.map(e => e.naturalWidth)"))
     assert "Error displaying" not in page.inner_text("body")
+    assert page.locator(".scale:visible").count() == page.locator("form.copd").count()  # the legend of the chosen metric alone
+    assert {e for e in page.locator(".copd tbody td:not(.n)").evaluate_all("es => es.map(e => getComputedStyle(e).textAlign)")} == {"left"}
     if look == "zoom": assert all(page.locator(".copd").evaluate_all("es => es.map(e => e.getBoundingClientRect().right <= innerWidth + 1)"))
     page.screenshot(path=SHOTS / f"{name}-{look}.png", full_page=True)
     assert page.elsewhere == []

@@ -1,0 +1,137 @@
+"""The documentation site: `python docs/build.py [FOLDER]`; `make docs` writes it to _docs/site. Nothing is downloaded, and the pages load nothing from elsewhere."""
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from latex2mathml.converter import convert
+
+from copd_nb.baselines import expert, merged_experts, mixed_rlvr, mopd, static_opd
+from copd_nb.copd import copd
+from copd_nb.schedule import Schedule
+
+ROOT = Path(__file__).parents[1]
+PAGES, RESULTS = ROOT / "docs", ROOT / "docs" / "results" / "comparison-standard.json"
+PAIR, THREE = ("text", "image"), ("text", "image", "video")
+DRAWINGS: dict[str, Schedule] = {
+    "expert": expert("text", 80), "mixed": mixed_rlvr(PAIR, 160), "opd": static_opd("text", "image", 48, 64), "mopd": mopd(PAIR, 48, 64), "merged": merged_experts(PAIR, 80),
+    "copd": copd(PAIR, cycles=2), "hub": copd(THREE, cycles=1, topology="hub", hub="text"), "student": copd(PAIR, cycles=1, topology="student")}
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?!\d)", re.S)
+CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
+DIRECTIVE = re.compile(r"<!-- (drawing|results) (.+?) -->")
+WEB_FONT = re.compile(r"@import\s+url\([\"\']?https://fonts[^)]*\);?")
+ELSEWHERE = re.compile(r"<(?:script|img|iframe|source)[^>]*?\ssrc=\"(https?:|//)|<link(?=[^>]*rel=\"(?:stylesheet|icon|preload|modulepreload)\")[^>]*?href=\"(https?:|//)|@import\s+(?:url\()?[\"']?(?:https?:|//)")
+
+
+def with_mathml(text: str) -> str:
+    "Markdown with its TeX formulas as MathML, which browsers draw without a script; code stays."
+    def math(match: re.Match) -> str: return " ".join(convert(match[1] or match[2], display="block" if match[1] else "inline").split("\n"))
+    return "".join(part if i % 2 else FORMULA.sub(math, part) for i, part in enumerate(CODE.split(text)))
+
+
+def number(row: dict) -> str: return f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+
+
+def table(rows: list[dict], names: list[str]) -> list[str]:
+    "Accuracy of some paradigms, one column a capability."
+    columns = list(dict.fromkeys(r["capability"] for r in rows))
+    found = {(r["paradigm"], r["capability"]): number(r) for r in rows}
+    lines = [f"| {name} | " + " | ".join(found[name, c] for c in columns) + " |" for name in names if (name, columns[0]) in found]
+    return [f"| accuracy, % | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *lines]
+
+
+def results(names: list[str]) -> str:
+    "What the committed comparison says about some paradigms: tables, and sentences with intervals."
+    content, parts = json.loads(RESULTS.read_text(encoding="utf-8")), []
+    for setting, rows in content["tables"].items():
+        if not any(r["paradigm"] in names for r in rows): continue
+        shown = table(rows, ["base", *names])
+        said = [f"- {v['sentence'].rstrip('.')}." for v in content["verdicts"][setting] if {v["paradigm"], v["other"]} & set(names)]
+        parts += [f"**{setting.replace('_', ' ').replace('/', ', ')}**", "", *shown, "", *said, ""]
+    if not parts: raise ValueError(f"{RESULTS.name} has no row of {names}")
+    seeds = len(content["parameters"]["seeds"])
+    return "\n".join([*parts, f"{seeds} seeds, 95 % intervals over seeds and prompts; `make report PRESET=standard`, commit {content['environment']['commit']}."])
+
+
+def filled(text: str) -> str:
+    "A page with its drawings and results."
+    def made(match: re.Match) -> str:
+        if match[1] == "drawing": return DRAWINGS[match[2]]._repr_html_()
+        return results(match[2].split(", "))
+    return DIRECTIVE.sub(made, text)
+
+
+def copy_page(source: Path, target: Path):
+    "A Markdown page, filled and without TeX."
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(with_mathml(filled(source.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+def copy_notebook(source: Path, target: Path):
+    "A notebook without TeX, and without the lines that are meant for nbdev."
+    notebook = json.loads(source.read_text(encoding="utf-8"))
+    notebook["cells"] = [c for c in notebook["cells"] if not "".join(c["source"]).startswith(("#| default_exp", "#| hide"))]
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        cell["source"] = with_mathml(text) if cell["cell_type"] == "markdown" else re.sub(r"\A(#\|.*\n)+", "", text)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def stage(source: Path):
+    "All that the site is made of."
+    shutil.rmtree(source, ignore_errors=True)
+    for page in (*PAGES.rglob("*.md"), *ROOT.glob("bench/*.md"), ROOT / "CONTRIBUTING.md"):
+        copy_page(page, source / page.relative_to(PAGES if page.is_relative_to(PAGES) else ROOT))
+    copy_page(ROOT / "README.md", source / "index.md")
+    (source / "bench" / "README.md").rename(source / "bench" / "method.md")  # a README is no page of a site
+    for page in source.rglob("*.md"): page.write_text(page.read_text(encoding="utf-8").replace("bench/README.md", "bench/method.md"), encoding="utf-8")
+    for notebook in (*ROOT.glob("nbs/[0-9]*.ipynb"), *ROOT.glob("nbs/tutorials/*.ipynb")): copy_notebook(notebook, source / notebook.relative_to(ROOT))
+    for folder, files in dict(img=PAGES.glob("img/*"), bench=ROOT.glob("bench/*.json")).items():
+        (source / folder).mkdir(parents=True, exist_ok=True)
+        for file in files: shutil.copy(file, source / folder)
+    shutil.copytree(PAGES / "results", source / "docs" / "results", ignore=shutil.ignore_patterns("*.md"))
+    shutil.copy(PAGES / "_smalldocs.yml", source)
+
+
+def list_modules(source: Path):
+    "The first page of the API: every module and what it is about."
+    modules = [importlib.import_module(f"copd_nb.{page.stem}") for page in sorted((source / "api").glob("*.qmd"))]
+    rows = "\n".join(f"- [{m.__name__}]({m.__name__.rpartition('.')[2]}.qmd): {m.__doc__.strip()}" for m in modules)
+    (source / "api" / "index.md").write_text(f"# API\n\nEvery public function and class, with its parameters, made from the code.\n\n{rows}\n", encoding="utf-8")
+
+
+def smalldocs(*words: str, within: Path):
+    "Run smalldocs; what it finds fault with ends the build."
+    done = subprocess.run([sys.executable, "-m", "smalldocs.cli", *words], cwd=within, capture_output=True, text=True)
+    if done.returncode: sys.exit(f"smalldocs {' '.join(words)}:\n{done.stdout}{done.stderr}")
+
+
+def drop_web_fonts(site: Path):
+    "Take the fonts that a theme would fetch out of its style; the system's stand behind them."
+    for style in site.rglob("*.css"): style.write_text(WEB_FONT.sub("", style.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def loads_from_elsewhere(site: Path) -> list[str]:
+    "Pages and styles that would load a file from the network."
+    files = sorted(p for p in site.rglob("*") if p.suffix in (".html", ".css"))
+    return [f"{page.relative_to(site)}: {found[0]}" for page in files if (found := ELSEWHERE.search(page.read_text(encoding="utf-8")))]
+
+
+def build(target: Path = ROOT / "_docs") -> Path:
+    "Make the site in a folder; ends with a message if a link leads nowhere or a page would need the network."
+    source, site = target / "source", target / "site"
+    stage(source)
+    smalldocs("api", "build", "--dir", ".", within=source)
+    list_modules(source)
+    smalldocs("render", "--quiet", "--strict", ".", within=source)
+    drop_web_fonts(site)
+    if found := loads_from_elsewhere(site): sys.exit("needs the network: " + "; ".join(found))
+    if not (site / "index.html").exists(): sys.exit("the site has no index.html")
+    return site / "index.html"
+
+
+if __name__ == "__main__": print(build(*map(Path, sys.argv[1:])))

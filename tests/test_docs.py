@@ -1,0 +1,84 @@
+"The documentation site builds offline, its links lead somewhere, and what it says of the log is what a run logs."
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from copd_nb.copd import copd
+from copd_nb.engine import Config, train
+from copd_nb.minis import image, text, tiny_policy
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+docs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(docs)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs")
+    done = subprocess.run([sys.executable, ROOT / "docs" / "build.py", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr  # a broken link or a file from the network ends the build
+    return folder / "site"
+
+
+def test_the_index_and_every_notebook_have_a_page(site):
+    assert "copd_nb" in (site / "index.html").read_text()
+    for notebook in (*ROOT.glob("nbs/[0-9]*.ipynb"), *ROOT.glob("nbs/tutorials/*.ipynb")):
+        assert (site / notebook.relative_to(ROOT).with_suffix(".html")).exists()
+    modules = {p.stem for p in (ROOT / "copd_nb").glob("[a-z]*.py")}
+    assert {p.stem for p in (site / "api").glob("*.html")} == modules | {"index"}
+
+
+def test_the_api_has_signatures_parameters_and_shapes(site):
+    page = re.sub(r"<[^>]+>", "", (site / "api" / "objectives.html").read_text())
+    assert "clipped_surrogate(logp: Tensor" in page and "(B,) one reward a completion" in page
+
+
+def test_formulas_need_no_script_and_code_keeps_its_dollars(site):
+    page = (site / "nbs" / "12_objectives.html").read_text()
+    assert page.count("<math") > 20 and "katex" not in page.lower()
+    assert docs.with_mathml("costs `$5` and $x$").startswith("costs `$5` and <math") and docs.with_mathml("$5 and $6") == "$5 and $6"
+
+
+def test_paradigm_pages_have_usage_metrics_details_results_and_a_drawing(site):
+    for page in (ROOT / "docs" / "paradigms").glob("*.md"):
+        if page.stem == "index": continue
+        shown = (site / "paradigms" / f"{page.stem}.html").read_text()
+        assert all(f">{part}" in shown for part in ("Usage", "What is logged", "Details", "Results")) and "<svg" in shown, page.stem
+        assert "<!-- " not in page.read_text() or "95 % intervals" in shown or page.stem == "student-hub"
+
+
+def test_results_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="no row of"): docs.filled("<!-- results a paradigm that was not run -->")
+    with pytest.raises(KeyError): docs.filled("<!-- drawing unknown -->")
+
+
+def test_a_broken_link_ends_the_build(tmp_path):
+    (tmp_path / "_smalldocs.yml").write_text("project:\n  type: website\n")
+    (tmp_path / "index.md").write_text("# Title\n\n[there](nowhere.md)\n")
+    with pytest.raises(SystemExit, match="nowhere.md"): docs.smalldocs("render", "--quiet", "--strict", ".", within=tmp_path)
+
+
+def test_what_a_page_loads_from_elsewhere_is_found(tmp_path):
+    (tmp_path / "a.html").write_text('<script src="https://cdn.example/x.js"></script>')
+    (tmp_path / "b.css").write_text("@import url(https://fonts.example/css2?family=A;display=swap);body{}")
+    (tmp_path / "c.html").write_text('<a href="https://example.org">a link is no load</a>')
+    assert [f.split(":")[0] for f in docs.loads_from_elsewhere(tmp_path)] == ["a.html", "b.css"]
+
+
+def test_the_page_on_metrics_names_what_is_logged(tmp_path):
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    config = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=2, probe_k=(10, 5), eval_every=1, eval_prompts=2, eval_samples=1, device="cpu")
+    run = train(copd(["text", "image"], cycles=1, s_rl=1, s_opd=1), [text(8), image(8, 8)], tiny_policy(), config, tmp_path / "run", progress=False)
+    common, *parts = re.split(r"^## kind `(\w+)`", page, flags=re.M)
+    for kind, said in zip(parts[::2], parts[1::2]):
+        logged = set(run.events[run.events["kind"] == kind].dropna(axis=1, how="all").columns)
+        named = set(re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in said.splitlines() if line.startswith("|")) + common))
+        named |= {"overlap@5"} if kind == "probe" else set()
+        assert logged <= named, f"{kind}: not on the page: {logged - named}"
+        seen = set(run.events[run.events["kind"] == kind].columns) | {"events.jsonl", "run.events"}
+        assert named - seen <= {"teacher", "delta_clipped_share"}, f"{kind}: not logged: {named - seen}"
