@@ -20,10 +20,13 @@ class Preset:
     hidden: int = 1024
     rows: int = 8  # of 2,048 tokens that are scored
     naive_rows: int = 4  # of them where every logit exists: 15 GiB at the peak
+    gap_rows: int = 64  # completions of 512 tokens that two policies are compared on
+    gap_naive_rows: int = 24  # of them where every logit of both exists
+    gap_vocabulary: int = 49_152
     branches: tuple = (2, 3, 4, 6)
     lengths: tuple = (16, 32, 64, 128, 256)
 
-PRESETS = dict(full=Preset(), smoke=Preset(4, 4, "small", 256, 1000, 32, 2, 1, (2, 3), (16, 32, 64)))
+PRESETS = dict(full=Preset(), smoke=Preset(4, 4, "small", 256, 1000, 32, 2, 1, 4, 2, 1000, (2, 3), (16, 32, 64)))
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,17 @@ class Lines:
         return [Case(8, f"{name}, cold", (Side(name, "command", dict(words=words)), empty), 7, warmup=1, within=within)
                 for name, (words, within) in commands.items()]
 
+    def gaps(self) -> list[Case]:
+        "Line 9: the behavioural gap of two policies; time and memory."
+        p = self.preset
+
+        def case(rows, *ways):
+            task = dict(job="gap", rows=rows, tokens=512, vocabulary=p.gap_vocabulary, hidden=576)
+            title = f"behavioural gap on {rows} × 512 tokens, vocabulary {p.gap_vocabulary:,}"
+            return Case(9, title, tuple(Side(way, "ours", task | dict(way=way)) for way in ways), 2, warmup=0)
+        return [case(p.gap_naive_rows, "behavior_gap", "naive"), case(p.gap_rows, "behavior_gap")]
+
     def cases(self) -> list[Case]:
         "Every line, in order."
-        parts = (self.text, self.large, self.pictures, self.distillation, self.scoring, self.finished, self.growth, self.cold)
+        parts = (self.text, self.large, self.pictures, self.distillation, self.scoring, self.finished, self.growth, self.cold, self.gaps)
         return [case for part in parts for case in part()]

@@ -1,5 +1,6 @@
 """Worker: training steps and scoring of copd_nb, on the models that materials.py wrote."""
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable
@@ -10,12 +11,17 @@ from pathlib import Path
 import torch
 from rewards import DigitShare
 from serve import Server, versions
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from copd_nb.baselines import expert
-from copd_nb.capabilities import Capability, by_name
+from copd_nb.capabilities import Capability, Example, by_name
 from copd_nb.copd import copd
 from copd_nb.costs import Workload
 from copd_nb.engine import Batch, Branch, Config, Training, accelerator_for, learn, train_step
+from copd_nb.gaps import behavior_gap
 from copd_nb.heads import token_scores
 from copd_nb.minis import minis
 from copd_nb.objectives import grpo_advantages
@@ -127,9 +133,47 @@ def scores(way: str, rows: int, tokens: int, vocabulary: int, hidden: int, backw
     return step, dict(tokens=rows * tokens)
 
 
+def random_policy(name: str, vocabulary: int, hidden: int, seed: int) -> Policy:
+    "Two layers of a Llama over words t0, t1, …"
+    core = Tokenizer(WordLevel({f"t{i}": i for i in range(vocabulary)}, unk_token="t0"))
+    core.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="t1", pad_token="t2", padding_side="left")
+    torch.manual_seed(seed)
+    shape = dict(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=hidden // 64, max_position_embeddings=4096)
+    return Policy(LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, eos_token_id=1, pad_token_id=2, **shape)), tokenizer, name)
+
+
+def naive_gap(a: Policy, b: Policy, examples: list[Example], ids: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
+    "What `behavior_gap` measures, from all logits at once, each large tensor dropped as soon as it can be."
+    p, q = (policy.completion_logits(policy.encode(examples), ids).log_softmax(-1) for policy in (a, b))
+    tops = [x.topk(k).indices for x in (p, q)]
+    kl = lambda x, y: (x.exp() * (x - y)).sum(-1)
+    middle = torch.logaddexp(p, q) - math.log(2)
+    jsd = (kl(p, middle) + kl(q, middle)) / 2
+    del middle
+    entropies = [-(x.exp() * x).sum(-1) for x in (p, q)]
+    sampled = [x.gather(-1, ids[..., None])[..., 0] for x in (p, q)]
+    overlap = (tops[0][..., None] == tops[1][..., None, :]).any(-1).float().mean(-1)
+    forth, back = kl(p, q), kl(q, p)
+    return dict(overlap=overlap, symmetric_kl=forth + back, kl_ab=forth, kl_ba=back, jsd=jsd, entropy_a=entropies[0], entropy_b=entropies[1], logp_a=sampled[0], logp_b=sampled[1])
+
+
+def gap(way: str, rows: int, tokens: int, vocabulary: int, hidden: int) -> tuple[Step, dict]:
+    "The behavioural gap of two random policies on given completions."
+    a, b = random_policy("a", vocabulary, hidden, 0), random_policy("b", vocabulary, hidden, 1)
+    examples = [Example(f"t{i + 10} t{i + 11} t{i + 12}", "", "words") for i in range(rows)]
+    ids = torch.randint(3, vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def step() -> dict:
+        found = naive_gap(a, b, examples, ids, 10) if way == "naive" else behavior_gap(a, b, examples, 10, completions=ids.tolist())
+        return {name: float(found[name].mean()) for name in ("overlap", "symmetric_kl", "jsd")}
+    return step, dict(tokens=rows * tokens)
+
+
 def main(job: str, **task):
     "Serve one job."
-    server, jobs = Server(), dict(grpo=grpo, opd=opd, forced=forced, growth=growth, scores=scores)
+    server, jobs = Server(), dict(grpo=grpo, opd=opd, forced=forced, growth=growth, scores=scores, gap=gap)
     step, facts = jobs[job](**task)
     server.serve(step, threads=torch.get_num_threads(), versions=versions("torch", "transformers", "copd_nb"), **facts)
 

@@ -87,7 +87,7 @@ def _row(case: Case, name: str, side: dict) -> str:
 
 
 def _memory(mine: dict, naive: dict) -> str:
-    "Peak memory of the chunked head against the naive one."
+    "Peak memory in chunks against all logits at once."
     beyond = [s["peak_bytes"] - s["set_up_bytes"] for s in (mine, naive)]
     return (f"peak memory {naive['peak_bytes'] / mine['peak_bytes']:.1f} times smaller chunked than naive; beyond the inputs, which both hold, "
             f"{beyond[0] / GIB:.2f} against {beyond[1] / GIB:.2f} GiB, {beyond[1] / max(1, beyond[0]):.0f} times (aim 8)")
@@ -100,7 +100,8 @@ def _remarks(case: Case, found: dict, failures: dict) -> list[str]:
         lines.append("{:.0%} of the fp32 matrix-product peak (aim 55%); {:.0%} if counted as a step without shared prompts".format(*found["peak_share"]))
     if "exponent" in found:
         lines.append("seconds grow with {} to the power {:.2f} (95 % interval {:.2f} to {:.2f})".format(case.fit, *found["exponent"]))
-    if {"chunked", "naive"} <= set(found["sides"]): lines.append(_memory(found["sides"]["chunked"], found["sides"]["naive"]))
+    first = found["sides"].get(case.sides[0].name)
+    if first and "naive" in found["sides"]: lines.append(_memory(first, found["sides"]["naive"]))
     if case.note: lines.append(case.note)
     return [f"- Line {case.line}, {case.title}: {text}." for text in lines]
 
