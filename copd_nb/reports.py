@@ -135,6 +135,11 @@ def _runs(arguments: argparse.Namespace):
     from copd_nb.runs import list_runs
     print(list_runs(arguments.store).to_string(index=False))
 
+def _track(arguments: argparse.Namespace):
+    "Send the events of a run to a tracker."
+    from copd_nb.tracking import follow
+    print(f"{follow(arguments.folder, arguments.to):,} rows sent to {arguments.to}")
+
 # %% ../nbs/51_reports.ipynb #b55729de
 def _add_gap(gap: argparse.ArgumentParser):
     "Arguments of `copd gap`; those that are not given keep the report's defaults."
@@ -167,6 +172,10 @@ def parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="list the runs of a store")
     runs.add_argument("store", nargs="?", default="runs/store", help="folder of run folders (runs/store)")
     runs.set_defaults(run=_runs)
+    track = commands.add_parser("track", help="send the events of a run to a tracker, while it trains or afterwards")
+    track.add_argument("folder", help="a run folder")
+    track.add_argument("--to", required=True, help="trackio, tensorboard or wandb (extra `track`)")
+    track.set_defaults(run=_track)
     return top
 
 # %% ../nbs/51_reports.ipynb #ac4bb8e7
@@ -176,7 +185,7 @@ def main(
     "The `copd` command: user errors end in one line and status 2."
     arguments = parser().parse_args(words)
     try: arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"copd: {error}", file=sys.stderr)
         return 2
     return 0
