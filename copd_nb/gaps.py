@@ -277,6 +277,10 @@ def load_policies(
     if len(paths) < 2: raise ValueError(f"a gap needs at least two checkpoints, not {list(paths)}")
     if dtype not in ("float32", "bfloat16", "float16"): raise ValueError(f"dtype={dtype!r}: float32, bfloat16 or float16")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    for path in map(Path, paths):
+        if not path.is_dir() or (path / "config.json").exists(): continue
+        inside = sorted(str(p.parent) for p in path.glob("*/config.json"))
+        raise ValueError(f"checkpoint {str(path)!r} can't be loaded: the folder has no config.json" + (f"; {inside[0]!r} has one" if inside else ""))
     def one(name: str, path: str) -> Policy:
         try: return Policy.load(path, name, getattr(torch, dtype)).to(device)
         except (OSError, ValueError) as error: raise ValueError(f"checkpoint {path!r} can't be loaded: {str(error).splitlines()[0]}") from error

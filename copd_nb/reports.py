@@ -9,6 +9,7 @@ __all__ = ['report_folder', 'report_names', 'notebook_of', 'parameters_of', 'che
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import copd_nb
@@ -66,7 +67,9 @@ def _to_html(notebook: Path) -> Path:
     from nbconvert import HTMLExporter
     content = nbformat.read(notebook, as_version=4)
     content.metadata.pop("widgets", None)
-    body, _ = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="").from_notebook_node(content)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Your element with mimetype")  # results.json is embedded for programs, not shown
+        body, _ = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="").from_notebook_node(content)
     page = notebook.with_suffix(".html")
     page.write_text(body, encoding="utf-8")
     return page

@@ -88,12 +88,14 @@ def stage(source: Path):
         copy_page(page, source / page.relative_to(PAGES if page.is_relative_to(PAGES) else ROOT))
     copy_page(ROOT / "README.md", source / "index.md")
     (source / "bench" / "README.md").rename(source / "bench" / "method.md")  # a README is no page of a site
-    for page in source.rglob("*.md"): page.write_text(page.read_text(encoding="utf-8").replace("bench/README.md", "bench/method.md"), encoding="utf-8")
+    for page in source.rglob("*.md"):
+        text = page.read_text(encoding="utf-8").replace("bench/README.md", "bench/method.md").replace("](docs/", "](")
+        page.write_text(text, encoding="utf-8")
     for notebook in (*ROOT.glob("nbs/[0-9]*.ipynb"), *ROOT.glob("nbs/tutorials/*.ipynb")): copy_notebook(notebook, source / notebook.relative_to(ROOT))
     for folder, files in dict(img=PAGES.glob("img/*"), bench=ROOT.glob("bench/*.json")).items():
         (source / folder).mkdir(parents=True, exist_ok=True)
         for file in files: shutil.copy(file, source / folder)
-    shutil.copytree(PAGES / "results", source / "docs" / "results", ignore=shutil.ignore_patterns("*.md"))
+    shutil.copytree(PAGES / "results", source / "results", ignore=shutil.ignore_patterns("*.md"))
     shutil.copy(PAGES / "_smalldocs.yml", source)
 
 

@@ -328,7 +328,9 @@ def test_checkpoints_that_cannot_be_loaded(tmp_path):
     with pytest.raises(ValueError, match="at least two checkpoints"): load_policies(["one"])
     with pytest.raises(ValueError, match="dtype='int8'"): load_policies(["one", "two"], "int8")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="checkpoint '.*empty' can't be loaded"): load_policies([str(tmp_path / "empty"), str(tmp_path / "none")])
+    with pytest.raises(ValueError, match="checkpoint '.*empty' can't be loaded: the folder has no config.json$"): load_policies([str(tmp_path / "empty"), str(tmp_path / "none")])
+    tiny_policy().save(tmp_path / "empty" / "checkpoint-1")
+    with pytest.raises(ValueError, match="no config.json; '.*checkpoint-1' has one"): load_policies([str(tmp_path / "empty"), str(tmp_path / "none")])
 
 
 # ---- from score tables
