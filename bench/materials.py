@@ -4,33 +4,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from copd_nb.engine import Config, train
 from copd_nb.minis import base, minis
 from copd_nb.policies import Policy
 from copd_nb.processors import character_tokenizer
 from copd_nb.schedule import SFT, Phase, Schedule, Update
+from copd_nb.skills import text_policy
 
 PROMPTS = 2048  # written for TRL, in the order in which the engine draws them with seed 0
-
-
-def text_policy(
-    hidden: int,  # a multiple of the heads
-    layers: int,
-    heads: int,
-    seed: int = 0,  # of the random weights
-) -> Policy:
-    "A random Qwen3 with the character tokenizer."
-    tokenizer = character_tokenizer()
-    torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=heads // 2, head_dim=hidden // heads, max_position_embeddings=512, tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None))
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return Policy(model, tokenizer, "text")
 
 
 def small(seed: int = 0) -> Policy:
