@@ -6,7 +6,8 @@
 __all__ = ['OKABE_ITO', 'COLORS', 'MARKERS', 'DASHES', 'PAPER_TABLES', 'UNITS', 'BUDGETS', 'LOSS_GAIN', 'palette', 'paper_table',
            'paper_summary', 'AccuracyTable', 'accuracy_table', 'accuracy_markdown', 'intervals', 'capability_gap',
            'dumbbells', 'probe_values', 'dynamics', 'learning_curves', 'training_curves', 'costs', 'overlap_gain',
-           'effect_map', 'by_position', 'pareto_front', 'pareto']
+           'effect_map', 'by_position', 'pareto_front', 'pareto', 'differences', 'by_count', 'drift_curves',
+           'pareto_curves']
 
 # %% ../nbs/40_plots.ipynb #65c1677a
 from collections.abc import Iterable
@@ -270,7 +271,7 @@ def dynamics(
     return _finish(ax, "step (updates)", UNITS.get(metric, metric))
 
 # %% ../nbs/40_plots.ipynb #49379df8
-BUDGETS = dict(updates="updates", total_steps="optimiser steps of all branches", critical_steps="critical path (optimiser steps)", steps="steps (updates)", tokens="completion tokens (generated, scored, trained)", flops="compute (FLOPs)",
+BUDGETS = dict(updates="updates", total_steps="optimiser steps of all branches", critical_steps="critical path (optimiser steps)", links="links between branches", steps="steps (updates)", tokens="completion tokens (generated, scored, trained)", flops="compute (FLOPs)",
                seconds="time (s)", critical_path="critical path (updates)", global_step="step (updates)")
 
 def learning_curves(
@@ -420,6 +421,75 @@ def pareto(
     for i, row in enumerate(table.itertuples()):
         error = [[row.accuracy - row.low], [row.high - row.accuracy]]
         ax.errorbar(table[x].iloc[i], row.accuracy, yerr=error, fmt=MARKERS[i % len(MARKERS)], color=colors[row.paradigm], capsize=2, label=row.paradigm, zorder=2)
+    _legend(ax, "paradigm")
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return _finish(ax, BUDGETS.get(x, x), "accuracy (%)")
+
+# %% ../nbs/40_plots.ipynb #0d1ed1fa
+def differences(
+    table: pd.DataFrame,  # columns arm, difference, difference_low, difference_high in points, as from `studies.ranking`
+    reference: str,  # the arm at zero
+    ax: Axes | None = None,  # drawn here, else on a new figure
+) -> Axes:
+    "Paired differences to a reference with intervals; filled where the interval excludes zero."
+    need_columns(table, "arm", "difference", "difference_low", "difference_high")
+    rows = table[table["arm"] != reference].reset_index(drop=True)
+    ax = _axes(ax, 7.5, 1.3 + 0.34 * len(rows))
+    for y, row in rows.iterrows():
+        clear = row["difference_low"] > 0 or row["difference_high"] < 0
+        color = OKABE_ITO[0] if row["difference"] > 0 else OKABE_ITO[1]
+        error = [[row["difference"] - row["difference_low"]], [row["difference_high"] - row["difference"]]]
+        ax.errorbar(row["difference"], y, xerr=error, fmt="o", color=color, markerfacecolor=color if clear else "white", capsize=2)
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(rows)), rows["arm"])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    return _finish(ax, f"difference to {reference} (percentage points)", "", grid="x")
+
+# %% ../nbs/40_plots.ipynb #a613985d
+def by_count(
+    table: pd.DataFrame,  # columns arm, `x`, value; optionally low and high
+    x: str,  # column of the count
+    ylabel: str,  # what `value` is, with its unit
+    ax: Axes | None = None,  # drawn here, else on a new figure
+) -> Axes:
+    "One line an arm, shifted a little sideways so that intervals don't hide each other."
+    need_columns(table, "arm", x, "value")
+    ax, colors, arms = _axes(ax, 7, 3.8), palette(table["arm"]), list(table["arm"].unique())
+    for i, arm in enumerate(arms):
+        part = table[table["arm"] == arm].sort_values(x)
+        error = [part["value"] - part["low"], part["high"] - part["value"]] if {"low", "high"} <= set(table) else None
+        ax.errorbar(part[x] + 0.04 * (i - (len(arms) - 1) / 2), part["value"], yerr=error, marker=MARKERS[i % len(MARKERS)], linestyle=DASHES[i % len(DASHES)],
+                    color=colors[arm], capsize=2, label=arm)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(ax)
+    return _finish(ax, {"k": "capabilities K"}.get(x, x), ylabel)
+
+# %% ../nbs/40_plots.ipynb #cb707285
+def drift_curves(
+    table: pd.DataFrame,  # columns pair, global_step, `metric`, optionally seed
+    metric: str,  # overlap, symmetric_kl …
+    ax: Axes | None = None,  # drawn here, else on a new figure
+) -> Axes:
+    "A metric over updates, one line a pair with its band over seeds."
+    need_columns(table, "pair", "global_step", metric)
+    ax = _axes(ax, 7, 3.6)
+    _legend(ax, _lines(ax, table, "pair", "global_step", metric))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _finish(ax, "step (updates)", UNITS.get(metric, metric))
+
+# %% ../nbs/40_plots.ipynb #abe8fc62
+def pareto_curves(
+    points: pd.DataFrame,  # columns paradigm, `x`, accuracy in %; several rows a paradigm
+    x: str = "tokens",  # cost column
+    ax: Axes | None = None,  # drawn here, else on a new figure
+) -> Axes:
+    "Accuracy against cost, a curve a paradigm, with the Pareto front over all of them."
+    need_columns(points, "paradigm", x, "accuracy")
+    ax, colors, front = _axes(ax, 7.5, 4), palette(points["paradigm"]), pareto_front(points, x)
+    ax.step(front[x], front["accuracy"], where="post", color="#888888", linewidth=1.2, linestyle="--", label="front")
+    for i, (name, part) in enumerate(points.groupby("paradigm", sort=False)):
+        part = part.sort_values(x)
+        ax.plot(part[x], part["accuracy"], marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1, color=colors[name], label=name)
     _legend(ax, "paradigm")
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     return _finish(ax, BUDGETS.get(x, x), "accuracy (%)")

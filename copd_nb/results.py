@@ -74,13 +74,13 @@ def gap_to_experts(
     return pd.DataFrame(rows)
 
 # %% ../nbs/32_results.ipynb #98c1d67e
-BUDGETS = ("total_steps", "tokens", "critical_steps")
+BUDGETS = ("total_steps", "tokens", "flops", "critical_steps")
 
 def learning_curve(
     run: Run,  # with evaluations in its events
     capabilities: Iterable[str],  # that count, equally
     metric: str = "sampled",  # "greedy" or "sampled"
-) -> pd.DataFrame:  # columns total_steps, tokens, critical_steps, accuracy in %
+) -> pd.DataFrame:  # columns total_steps, tokens, flops, critical_steps, accuracy in %
     "Accuracy of the result against the cost so far."
     events, result = run.events, run.schedule.result
     names = {"result"} | ({result} if isinstance(result, str) else set())
