@@ -93,9 +93,9 @@ def learning_curve(
 def equal_budgets(
     curves: pd.DataFrame,  # columns paradigm, seed, the budgets, accuracy
 ) -> pd.DataFrame:  # columns budget, at, paradigm, accuracy (mean over seeds), low, high (over seeds), seeds
-    "Accuracy of every paradigm at the largest budget that all of them reach, for each kind of budget."
+    "Accuracy of every paradigm at the largest budget that all of them reach, for each kind of budget that the curves have."
     rows = []
-    for budget in BUDGETS:
+    for budget in [b for b in BUDGETS if b in curves]:
         end = common_budget([c for _, c in curves.groupby(["paradigm", "seed"])], budget)
         for paradigm, runs in curves.groupby("paradigm", sort=False):
             values = [at_budget(c, end, budget) for _, c in runs.groupby("seed")]
