@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOG_RATIO_LIMIT', 'grpo_advantages', 'loss_denominator', 'reduce_loss', 'clipped_surrogate', 'clip_share',
-           'opd_advantages', 'delta_stats', 'kl_estimator_loss', 'distillation_loss']
+           'opd_advantages', 'delta_stats', 'unlikely_advantages', 'kl_estimator_loss', 'distillation_loss']
 
 # %% ../nbs/12_objectives.ipynb #70e2f5c5
+import math
+
 import torch
 from torch import Tensor
 
@@ -157,6 +159,16 @@ def delta_stats(
     ordered = delta.abs().sort().values
     ranks = {f"abs_p{q}": ordered[-(-q * len(ordered) // 100) - 1].item() for q in (50, 90, 99)}  # −(−a // b) rounds up
     return {"mean": delta.mean().item()} | ranks | {"clipped_share": 0.0 if clip is None else (ordered > clip).float().mean().item()}
+
+# %% ../nbs/12_objectives.ipynb #8c9c4739
+def unlikely_advantages(
+    student_logp: Tensor,  # (B, T) the sampled tokens under the student that sampled them
+    beta: float = 1.0,  # weight of the control
+    below: float = 0.1,  # p₀, tokens of a smaller probability are pushed down, in (0, 1]
+) -> Tensor:  # (B, T) advantages, detached
+    "−β on tokens that the student gave less than `below`, 0 elsewhere, (B, T) → (B, T); ValueError for a `below` outside (0, 1]."
+    if not 0 < below <= 1: raise ValueError(f"below={below}: a probability in (0, 1]")
+    return -beta * (student_logp.detach() < math.log(below)).to(student_logp.dtype)
 
 # %% ../nbs/12_objectives.ipynb #d16140e5
 def kl_estimator_loss(
