@@ -5,12 +5,21 @@
 # %% ../nbs/22_copd.ipynb #5d41ddc1
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
+from statistics import fmean
+from typing import Any
 
-from .schedule import BASE, OPD, RL, Merge, Phase, Schedule, Signal, Update
+from .schedule import BASE, CONTROLS, OPD, RL, Control, Merge, Phase, Schedule, Signal, Update
 
 # %% auto #0
-__all__ = ['TOPOLOGIES', 'STUDENT', 'link_table', 'cycle_phases', 'copd']
+__all__ = ['TOPOLOGIES', 'STUDENT', 'MEASURES', 'MOVES', 'Rows', 'Place', 'BETAS', 'PROBED', 'link_table', 'cycle_phases', 'copd',
+           'divergence_band', 'gradient_share', 'capability_progress', 'token_share', 'share_steps', 'check_control',
+           'controlled', 'realised']
 
 # %% ../nbs/22_copd.ipynb #2d468a59
 TOPOLOGIES = ("pairwise", "hub", "student")
@@ -102,6 +111,7 @@ def copd(
     estimator: str = "sampled",  # sampled | reverse | forward | jsd | topk
     result: str | None = None,  # a branch or "merge"; None: the student if there is one, else the merge
     merge: str = "linear",  # linear | task_arithmetic | ties | dare | slerp
+    control: Control | None = None,  # what changes the later cycles while it runs, see the end of this notebook
 ) -> Schedule:  # named "copd", "copd-hub" or "copd-student"
     "Co-evolving policy distillation (arXiv 2604.27083, Algorithm 1). ValueError names what is wrong."
     names = tuple(capabilities)
@@ -110,4 +120,347 @@ def copd(
         raise ValueError(f"cycles must be ≥ 1, not {cycles}")
     phases = [phase for n in range(1, cycles + 1) for phase in cycle_phases(table, n, s_rl, s_opd, beta, estimator)]
     name = "copd" if topology == "pairwise" else f"copd-{topology}"
-    return Schedule(name, list(table), phases, _result(names, topology, result, merge)).validate(names)
+    return Schedule(name, list(table), phases, _result(names, topology, result, merge), control).validate(names)
+
+# %% ../nbs/22_copd.ipynb #41c60aa2
+MEASURES = ("symmetric_kl", "overlap")
+MOVES = ("beta", "steps")
+
+
+def _setting(name: str, value: Any, fits: Callable[[Any], bool], allowed: str) -> Any:
+    "The value if it fits. ValueError names the setting and what is allowed."
+    try:
+        good = not isinstance(value, bool) and fits(value)
+    except TypeError:
+        good = False
+    if not good:
+        raise ValueError(f"control setting {name}={value!r}: must be {allowed}")
+    return value
+
+
+def _whole(value: Any) -> bool:
+    "Whether a value is an integer of at least 1."
+    return isinstance(value, int) and value >= 1
+
+# %% ../nbs/22_copd.ipynb #df1025f0
+def divergence_band(
+    low: float,  # lower end of the band, ≥ 0; nats per token, or a share for overlap
+    high: float,  # upper end, > low; at most 1 for overlap
+    measure: str = "symmetric_kl",  # symmetric_kl | overlap
+    moves: str = "beta",  # beta: of each branch, by its own pairs | steps: between Phase I and II, for all branches
+    factor: float = 2.0,  # what β is multiplied with or divided by, > 1
+    step: int = 2,  # steps that are moved at once, ≥ 1
+) -> Control:
+    "More OPD after a cycle that ends with branches too far apart, less where they are too close. ValueError names a wrong setting."
+    _setting("measure", measure, lambda x: x in MEASURES, f"one of {list(MEASURES)}")
+    _setting("moves", moves, lambda x: x in MOVES, f"one of {list(MOVES)}")
+    most, words = (1, "≤ 1") if measure == "overlap" else (math.inf, "finite")
+    _setting("low", low, lambda x: 0 <= x < math.inf, "≥ 0 and finite")
+    _setting("high", high, lambda x: low < x <= most and x < math.inf, f"> low={low!r} and {words}")
+    _setting("factor", factor, lambda x: 1 < x < math.inf, "> 1 and finite")
+    _setting("step", step, _whole, "an integer ≥ 1")
+    return Control("divergence_band", dict(low=float(low), high=float(high), measure=measure, moves=moves, factor=float(factor), step=step))
+
+# %% ../nbs/22_copd.ipynb #648db6be
+def gradient_share(
+    share: float,  # s: the wanted part of OPD in the sum of both norms, in (0, 1)
+    limit: float = 4.0,  # ℓ: β changes at most by this factor in a cycle, > 1
+) -> Control:
+    "Sets each branch's β so that OPD has a given share of the gradient. ValueError names a wrong setting."
+    _setting("share", share, lambda x: 0 < x < 1, "between 0 and 1, both excluded")
+    _setting("limit", limit, lambda x: 1 < x < math.inf, "> 1 and finite")
+    return Control("gradient_share", dict(share=float(share), limit=float(limit)))
+
+# %% ../nbs/22_copd.ipynb #a18efb3b
+def _floor(value: float) -> float:
+    "The checked setting `floor`."
+    return float(_setting("floor", value, lambda x: 0 < x <= 1, "in (0, 1]"))
+
+
+def capability_progress(
+    power: float = 1.0,  # p: how strongly headroom counts, > 0
+    window: int | None = None,  # only the last steps of the cycle in which a branch had a reward; None: all
+    floor: float = 0.5,  # least steps of a branch, as a part of an equal share, in (0, 1]
+) -> Control:
+    "Deals the steps of Phase I out by what is left to gain. ValueError names a wrong setting."
+    _setting("power", power, lambda x: 0 < x < math.inf, "> 0 and finite")
+    _setting("window", window, lambda x: x is None or _whole(x), "None or an integer ≥ 1")
+    return Control("capability_progress", dict(power=float(power), window=window, floor=_floor(floor)))
+
+
+def token_share(
+    floor: float = 0.5,  # least steps of a branch, as a part of an equal share, in (0, 1]
+) -> Control:
+    "Deals the steps of Phase I out so that every capability gets about as many tokens. ValueError names a wrong setting."
+    return Control("token_share", dict(floor=_floor(floor)))
+
+# %% ../nbs/22_copd.ipynb #289f6b3c
+Rows = list[dict]
+Place = tuple[int, int]  # (phase index, step)
+
+
+def _logged(rows: Iterable[dict], kind: str, cycle: int, key: str) -> Rows:
+    "The rows of one kind and cycle that have a number under `key`."
+    mine = (row for row in rows if row.get("kind") == kind and row.get("cycle") == cycle)
+    return [row for row in mine if row.get(key) is not None and not math.isnan(row[key])]
+
+
+def _by_place(rows: Rows, branch: str) -> dict[str, dict[Place, Rows]]:
+    "Branch → place → rows, for rows that hold their branch under the key `branch`."
+    found: dict[str, dict[Place, Rows]] = {}
+    for row in rows:
+        found.setdefault(row[branch], {}).setdefault((row["phase_index"], row["step"]), []).append(row)
+    return found
+
+
+def _distances(rows: Rows, cycle: int, measure: str) -> dict[str, float]:
+    "Branch → mean of a probe measure over its teachers and over both owners, at its last probe of the cycle."
+    linked = [row for row in _logged(rows, "probe", cycle, measure) if row["b"] != BASE]
+    return {branch: fmean(row[measure] for row in places[max(places)]) for branch, places in _by_place(linked, "a").items()}
+
+
+def _norms(rows: Rows, cycle: int) -> dict[str, tuple[float, float]]:
+    "Branch → mean norms (cross, native) of the steps that have both; streams count once."
+    found = {}
+    for branch, places in _by_place(_logged(rows, "train", cycle, "gradient_norm"), "branch").items():
+        steps = [{row["stream"]: row["gradient_norm"] for row in step} for step in places.values()]
+        cross = [[norm for stream, norm in step.items() if stream.startswith("opd:")] for step in steps]
+        both = [(math.hypot(*c), step["rl"]) for c, step in zip(cross, steps) if c and "rl" in step]
+        if both:
+            found[branch] = tuple(map(fmean, zip(*both)))
+    return found
+
+
+def _rewarded(rows: Rows, cycle: int, window: int | None = None) -> dict[str, list[Rows]]:
+    "Branch → rows of each step with a reward, the last `window` of them."
+    places = _by_place(_logged(rows, "train", cycle, "reward"), "branch")
+    return {branch: [steps[place] for place in sorted(steps)][-(window or 0):] for branch, steps in places.items()}
+
+# %% ../nbs/22_copd.ipynb #99cb4920
+BETAS = (1e-6, 1e6)  # no rule leaves this range
+
+
+def _end(schedule: Schedule, cycle: int) -> int:
+    "Index of the first phase after a cycle."
+    return max(i for i, phase in enumerate(schedule.phases) if phase.cycle == cycle) + 1
+
+
+def _remake(schedule: Schedule, cycle: int, make: Callable[[list[Phase]], Iterable[Phase]]) -> Schedule:
+    "Every cycle after `cycle` is made anew from its phases."
+    end = _end(schedule, cycle)
+    parts = groupby(schedule.phases[end:], key=attrgetter("cycle"))
+    later = [phase for number, part in parts for phase in (part if number is None else make(list(part)))]
+    return replace(schedule, phases=(*schedule.phases[:end], *later))
+
+
+def _next(schedule: Schedule, cycle: int) -> list[Phase]:
+    "The phases of the next cycle; none after the last."
+    later = [phase for phase in schedule.phases[_end(schedule, cycle):] if phase.cycle is not None]
+    return [phase for phase in later if phase.cycle == later[0].cycle]
+
+
+def _halves(phases: Iterable[Phase]) -> tuple[list[Phase], list[Phase]]:
+    "The phases of a cycle without OPD, and those with it."
+    first, second = [], []
+    for phase in phases:
+        (second if any(update.opd for update in phase.updates) else first).append(phase)
+    return first, second
+
+# %% ../nbs/22_copd.ipynb #a04697ef
+def _scaled(update: Update, factor: float) -> Update:
+    "An update with every β times a factor."
+    if factor == 1:
+        return update
+    low, high = BETAS
+    return replace(update, signals=[replace(s, beta=min(max(s.beta * factor, low), high)) if isinstance(s, OPD) else s for s in update.signals])
+
+
+def _betas(phases: list[Phase]) -> dict[str, float]:
+    "Branch → β of its first OPD signal."
+    return {update.branch: update.opd[0].beta for phase in reversed(phases) for update in phase.updates if update.opd}
+
+
+def _weigh(schedule: Schedule, cycle: int, factors: dict[str, float], why: dict[str, dict]) -> tuple[Schedule, Rows]:
+    "Multiply the β of some branches in all later cycles; `why` is the measurement of each."
+    def scaled(phase: Phase) -> Phase:
+        return replace(phase, updates=[_scaled(u, factors.get(u.branch, 1)) for u in phase.updates])
+
+    changed = _remake(schedule, cycle, lambda phases: map(scaled, phases))
+    old, new = (_betas(_next(s, cycle)) for s in (schedule, changed))
+    return changed, [{"branch": b, "setting": "beta", "old": old[b], "new": new[b], **why[b]} for b in factors if b in old]
+
+# %% ../nbs/22_copd.ipynb #957879d7
+def _moved(phases: list[Phase], step: int) -> list[Phase]:
+    "One cycle with up to `step` steps moved from Phase I to Phase II, or back if negative."
+    (first,), (second,) = _halves(phases)
+    step = max(1 - second.steps, min(step, first.steps - 1))
+    return [replace(phase, steps=phase.steps + (step if phase is second else -step)) for phase in phases]
+
+
+def _move(schedule: Schedule, cycle: int, step: int, why: dict) -> tuple[Schedule, Rows]:
+    "Move steps from Phase I to Phase II in all later cycles."
+    changed = _remake(schedule, cycle, lambda phases: _moved(phases, step))
+    old, new = ([half[0].steps for half in _halves(_next(s, cycle))] for s in (schedule, changed))
+    return changed, [{"branch": "all", "setting": name, "old": o, "new": n, **why} for name, o, n in zip(("s_rl", "s_opd"), old, new)]
+
+# %% ../nbs/22_copd.ipynb #25073bdf
+def share_steps(
+    weights: dict[str, float],  # branch → weight ≥ 0; all 0 means equal
+    total: int,  # steps to deal out
+    floor: float = 0.5,  # least steps as a part of an equal share, in [0, 1]
+) -> dict[str, int]:  # branch → steps; they sum to total
+    "Whole steps in proportion to weights, none below the floor (rounded up, if the total allows)."
+    equal = total / len(weights)
+    least = min(math.ceil(floor * equal - 1e-9), math.floor(equal))
+    weights = weights if sum(weights.values()) > 0 else dict.fromkeys(weights, 1.0)
+    free, exact = set(weights), {}
+    while not exact or min(exact[k] for k in free) < least - 1e-9:
+        free -= {k for k in free if exact and exact[k] < least - 1e-9}
+        rest = total - least * (len(weights) - len(free))
+        exact = {k: rest * weights[k] / sum(weights[j] for j in weights if j in free) if k in free else least for k in weights}
+    steps = {k: max(least, math.floor(x + 1e-9)) for k, x in exact.items()}
+    for k in sorted(weights, key=lambda k: steps[k] - exact[k])[:total - sum(steps.values())]:
+        steps[k] += 1
+    return steps
+
+# %% ../nbs/22_copd.ipynb #969809e5
+def _own_steps(phases: list[Phase]) -> dict[str, int]:
+    "Branch → its steps without OPD in a cycle."
+    steps: dict[str, int] = {}
+    for phase in _halves(phases)[0]:
+        for update in phase.updates:
+            steps[update.branch] = steps.get(update.branch, 0) + phase.steps
+    return steps
+
+
+def _nested(phases: list[Phase], steps: dict[str, int]) -> list[Phase]:
+    "One cycle whose Phase I gives each branch its own number of steps."
+    first, second = _halves(phases)
+    updates = {update.branch: update for phase in first for update in phase.updates}
+    ends = sorted(set(steps.values()) - {0})
+    parts = [(end - begin, [u for branch, u in updates.items() if steps[branch] >= end]) for begin, end in zip([0, *ends], ends)]
+    return [replace(first[0], steps=length, updates=learners) for length, learners in parts] + second
+
+
+def _deal(schedule: Schedule, cycle: int, weights: dict[str, float], floor: float, why: dict[str, dict]) -> tuple[Schedule, Rows]:
+    "Deal the steps of Phase I of all later cycles out by weight; nothing changes if a branch has no weight."
+    old = _own_steps(_next(schedule, cycle))
+    if not set(old) <= set(weights):
+        return schedule, []
+    weights = {branch: weights[branch] for branch in old}
+
+    def dealt(phases: list[Phase]) -> list[Phase]:
+        return _nested(phases, share_steps(weights, sum(_own_steps(phases).values()), floor))
+
+    changed = _remake(schedule, cycle, dealt)
+    new, target = _own_steps(_next(changed, cycle)), sum(old.values()) / (sum(weights.values()) or math.inf)
+    return changed, [{"branch": b, "setting": "s_rl", "old": old[b], "new": new[b], **why[b], "target": weights[b] * target} for b in old]
+
+# %% ../nbs/22_copd.ipynb #641e2e25
+def _by_divergence(schedule: Schedule, cycle: int, rows: Rows, low: float, high: float, measure: str, moves: str, factor: float, step: int) -> tuple[Schedule, Rows]:
+    "The rule of `divergence_band`."
+    def more(x: float) -> int:
+        return ((x > high) - (x < low)) * (1 if measure == "symmetric_kl" else -1)
+
+    def why(x: float) -> dict:
+        return {"measure": measure, "measured": x, "target": min(max(x, low), high)}
+
+    apart = _distances(rows, cycle, measure)
+    if moves == "beta":
+        return _weigh(schedule, cycle, {b: factor ** more(x) for b, x in apart.items()}, {b: why(x) for b, x in apart.items()})
+    mean = fmean(apart.values()) if apart else None
+    return (schedule, []) if mean is None else _move(schedule, cycle, step * more(mean), why(mean))
+
+
+def _by_gradient(schedule: Schedule, cycle: int, rows: Rows, share: float, limit: float) -> tuple[Schedule, Rows]:
+    "The rule of `gradient_share`."
+    norms = {b: (cross, native) for b, (cross, native) in _norms(rows, cycle).items() if cross > 0 and native > 0}
+    factors = {b: min(max(share / (1 - share) * native / cross, 1 / limit), limit) for b, (cross, native) in norms.items()}
+    why = {b: {"measure": "gradient_share", "measured": cross / (cross + native), "target": share} for b, (cross, native) in norms.items()}
+    return _weigh(schedule, cycle, factors, why)
+
+
+def _by_progress(schedule: Schedule, cycle: int, rows: Rows, power: float, window: int | None, floor: float) -> tuple[Schedule, Rows]:
+    "The rule of `capability_progress`."
+    steps = _rewarded(rows, cycle, window)
+    headroom = {b: max(0.0, 1 - fmean(row["reward"] for step in s for row in step)) for b, s in steps.items()}
+    largest = max(headroom.values(), default=0) or 1
+    weights = {b: (h / largest) ** power for b, h in headroom.items()}
+    return _deal(schedule, cycle, weights, floor, {b: {"measure": "headroom", "measured": h} for b, h in headroom.items()})
+
+
+def _by_tokens(schedule: Schedule, cycle: int, rows: Rows, floor: float) -> tuple[Schedule, Rows]:
+    "The rule of `token_share`."
+    tokens = {b: fmean(sum(row["generated"] + row["trained"] for row in step) for step in s) for b, s in _rewarded(rows, cycle).items()}
+    weights = {b: 1 / t for b, t in tokens.items() if t > 0}
+    return _deal(schedule, cycle, weights, floor, {b: {"measure": "tokens_per_step", "measured": t} for b, t in tokens.items()})
+
+# %% ../nbs/22_copd.ipynb #70bb65c8
+_MAKERS = {maker.__name__: maker for maker in (divergence_band, gradient_share, capability_progress, token_share)}
+PROBED = ("divergence_band",)  # rules that read probes
+
+
+def _settings(control: Control) -> dict[str, Any]:
+    "All settings of a control, defaults included. ValueError names a wrong or missing one."
+    maker = _MAKERS[control.rule]
+    try:
+        bound = inspect.signature(maker).bind(**dict(control.settings))
+    except TypeError as error:
+        raise ValueError(f"control {control.rule!r}: {error}; its settings are {list(CONTROLS[control.rule])}") from None
+    return dict(maker(**bound.arguments).settings)
+
+
+def _check_phases(phases: list[Phase], rule: str, moves: str | None) -> None:
+    "Whether a rule can measure and change one cycle."
+    first, second = _halves(phases)
+    where, learners = f"control {rule!r}, cycle {phases[0].cycle}", [update.branch for phase in first for update in phase.updates]
+    if rule in ("divergence_band", "gradient_share") and not second:
+        raise ValueError(f"{where}: no phase has OPD, which it measures and changes")
+    if moves == "steps" and (len(first) != 1 or [len(p.updates) for p in first] != [len(p.updates) for p in second]):
+        raise ValueError(f"{where}: moving steps needs one phase without and one with OPD that update equally many branches; use moves='beta'")
+    if rule in ("capability_progress", "token_share"):
+        updates = {update for phase in first for update in phase.updates}
+        if not first or phases != first + second or len({(p.name, p.lr) for p in first}) > 1 or len(updates) > len(set(learners)):
+            raise ValueError(f"{where}: it needs a phase without OPD before all others, or several of one name, with one update per branch")
+
+
+def check_control(
+    schedule: Schedule,  # with or without a control
+) -> Schedule:  # itself
+    "ValueError if a schedule's control has a wrong setting or can't work with its phases."
+    if schedule.validate().control is None:
+        return schedule
+    rule, moves = schedule.control.rule, _settings(schedule.control).get("moves")
+    cycles = [list(part) for number, part in groupby(schedule.phases, key=attrgetter("cycle")) if number is not None]
+    numbers = [phases[0].cycle for phases in cycles]
+    if not numbers or numbers != sorted(set(numbers)):
+        raise ValueError(f"control {rule!r} needs phases in cycles with rising numbers, not {numbers}")
+    for phases in cycles:
+        _check_phases(phases, rule, moves)
+    return schedule
+
+# %% ../nbs/22_copd.ipynb #f56944a6
+_RULES = {"divergence_band": _by_divergence, "gradient_share": _by_gradient, "capability_progress": _by_progress, "token_share": _by_tokens}
+
+
+def controlled(
+    schedule: Schedule,
+    cycle: int,  # that has just ended
+    rows: Rows,  # event rows, of this cycle at least
+) -> tuple[Schedule, Rows]:  # with other phases after that cycle, decisions: branch, setting, old, new, measure, measured, target
+    "What a schedule's control makes of a cycle; nothing after the last cycle or without a control."
+    if check_control(schedule).control is None or not _next(schedule, cycle):
+        return schedule, []
+    return _RULES[schedule.control.rule](schedule, cycle, rows, **_settings(schedule.control))
+
+
+def realised(
+    schedule: Schedule,  # the plan
+    rows: Rows,  # event rows of all cycles that count
+    through: int | None = None,  # the last cycle that has ended; None: all of them
+) -> Schedule:
+    "The schedule that a run went on with after some cycles."
+    for cycle in dict.fromkeys(phase.cycle for phase in schedule.phases if phase.cycle is not None):
+        if through is None or cycle <= through:
+            schedule, _ = controlled(schedule, cycle, rows)
+    return schedule

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .capabilities import Capability, by_name
+from .copd import PROBED, check_control, controlled, realised
 from .costs import Cost, ModelShape, Workload
 from .evaluation import evaluate, summary
 from .heads import token_divergence, token_scores
@@ -573,7 +574,20 @@ def resume(training: Training) -> tuple[int, int]:  # phase index and step to co
     tensors, state = load_checkpoint(path)
     _unpack(training, tensors, state["branches"])
     training.log.truncate(state["events"])
+    _replay(training)
     return state["phase_index"], state["step"]
+
+def _replay(training: Training):
+    "Decide again, from the log, what was decided at the ends of the cycles before the one that its last row belongs to."
+    cycles = [row["cycle"] for row in training.log.rows()] if training.schedule.control else []
+    done = [c for c in cycles if c is not None and c != cycles[-1]]
+    if done: _follow(training, realised(training.schedule, training.log.rows(), max(done)))
+
+def _follow(training: Training, schedule: Schedule):
+    "Go on with a changed schedule, and note it in the manifest."
+    if schedule == training.schedule: return
+    training.schedule = schedule
+    write_json(training.run.path / "manifest.json", dict(training.run.manifest, realised=schedule.to_dict()))
 
 # %% ../nbs/25_engine.ipynb #af8c77c8
 def _alone(schedule: Schedule, phase: Phase) -> bool:
@@ -618,10 +632,15 @@ def _log(training: Training, place: dict, step: int, rows: list[dict]):
     training.log.append(dict(kind="train") | place | dict(step=step, global_step=place["global_step"] + step + 1) | row for row in rows)
 
 # %% ../nbs/25_engine.ipynb #3edad432
+def _goes_on(schedule: Schedule, index: int) -> bool:
+    "Whether a phase is a further part of the one before: of the same name and cycle, for those branches that have steps left."
+    before, phase = schedule.phases[max(0, index - 1)], schedule.phases[index]
+    return index > 0 and phase.cycle is not None and (before.name, before.cycle) == (phase.name, phase.cycle)
+
 def _enter(training: Training, phase: Phase, place: dict):
     "What happens before the first step of a phase: fresh optimisers if asked for, and a probe of new pairs."
     schedule, index = training.schedule, place["phase_index"]
-    if training.config.optimizer_state == "reset":
+    if training.config.optimizer_state == "reset" and not _goes_on(schedule, index):
         for update in phase.updates: training.branch(update.branch).optimizers.clear()
     known = set(probe_list(schedule, schedule.phases[index - 1])) if index else {p for p in probe_list(schedule, phase) if p[1] == "base"}
     if training.config.probe_every and not _alone(schedule, phase) and set(probe_list(schedule, phase)) - known:
@@ -654,10 +673,34 @@ def _show(bar: tqdm, phase: Phase, step: int, rows: list[dict]):
     if shown: bar.set_postfix(shown)
     bar.update()
 
+# %% ../nbs/25_engine.ipynb #2c169390
+def _place(schedule: Schedule, index: int) -> dict:
+    "Where the rows of a phase stand in the schedule."
+    phase = schedule.phases[index]
+    return dict(phase_index=index, phase=phase.name, cycle=phase.cycle, global_step=sum(p.steps for p in schedule.phases[:index]))
+
+def _balance(training: Training, index: int):
+    "At the end of a cycle let the control change those that follow, and log why."
+    schedule, (phase, *later) = training.schedule, training.schedule.phases[index:]
+    if schedule.control is None or phase.cycle is None or not later or later[0].cycle == phase.cycle: return
+    changed, decisions = controlled(schedule, phase.cycle, training.log.rows())
+    _log(training, _place(schedule, index), phase.steps - 1, [dict(kind="control", **d) for d in decisions])
+    _follow(training, changed)
+
+def _phases(training: Training, first: int) -> Iterator[tuple[int, Phase]]:
+    "The phases from one on, with their numbers; those of later cycles may change on the way."
+    index = first
+    while index < len(training.schedule.phases):
+        yield index, training.schedule.phases[index]
+        _balance(training, index)
+        index += 1
+
 # %% ../nbs/25_engine.ipynb #17a099a1
 def _check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config):
     "Refuse what can't work before anything is trained or written."
-    schedule.validate(list(capabilities))
+    check_control(schedule.validate(list(capabilities)))
+    if schedule.control and schedule.control.rule in PROBED and not config.probe_every:
+        raise ValueError(f"config probe_every=0: control {schedule.control.rule!r} needs probes, set it to a number of steps")
     if config.group_size < 2 and any(u.rl for _, u in schedule.updates):
         raise ValueError(f"config group_size={config.group_size}: an RL signal compares the rollouts of a group, at least 2 are needed")
     largest = config.probe_k if isinstance(config.probe_k, int) else max(config.probe_k)
@@ -729,14 +772,14 @@ def train(
         own.packs = base.packs and config.pack
         training = Training(schedule, capabilities, own, config, accelerator, run)
         begin = resume(training)
-        with tqdm(total=sum(p.steps for p in schedule.phases), disable=not progress, leave=False) as bar:
-            for index, phase in enumerate(schedule.phases):
-                place = dict(phase_index=index, phase=phase.name, cycle=phase.cycle, global_step=sum(p.steps for p in schedule.phases[:index]))
+        with tqdm(total=sum(p.steps for p in training.schedule.phases), disable=not progress, leave=False) as bar:
+            for index, phase in _phases(training, begin[0]):
+                place, bar.total = _place(training.schedule, index), sum(p.steps for p in training.schedule.phases)
                 if (index, phase.steps) <= begin: continue
-                store = Path(experts) / _expert_key(training, phase) if experts and _alone(schedule, phase) else None
+                store = Path(experts) / _expert_key(training, phase) if experts and _alone(training.schedule, phase) else None
                 with locked(store, wait=True) if store else nullcontext():
                     if not run_phase(training, place, begin[1] if index == begin[0] else 0, bar, store): return _status(run, "stopped")
-        if config.eval_every and _alone(schedule, schedule.phases[-1]) and isinstance(schedule.result, Merge):
+        if config.eval_every and _alone(training.schedule, phase) and isinstance(schedule.result, Merge):
             _log(training, place, phase.steps - 1, _judge(training, {"result": merged(training)}))
         _finish(training)
     return run

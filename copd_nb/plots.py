@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OKABE_ITO', 'COLORS', 'MARKERS', 'DASHES', 'PAPER_TABLES', 'UNITS', 'BUDGETS', 'LOSS_GAIN', 'palette', 'paper_table',
            'paper_summary', 'AccuracyTable', 'accuracy_table', 'accuracy_markdown', 'intervals', 'capability_gap',
-           'dumbbells', 'probe_values', 'dynamics', 'learning_curves', 'training_curves', 'costs', 'overlap_gain',
-           'effect_map', 'by_position', 'pareto_front', 'pareto', 'differences', 'by_count', 'drift_curves',
-           'pareto_curves']
+           'dumbbells', 'probe_values', 'dynamics', 'learning_curves', 'training_curves', 'control_values',
+           'control_decisions', 'costs', 'overlap_gain', 'effect_map', 'by_position', 'pareto_front', 'pareto',
+           'differences', 'by_count', 'drift_curves', 'pareto_curves']
 
 # %% ../nbs/40_plots.ipynb #65c1677a
 from collections.abc import Iterable
@@ -310,6 +310,34 @@ def training_curves(
     _legend(ax, _lines(ax, table, "branch", "global_step", metric))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finish(ax, "step (updates)", UNITS.get(metric, metric))
+
+# %% ../nbs/40_plots.ipynb #fcc19ea1
+def control_values(
+    events: pd.DataFrame,  # `run.events` of a schedule with a control, or several of them with a column `seed`
+) -> pd.DataFrame:  # columns branch (with its setting, where there are several), cycle, value, setting (and seed)
+    "What each branch had in each cycle by its control rows; ValueError if there are none."
+    need_columns(events, "kind", "cycle", "branch", "setting", "old", "new")
+    rows, keys = events[events["kind"] == "control"], ["branch", "setting"] + (["seed"] if "seed" in events else [])
+    if rows.empty: raise ValueError("no control row: these events are of a schedule without a control, or of its first cycle")
+    first = rows.loc[rows.groupby(keys)["cycle"].idxmin()].assign(value=lambda t: t["old"])
+    table = pd.concat([first, rows.assign(value=rows["new"], cycle=rows["cycle"] + 1)], ignore_index=True)
+    if table["setting"].nunique() > 1: table["branch"] = table["branch"] + " · " + table["setting"]
+    return table[keys + ["cycle", "value"]].astype({"cycle": int, "value": float})
+
+def control_decisions(
+    events: pd.DataFrame,  # as for `control_values`
+    ax: Axes | None = None,  # drawn here, else on a new figure
+) -> Axes:
+    "β (logarithmic) or steps against cycles, one line a branch; ValueError if both were changed."
+    table = control_values(events)
+    beta = table["setting"] == "beta"
+    if beta.any() and not beta.all(): raise ValueError("β and steps need axes of their own: pass the events of one control")
+    ax = _axes(ax, 7, 3.6)
+    _legend(ax, _lines(ax, table, "branch", "cycle", "value"))
+    for line in ax.get_lines(): line.set_marker("o")
+    if beta.all(): ax.set_yscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _finish(ax, "cycle", "β (weight of OPD)" if beta.all() else "steps in a cycle (updates)")
 
 # %% ../nbs/40_plots.ipynb #1e2d85be
 def costs(

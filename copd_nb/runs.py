@@ -18,7 +18,6 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
-from functools import cached_property
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -194,8 +193,16 @@ class Run:
     @property
     def finished(self) -> bool: return self.manifest["status"] == "finished"
 
-    @cached_property
-    def schedule(self) -> Schedule: return Schedule.from_dict(self.manifest["schedule"])
+    @property
+    def planned(self) -> Schedule:
+        "The schedule that was asked for; the content hash is its."
+        return Schedule.from_dict(self.manifest["schedule"])
+
+    @property
+    def schedule(self) -> Schedule:
+        "The schedule as it runs: the plan, or what its control has made of it so far."
+        m = self.manifest
+        return Schedule.from_dict(m.get("realised", m["schedule"]))
 
     @property
     def events(self) -> pd.DataFrame:

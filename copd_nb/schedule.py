@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from html import escape
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastcore.basics import patch
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['BASE', 'ESTIMATORS', 'METHODS', 'SCHEMA', 'Signal', 'PALETTE', 'RL', 'OPD', 'SFT', 'Update', 'Phase', 'split_prompts',
-           'Merge', 'Schedule', 'CriticalPath', 'critical_path', 'update_cost', 'total_cost', 'budget_table',
-           'budget_curve', 'capability_colors']
+__all__ = ['BASE', 'ESTIMATORS', 'METHODS', 'SCHEMA', 'Signal', 'CONTROLS', 'PALETTE', 'RL', 'OPD', 'SFT', 'Update', 'Phase',
+           'split_prompts', 'Merge', 'Schedule', 'Control', 'CriticalPath', 'critical_path', 'update_cost',
+           'total_cost', 'budget_table', 'budget_curve', 'capability_colors']
 
 # %% ../nbs/21_schedule.ipynb #5ec99df1
 BASE = "base"  # the policy that every training starts from; frozen, so it may teach but never learns
@@ -166,6 +166,7 @@ class Schedule:
     branches: tuple[tuple[str, str], ...]  # (branch, start) pairs; a mapping or bare names are accepted
     phases: tuple[Phase, ...]  # in order; lists are accepted
     result: str | Merge  # a branch, or a merge of branches
+    control: Control | None = None  # what changes the later cycles while it runs; None: it runs as written
 
     def __post_init__(self):
         object.__setattr__(self, "branches", _pairs(self.branches))
@@ -206,6 +207,29 @@ class Schedule:
     def capabilities(self) -> tuple[str, ...]:  # in order of first use
         "The capabilities whose prompts are used."
         return tuple(dict.fromkeys(signal.capability for _, update in self.updates for signal in update.signals))
+
+# %% ../nbs/21_schedule.ipynb #79071839
+CONTROLS = {  # rule → names of its settings; constructors of the same names are in the notebook on CoPD
+    "divergence_band": ("low", "high", "measure", "moves", "factor", "step"),
+    "gradient_share": ("share", "limit"),
+    "capability_progress": ("power", "window", "floor"),
+    "token_share": ("floor",),
+}
+
+
+@dataclass(frozen=True)
+class Control:
+    "A rule that changes the later cycles of a schedule by what is measured in a cycle."
+    rule: str  # a key of CONTROLS
+    settings: tuple[tuple[str, float | str | None], ...] = ()  # (name, value) pairs by name; a mapping is accepted
+
+    def __post_init__(self):
+        items = self.settings.items() if isinstance(self.settings, Mapping) else self.settings
+        object.__setattr__(self, "settings", tuple(sorted(map(tuple, items), key=itemgetter(0))))
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in self.settings)
+        return f"{self.rule} ({values})" if values else self.rule
 
 # %% ../nbs/21_schedule.ipynb #c3881a98
 _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]+")
@@ -296,6 +320,18 @@ def _check_result(schedule: Schedule) -> None:
         _check_merge(schedule.result)
 
 
+def _check_control(control: Control) -> None:
+    "Rule, names and types of the settings; whether a value is in its range is checked where the rule is."
+    _require(control.rule in CONTROLS, f"unknown control {control.rule!r}; allowed: {list(CONTROLS)}")
+    names, allowed = [name for name, _ in control.settings], CONTROLS[control.rule]
+    for name, value in control.settings:
+        where = f"control {control.rule!r}, setting {name!r}"
+        _require(name in allowed, f"{where} is unknown; allowed: {list(allowed)}")
+        _require(names.count(name) == 1, f"{where} is listed twice; give it once")
+        plain = value is None or isinstance(value, str | int | float) and value not in (float("inf"), -float("inf")) and value == value
+        _require(plain, f"{where} must be a finite number, a text or None, not {value!r}")
+
+
 @patch
 def validate(
     self: Schedule,
@@ -307,6 +343,8 @@ def validate(
     for index, phase in enumerate(self.phases):
         _check_phase(phase, index, list(self.starts), None if capabilities is None else list(capabilities))
     _check_result(self)
+    if self.control is not None:
+        _check_control(self.control)
     return self
 
 # %% ../nbs/21_schedule.ipynb #df2ca674
@@ -343,6 +381,8 @@ def to_dict(self: Schedule) -> dict:  # only lists, dicts, strings and numbers
     result = asdict(self.result) if isinstance(self.result, Merge) else self.result
     phases = [_phase_dict(phase) for phase in self.phases]
     data = {"schema": SCHEMA, "name": self.name, "branches": self.branches, "phases": phases, "result": result}
+    if self.control is not None:
+        data["control"] = {"rule": self.control.rule, "settings": dict(self.control.settings)}
     return json.loads(json.dumps(data))
 
 
@@ -354,7 +394,8 @@ def from_dict(
     "The inverse of `to_dict`; ValueError if the schema is another."
     _require(data.get("schema") == SCHEMA, f"schema is {data.get('schema')!r}, not {SCHEMA!r}")
     result = Merge(**data["result"]) if isinstance(data["result"], dict) else data["result"]
-    return cls(data["name"], data["branches"], [_phase(phase) for phase in data["phases"]], result)
+    control = Control(**data["control"]) if "control" in data else None
+    return cls(data["name"], data["branches"], [_phase(phase) for phase in data["phases"]], result, control)
 
 
 @patch
@@ -584,7 +625,8 @@ def describe(self: Schedule) -> str:  # one line for the whole, one per phase, o
     "The schedule in plain words."
     starts = _and(f"{branch} from {start}" for branch, start in self.branches)
     head = f"{self.name}: {starts}; {self.total_steps} optimiser steps, longest chain {self.critical_steps}."
-    return "\n".join([head, *_phase_lines(self.phases), f"Result: {_result_words(self.result)}."])
+    between = [] if self.control is None else [f"After each cycle: {self.control}."]
+    return "\n".join([head, *_phase_lines(self.phases), *between, f"Result: {_result_words(self.result)}."])
 
 
 @patch
@@ -842,6 +884,11 @@ def _draw_result(schedule: Schedule, lanes: dict[str, _Lane], right: float, widt
     yield _text(right + 40 + width / 2, top - 6, "result", 11, "middle", "#444444")
 
 
+def _control_line(schedule: Schedule) -> str:
+    "What stands under the legend, nothing without a control."
+    return "" if schedule.control is None else f"after each cycle: {schedule.control}"
+
+
 def _draw_legend(y: float, colors: dict[str, str]) -> Iterator[str]:
     "Which colour is which capability, and what solid and hatched mean."
     x = 16.0
@@ -860,14 +907,17 @@ def svg(self: Schedule) -> str:  # a complete <svg> element
     node = max(_width(line) + 16 for line in _result_lines(self))
     summary = f"{self.total_steps} optimiser steps in all, longest chain {self.critical_steps}"
     legend = 30 + sum(30 + _width(c, 11) for c in colors) + 350
-    width, height = max(right + node + 60, legend, 40 + _width(self.name, 15) + _width(summary, 11)), bottom + 50
+    control = _control_line(self)
+    width = max(right + node + 60, legend, 40 + _width(self.name, 15) + _width(summary, 11), 32 + _width(control, 11))
+    height = bottom + (68 if control else 50)
     parts = [f"<defs>{''.join(_hatch(color) for color in dict.fromkeys(colors.values()))}</defs>",
              _rect(0, 0, width, height, "#FDFDFB", "#C8C8C0"), _text(16, 24, self.name, 15, bold=True),
              _text(28 + _width(self.name, 15), 24, summary, 11, color="#444444"),
              *_draw_columns(columns, bottom, sum(phase.steps for phase in self.phases)), *_draw_fold(self, columns),
              *_draw_lives(self, lanes, columns),
              *(part for column in columns for part in _draw_phase(column, lanes, self.starts, colors)),
-             *_draw_result(self, lanes, right, node), *_draw_legend(bottom + 38, colors)]
+             *_draw_result(self, lanes, right, node), *_draw_legend(bottom + 38, colors),
+             *([_text(16, bottom + 56, control, 11, color="#444444")] if control else [])]
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     title = escape(f"schedule {self.name}", quote=True)
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" role="img" aria-label="{title}">{"".join(parts)}</svg>'

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from copd_nb.copd import copd
+from copd_nb.copd import copd, divergence_band
 from copd_nb.engine import Config, train
 from copd_nb.minis import image, text, tiny_policy
 
@@ -73,8 +73,9 @@ def test_what_a_page_loads_from_elsewhere_is_found(tmp_path):
 def test_the_page_on_metrics_names_what_is_logged(tmp_path):
     page = (ROOT / "docs" / "metrics.md").read_text()
     config = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=2, probe_k=(10, 5), eval_every=1, eval_prompts=2, eval_samples=1, device="cpu")
-    run = train(copd(["text", "image"], cycles=1, s_rl=1, s_opd=1), [text(8), image(8, 8)], tiny_policy(), config, tmp_path / "run", progress=False)
+    run = train(copd(["text", "image"], cycles=2, s_rl=1, s_opd=1, control=divergence_band(0.1, 0.2)), [text(8), image(8, 8)], tiny_policy(), config, tmp_path / "run", progress=False)
     common, *parts = re.split(r"^## kind `(\w+)`", page, flags=re.M)
+    assert set(parts[::2]) == set(run.events["kind"])
     for kind, said in zip(parts[::2], parts[1::2]):
         logged = set(run.events[run.events["kind"] == kind].dropna(axis=1, how="all").columns)
         named = set(re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in said.splitlines() if line.startswith("|")) + common))

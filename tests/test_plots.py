@@ -25,12 +25,15 @@ EFFECTS = pd.DataFrame([dict(trained=i, measured=j, value=v, low=v - 1, high=v +
 POSITIONS = pd.DataFrame([dict(position=t, line=c, value=1 - t / 20, low=0.9 - t / 20, high=1.0) for t in range(5) for c in ("text", "image")])
 SPENT = pd.DataFrame(dict(paradigm=["a", "b", "c", "d"], tokens=[1e5, 2e5, 2e5, 3e5], accuracy=[50.0, 55.0, 54.0, 52.0])).assign(low=lambda t: t.accuracy - 1, high=lambda t: t.accuracy + 2)
 COSTS = pd.DataFrame(dict(paradigm=["copd", "mopd"], generated=[1e6, 2e6], scored=[5e5, 0], trained=[1e6, 2e6]))
+DECISIONS = pd.DataFrame([dict(kind="control", cycle=n, branch=b, setting="beta", old=o, new=w, seed=s)
+                          for s in (0, 1) for b, values in (("text", (0.1, 0.2, 0.8)), ("image", (0.1, 0.1, 0.05))) for n, (o, w) in enumerate(zip(values, values[1:]), 1)])
 
 CASES = dict(intervals=(plots.intervals, (SCORES,), "low", ("(%)", "paradigm")),
              capability_gap=(plots.capability_gap, (SCORES,), "high", ("points", "capability")),
              dynamics=(plots.dynamics, (PROBES, "overlap"), "phase", ("updates", "share")),
              learning=(plots.learning_curves, (CURVES, "tokens"), "seed", ("tokens", "(%)")),
              training=(plots.training_curves, (TRAIN, "reward"), "branch", ("updates", "reward")),
+             control=(plots.control_decisions, (DECISIONS,), "new", ("cycle", "β")),
              costs=(plots.costs, (COSTS,), "scored", ("tokens", "paradigm")),
              dumbbells=(plots.dumbbells, (SCORES,), "low", ("(%)", "capability")),
              overlap_gain=(plots.overlap_gain, (STUDENTS,), "gain", ("overlap", "points")),
@@ -202,3 +205,18 @@ def test_pareto_front_is_what_nothing_beats():
 def test_legends_name_everything_once():
     names = [t.get_text() for t in plots.dumbbells(SCORES).get_legend().get_texts()]
     assert len(names) == len(set(names))
+
+
+def test_control_decisions_start_where_the_plan_did():
+    ax = plots.control_decisions(DECISIONS[DECISIONS["seed"] == 0])
+    drawn = {line.get_label(): (list(line.get_xdata()), [round(float(y), 9) for y in line.get_ydata()]) for line in ax.get_lines()}
+    assert drawn == {"text": ([1, 2, 3], [0.1, 0.2, 0.8]), "image": ([1, 2, 3], [0.1, 0.1, 0.05])} and ax.get_yscale() == "log"
+
+
+def test_decisions_on_steps_have_a_line_a_setting_and_a_plain_axis():
+    rows = pd.DataFrame([dict(kind="control", cycle=n, branch="all", setting=s, old=o, new=o + d) for n in (2, 3) for s, o, d in (("s_rl", 14 - n, -1), ("s_opd", 6 + n, 1))])
+    ax = plots.control_decisions(rows)
+    drawn = {line.get_label(): list(line.get_ydata()) for line in ax.get_lines()}
+    assert drawn == {"all · s_rl": [12, 11, 10], "all · s_opd": [8, 9, 10]} and ax.get_yscale() == "linear" and "steps" in ax.get_ylabel()
+    with pytest.raises(ValueError, match="axes of their own"): plots.control_decisions(pd.concat([rows, DECISIONS]))
+    with pytest.raises(ValueError, match="no control row"): plots.control_decisions(DECISIONS.assign(kind="train"))
