@@ -29,8 +29,8 @@ from .costs import Cost, ModelShape, Workload
 from .evaluation import evaluate, summary
 from .heads import token_divergence, token_scores
 from .merging import merge
-from .objectives import clip_share, clipped_surrogate, delta_stats, grpo_advantages, loss_denominator, opd_advantages
-from .policies import Head, Policy, Prefill, Prompts
+from .objectives import clip_share, clipped_surrogate, delta_stats, grpo_advantages, loss_denominator, opd_advantages, unlikely_advantages
+from .policies import Head, Policy, Prefill, Prompts, check_same_vocabulary
 from .probes import probe_pairs
 from .rewards import score
 from .rollouts import Request, Rollouts, completion_mask, generator, sample, sample_many
@@ -120,6 +120,7 @@ class Training:
     accelerator: Accelerator
     run: Run
     branches: dict[str, Branch] = field(default_factory=dict)
+    starts: dict[str, Policy] = field(default_factory=dict)  # branches that begin from a policy of their own
 
     @cached_property
     def shape(self) -> ModelShape: return model_shape(self.base)
@@ -131,7 +132,8 @@ class Training:
         "A branch, copied from where it starts when it is first needed."
         if name not in self.branches:
             start = self.schedule.starts[name]
-            self.branches[name] = Branch((self.base if start == "base" else self.branch(start).policy).clone(name))
+            origin = self.starts.get(name) or (self.base if start == "base" else self.branch(start).policy)
+            self.branches[name] = Branch(origin.clone(name))
         return self.branches[name]
 
     def policy(self, name: str) -> Policy:
@@ -284,6 +286,7 @@ def _on_rows(values: Tensor, mask: Tensor) -> Tensor:
 def _score_teacher(training: Training, batch: Batch):
     "The teacher's log-probs of an OPD batch, and its states where the estimator needs the vocabulary."
     signal, out, config = batch.signals[0], batch.rollouts, training.config
+    if not signal.taught: return
     teacher = training.policy(signal.teacher)
     head, batch.teacher_logp = teacher.head(config.temperature), torch.zeros_like(out.mask)
     if signal.estimator != "sampled":
@@ -321,6 +324,7 @@ def stream_loss(config: Config, batch: Batch, rows: Tensor, logp: Tensor, head: 
     if signal.estimator == "sampled":
         advantages = opd_advantages(batch.teacher_logp[rows], old, signal.beta, config.delta_clip)
         return clipped_surrogate(logp, old, advantages, mask, **clip)
+    if not signal.taught: return clipped_surrogate(logp, old, unlikely_advantages(old, signal.beta), mask, **clip)
     k = min(config.opd_top_k, len(head.weight)) if signal.estimator == "topk" else None
     taught = batch.teacher_hidden[rows][mask.bool()]
     return signal.beta * token_divergence(head, hidden, batch.teacher_head, taught, signal.estimator, config.jsd_alpha, k).sum() / denominator
@@ -448,7 +452,8 @@ def _cost(shape: ModelShape, batch: Batch, capability: str) -> Cost:
     n = int(at.sum())
     load = Workload(n, n, out.group_size, {capability: out.prompts.mask[at].sum().item() / n},
                     {capability: out.mask[rows].sum().item() / int(rows.sum())}, shape, {capability: out.prompts.patches[at].sum().item() / n})
-    cost = dict(rl=load.rl_cost, opd=load.opd_cost, sft=load.sft_cost)[batch.stream.split(":")[0]](capability, n)
+    opd = load.opd_cost if batch.teacher_logp is not None else load.rl_cost
+    cost = dict(rl=load.rl_cost, opd=opd, sft=load.sft_cost)[batch.stream.split(":")[0]](capability, n)
     return cost + Cost(seconds=batch.seconds * n / len(out.prompts))
 
 # %% ../nbs/25_engine.ipynb #e2b33fcc
@@ -708,6 +713,20 @@ def _check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy
     for c in capabilities.values(): base.encode(sorted(c.train, key=lambda e: len(e.prompt))[-1:], room=config.max_new_tokens)
 
 # %% ../nbs/25_engine.ipynb #084a26ce
+def _check_starts(schedule: Schedule, base: Policy, starts: dict[str, Policy]):
+    "Refuse starts of unknown branches, and policies that differ from the base in vocabulary or in shape."
+    if unknown := sorted(set(starts) - set(schedule.starts)): raise ValueError(f"starts of unknown branches {unknown}: the schedule has {list(schedule.starts)}")
+    shapes = {n: p.shape for n, p in base.state_dict().items()}
+    for name, policy in starts.items():
+        check_same_vocabulary(base, policy)
+        if {n: p.shape for n, p in policy.state_dict().items()} != shapes: raise ValueError(f"the policy that branch {name!r} starts from has other parameters than the base: branches need one architecture")
+
+def _placed(name: str, policy: Policy, config: Config, accelerator: Accelerator) -> Policy:
+    "A copy of a policy on the device of the training."
+    copy = policy.clone(name).to(accelerator.device)
+    copy.packs = policy.packs and config.pack
+    return copy
+
 def accelerator_for(config: Config) -> Accelerator:
     "Device and precision, by accelerate; with bf16 the model computes in bf16 over fp32 weights, the output head and all losses stay fp32."
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -724,11 +743,12 @@ def machine(
     return dict(device=name, precision="bf16, fp32 master weights" if accelerator.mixed_precision == "bf16" else "fp32", native_bf16=bool(native))
 
 # %% ../nbs/25_engine.ipynb #f30b1caf
-def _manifest(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config) -> dict:
+def _manifest(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, starts: dict[str, Policy]) -> dict:
     "What was asked for, with its content hash."
     prints = {n: c.fingerprint for n, c in capabilities.items()}
     identity = dict(schedule=schedule.content_hash(), config={k: v for k, v in asdict(config).items() if k != "checkpoint_every"},
                     capabilities=prints, base=weights_hash(base))
+    if starts: identity["starts"] = {n: weights_hash(p) for n, p in sorted(starts.items())}
     return dict(schedule=schedule.to_dict(), config=asdict(config), capabilities=prints, base=identity["base"], content_hash=content_hash(identity))
 
 # %% ../nbs/25_engine.ipynb #97b921c2
@@ -759,24 +779,25 @@ def train(
     out: str | Path = "runs/run",  # run folder; resumed if it was interrupted, loaded if finished
     experts: str | Path | None = None,  # folder in which experts are shared between runs, None to train them anew
     progress: bool = True,  # show a progress bar
+    starts: dict[str, Policy] | None = None,  # branch → the policy that it begins from, instead of what the schedule says; it may teach without ever learning
 ) -> Run:  # with events, branches and result; unfinished if it was asked to stop
     "Run a schedule; ValueError before anything is trained if it can't work."
-    capabilities = by_name(capabilities)
+    capabilities, starts = by_name(capabilities), starts or {}
     _check(schedule, capabilities, base, config)
+    _check_starts(schedule, base, starts)
     with locked(Path(out)):
         accelerator = accelerator_for(config)
-        run = create_run(Path(out), dict(_manifest(schedule, capabilities, base, config), machine=machine(accelerator)))
+        run = create_run(Path(out), dict(_manifest(schedule, capabilities, base, config, starts), machine=machine(accelerator)))
         if run.finished: return run
         withdraw_stop(_status(run, "running").path)
-        own = base.clone("base").to(accelerator.device)
-        own.packs = base.packs and config.pack
-        training = Training(schedule, capabilities, own, config, accelerator, run)
+        own, given = _placed("base", base, config, accelerator), {n: _placed(n, p, config, accelerator) for n, p in starts.items()}
+        training = Training(schedule, capabilities, own, config, accelerator, run, starts=given)
         begin = resume(training)
         with tqdm(total=sum(p.steps for p in training.schedule.phases), disable=not progress, leave=False) as bar:
             for index, phase in _phases(training, begin[0]):
                 place, bar.total = _place(training.schedule, index), sum(p.steps for p in training.schedule.phases)
                 if (index, phase.steps) <= begin: continue
-                store = Path(experts) / _expert_key(training, phase) if experts and _alone(training.schedule, phase) else None
+                store = Path(experts) / _expert_key(training, phase) if experts and _alone(training.schedule, phase) and phase.updates[0].branch not in starts else None
                 with locked(store, wait=True) if store else nullcontext():
                     if not run_phase(training, place, begin[1] if index == begin[0] else 0, bar, store): return _status(run, "stopped")
         if config.eval_every and _alone(training.schedule, phase) and isinstance(schedule.result, Merge):

@@ -35,7 +35,7 @@ from .results import METRICS
 from .rollouts import Request, Rollouts, completion_mask, generator, sample_many
 from .runs import Run, list_runs
 from .schedule import BASE, RL, Schedule, Update
-from .stats import Interval, Ratio, cluster_intervals, line_fit, macro_difference, ratio_interval
+from .stats import Interval, Ratio, cluster_intervals, line_fit, macro_difference, ratio_interval, t_interval
 
 # %% ../nbs/33_gaps.ipynb #d3d681e7
 def _together(a: Policy, b: Policy) -> tuple[Policy, Policy]:
@@ -636,11 +636,10 @@ def _stepped(training: Training, policy: Policy, capability: str, repeat: int, s
     return learner
 
 # %% ../nbs/33_gaps.ipynb #0479eac5
-def _t_interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
-    "Mean of repetitions with its t interval, NaN ends for one."
-    n, mean = len(values), float(np.mean(values))
-    half = stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return dict(value=mean, low=mean - half, high=mean + half)
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    "Mean of repetitions with its t interval."
+    i = t_interval(values)
+    return dict(value=i.mean, low=i.low, high=i.high)
 
 def _reward_rows(before: pd.DataFrame, after: dict[tuple[str, int], pd.DataFrame], names: list[str], repeats: int) -> Iterator[dict]:
     "Change of sampled accuracy for each pair of capabilities."
@@ -672,7 +671,7 @@ def transfer_matrix(
         drops.append(_drops(training, policy, learners, r, (repeats * steps + r) * config.prompts))
         after |= {(i, r): judge(p) for i, p in learners.items()}
         training.branches.clear()
-    rows = [dict(trained=i, measured=j, metric="loss_drop", **_t_interval([d[i, j] for d in drops])) for i in named for j in named]
+    rows = [dict(trained=i, measured=j, metric="loss_drop", **_spread([d[i, j] for d in drops])) for i in named for j in named]
     return pd.DataFrame([*rows, *_reward_rows(judge(policy), after, list(named), repeats)])
 
 # %% ../nbs/33_gaps.ipynb #44eaa66e

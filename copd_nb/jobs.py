@@ -39,11 +39,12 @@ class Job:
     suite: str = "copd_nb.minis:suite"  # module:function → (capabilities, base)
     prompts: int | None = None  # held-out prompts of the final evaluation, None for all, 0 for no evaluation
     samples: int = 4  # sampled completions a prompt in it
+    starts: tuple[tuple[str, str], ...] = ()  # (branch, folder of a policy that it starts from), instead of what the schedule says
 
     @property
     def name(self) -> str:
         "Folder name: schedule, seed, and a hash of everything else."
-        rest = content_hash(self.schedule.content_hash(), asdict(self.config), self.suite)
+        rest = content_hash(self.schedule.content_hash(), asdict(self.config), self.suite, *self.starts)
         return f"{self.schedule.name}-s{self.config.seed}-{rest[:8]}"
 
 # %% ../nbs/26_jobs.ipynb #b1a5e7d5
@@ -111,7 +112,8 @@ def do(
 ) -> Path:  # the run folder
     "Train and judge one job."
     capabilities, base = load_suite(job.suite)
-    run = train(job.schedule, capabilities, base, job.config, Path(store) / job.name, experts=Path(store) / ".experts", progress=progress)
+    starts = {branch: Policy.load(folder, branch) for branch, folder in job.starts}
+    run = train(job.schedule, capabilities, base, job.config, Path(store) / job.name, Path(store) / ".experts", progress, starts)
     if job.prompts != 0: scores_of(run, job)
     return run.path
 

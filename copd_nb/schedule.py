@@ -28,7 +28,7 @@ __all__ = ['BASE', 'ESTIMATORS', 'METHODS', 'SCHEMA', 'Signal', 'CONTROLS', 'PAL
 
 # %% ../nbs/21_schedule.ipynb #5ec99df1
 BASE = "base"  # the policy that every training starts from; frozen, so it may teach but never learns
-ESTIMATORS = ("sampled", "reverse", "forward", "jsd", "topk")
+ESTIMATORS = ("sampled", "reverse", "forward", "jsd", "topk", "unlikely")
 METHODS = ("linear", "task_arithmetic", "ties", "dare", "slerp")
 SCHEMA = "copd_nb.schedule/1"
 
@@ -50,10 +50,15 @@ class OPD:
     capability: str  # whose prompts are rolled out
     teacher: str  # the branch that scores them, or "base"
     beta: float = 0.1  # weight of the OPD advantage, > 0
-    estimator: str = "sampled"  # sampled | reverse | forward | jsd | topk
+    estimator: str = "sampled"  # sampled | reverse | forward | jsd | topk; unlikely is a control that asks no teacher
 
     def __post_init__(self):
         object.__setattr__(self, "beta", float(self.beta))
+
+    @property
+    def taught(self) -> bool:
+        "Whether a teacher scores the rollouts."
+        return self.estimator != "unlikely"
 
     @property
     def stream(self) -> str:
@@ -439,13 +444,18 @@ def critical_steps(self: Schedule) -> int:  # ≤ total_steps
     return critical_path(self, lambda phase_index, step, update: 1).length
 
 # %% ../nbs/21_schedule.ipynb #8fd5a0ea
+def _opd_cost(signal: OPD, workload: Workload) -> Callable:
+    "What prices an OPD signal; the control without a teacher costs what RL does."
+    return workload.opd_cost if signal.taught else workload.rl_cost
+
+
 def update_cost(
     update: Update,
     workload: Workload,  # prompts, lengths and model shape
     step: int,  # step within the phase: decides how RL signals share the prompts
 ) -> Cost:
     "The expected cost of one update in one step."
-    costs = [workload.opd_cost(signal.capability, workload.opd_prompts) for signal in update.opd]
+    costs = [_opd_cost(signal, workload)(signal.capability, workload.opd_prompts) for signal in update.opd]
     for pool, cost in ((update.rl, workload.rl_cost), (update.sft, workload.sft_cost)):
         costs += [cost(signal.capability, share) for signal, share in zip(pool, split_prompts(workload.prompts, len(pool), step))]
     return sum(costs, Cost(updates=1))
@@ -456,7 +466,7 @@ def _signal_costs(update: Update, workload: Workload, steps: int) -> Iterator[tu
     shares = {s: n for pool in (update.rl, update.sft) for s, n in zip(pool, _dealt(steps * workload.prompts, len(pool)))}
     for position, signal in enumerate(update.signals):
         if isinstance(signal, OPD):
-            cost = workload.opd_cost(signal.capability, steps * workload.opd_prompts)
+            cost = _opd_cost(signal, workload)(signal.capability, steps * workload.opd_prompts)
         else:
             cost = {RL: workload.rl_cost, SFT: workload.sft_cost}[type(signal)](signal.capability, shares[signal])
         yield signal, cost + Cost(updates=0 if position else steps)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Interval', 'small_sample_factor', 'crossed_bootstrap', 'macro_interval', 'paired_difference', 'macro_difference',
            'Ratio', 'ratio_interval', 'cluster_intervals', 'coverage', 'effect_size', 'PairedTest', 'paired_test',
-           'holm', 'minimum_detectable_difference', 'verdict', 'need_columns', 'at_budget', 'common_budget', 'band',
-           'LineFit', 'line_fit']
+           'holm', 'minimum_detectable_difference', 't_interval', 'verdict', 'need_columns', 'at_budget',
+           'common_budget', 'band', 'LineFit', 'line_fit']
 
 # %% ../nbs/31_stats.ipynb #2edb745b
 from collections.abc import Iterable, Mapping, Sequence
@@ -326,6 +326,18 @@ def minimum_detectable_difference(
     while _power(upper, 1.0, seeds, level) < power: upper *= 2
     return sd * optimize.brentq(lambda x: _power(x, 1.0, seeds, level) - power, 1e-6, upper)
 
+# %% ../nbs/31_stats.ipynb #c7615f2d
+def t_interval(
+    values: Sequence[float],  # (S,) one for each seed or repetition
+    level: float = 0.95,  # nominal coverage
+) -> Interval:  # NaN ends for one value
+    "Mean of some values with the t interval over them; ValueError for none."
+    n = len(values)
+    if not n: raise ValueError("an interval needs at least one value")
+    mean = float(np.mean(values))
+    half = stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return Interval(mean, float(mean - half), float(mean + half), n, 0, level)
+
 # %% ../nbs/31_stats.ipynb #c171fd59
 def verdict(
     interval: Interval,  # of a − b
@@ -413,6 +425,13 @@ class LineFit:
     spread: float  # Σ (x − mean)²
     error: float  # standard error of a residual, NaN for two points
     level: float = 0.95  # nominal coverage of the intervals
+
+    @property
+    def p(self) -> float:
+        "Two-sided p value of no correlation, NaN for two points."
+        if self.points < 3: return float("nan")
+        t = self.r * np.sqrt((self.points - 2) / max(1e-300, 1 - self.r ** 2))
+        return float(2 * stats.t.sf(abs(t), self.points - 2))
 
     def at(
         self,
