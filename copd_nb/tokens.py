@@ -447,8 +447,8 @@ def save_page(
     "Write the view as a page of its own, which may load nothing from anywhere."
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-    page = f'<!doctype html><html lang="en"><head>{head}<title>Tokens of {escape(view.student)} and {escape(view.teacher)}</title></head>'
-    Path(path).write_text(f'{page}<body style="color-scheme:light dark">{html_of(view)}</body></html>', encoding="utf-8")
+    page = f'<!doctype html><html lang="en" style="color-scheme:light dark"><head>{head}<title>Tokens of {escape(view.student)} and {escape(view.teacher)}</title></head>'
+    Path(path).write_text(f'{page}<body>{html_of(view)}</body></html>', encoding="utf-8")
     return Path(path)
 
 TokenView.save = save_page

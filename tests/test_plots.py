@@ -137,19 +137,6 @@ def test_costs_stack_and_refuse_repeats():
     with pytest.raises(ValueError, match="one row"): plots.costs(pd.concat([COSTS, COSTS]))
 
 
-@pytest.mark.parametrize("name, shape", [("two_branch", (12, 9)), ("three_branch", (16, 9)), ("ablation", (5, 16))])
-def test_paper_tables(name, shape):
-    assert plots.paper_table(name).shape == shape and not plots.paper_table(name).isna().any().any()
-    assert list(plots.paper_summary(name).columns) == ["paradigm", "capability", "mean"]
-
-
-def test_paper_values():
-    two, ablation = (plots.paper_summary(n).set_index(["paradigm", "capability"])["mean"] for n in ("two_branch", "ablation"))
-    for c in ("image", "text", "mean"): assert two["copd", c] == pytest.approx(ablation["copd", c], abs=0.01)  # 56.97, 58.76, 57.71
-    assert plots.paper_table("three_branch").set_index("benchmark").loc["MMMU", "copd"] == 67.78
-    with pytest.raises(ValueError, match="two_branch.*three_branch.*ablation"): plots.paper_table("four_branch")
-
-
 def bars(ax): return [c for c in ax.containers if hasattr(c, "has_xerr")]
 
 

@@ -192,6 +192,7 @@ def test_pages_need_nothing_from_elsewhere(view, tmp_path):
         for name in ("src", "href", "action"): assert attributes.get(name, "data:").startswith("data:")
     assert "default-src 'none'" in source and "@import" not in source and "url(" not in source and "<script" not in source
     assert page.tags <= ALLOWED | {"html", "head", "body", "meta", "title"}
+    assert dict(page.elements)["html"]["style"] == "color-scheme:light dark"  # the page around the card is dark where the card is
 
 
 def test_pictures_stand_beside_the_prompt(view):
