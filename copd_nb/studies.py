@@ -36,7 +36,7 @@ class Scale:
     prompts: int | None = 256  # held-out prompts of each capability in the final evaluation
     samples: int = 4  # sampled completions a prompt in it
     warm: float = 1.0  # the warm start of a suite's base takes this share of its steps
-    config: Config = Config(prompts=16, opd_prompts=8, learning_rate=6e-5, probe_every=4, eval_every=0, checkpoint_every=1000, device="cpu")
+    config: Config = Config(prompts=16, opd_prompts=8, learning_rate=1e-4, probe_every=4, eval_every=0, checkpoint_every=1000, device="cpu")
 
     @property
     def steps(self) -> int:
@@ -44,7 +44,7 @@ class Scale:
         return self.cycles * (self.s_rl + self.s_opd)
 
 # %% ../nbs/36_studies.ipynb #52cbf81a
-_SMOKE = Config(prompts=4, opd_prompts=2, group_size=4, learning_rate=6e-5, probe_every=1, probe_prompts=4, eval_every=0, checkpoint_every=1000, device="cpu")
+_SMOKE = Config(prompts=4, opd_prompts=2, group_size=4, learning_rate=1e-4, probe_every=1, probe_prompts=4, eval_every=0, checkpoint_every=1000, device="cpu")
 SCALES = dict(smoke=Scale((0,), 2, 1, 1, 16, 2, 0.02, _SMOKE), quick=Scale((0,)), standard=Scale((0, 1, 2)), full=Scale((0, 1, 2, 3, 4)))
 
 def scale_of(
@@ -59,7 +59,7 @@ def scale_of(
 def skills_suite(
     names: Iterable[str],  # skills, see `28_skills`
     scale: Scale,  # whose `warm` shortens the warm start
-    warm: int = 300,  # steps of the warm start
+    warm: int = 250,  # steps of the warm start
     **knobs,  # noise, hidden, layers …
 ) -> str:  # for Study, Job and `load_suite`
     "A suite of skills as a line of text."
