@@ -158,7 +158,7 @@ def test_publishing_copies_pages_and_records(tmp_path, capsys):
     made(tmp_path / "later", "pilot")
     publish(tmp_path / "later", target)  # what is there already stays
     files = {f.relative_to(target).as_posix() for f in target.rglob("*") if f.is_file()}
-    assert files == {"index.html", *(f"{r}-quick/{f}" for r in ("comparison", "pilot") for f in (f"{r}.html", "results.json"))}
+    assert files == {"index.html", "claims.md", *(f"{r}-quick/{f}" for r in ("comparison", "pilot") for f in (f"{r}.html", "results.json"))}
     for href in Page((target / "index.html").read_text()).hrefs(): assert href.startswith("#") or (target / href).is_file()
 
 
