@@ -195,7 +195,7 @@ def test_every_import_is_a_declared_requirement(path):
     extras = {distribution(r) for key in settings() if key.endswith("_requirements") for r in settings()[key].split()}
     known = {module: {re.sub(r"[-_.]+", "-", d).lower() for d in names} for module, names in packages_distributions().items()}
     companions = {"tokenizers": {"transformers"}, "traitlets": {"ipywidgets"}, "IPython": {"ipykernel"}, "nbformat": {"nbconvert"},
-                  "yaml": {"papermill"}}  # come with a declared requirement
+                  "yaml": {"papermill"}, "pygments": {"nbconvert"}}  # come with a declared requirement
     module_tree = tree(path)
     top = {id(n) for n in module_tree.body}
     for node in ast.walk(module_tree):
