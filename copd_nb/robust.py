@@ -77,7 +77,7 @@ def _score_end(p: float, spread: float, q: float, sign: int) -> float:
     def excess(theta): return (p - theta) ** 2 - q ** 2 * spread_at(theta)
     def spread_at(theta): return theta * (1 - theta) * (1 + spread[0] * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / spread[1]
     edge = 1.0 if sign > 0 else 0.0
-    return edge if p == edge else float(optimize.brentq(excess, p, edge))
+    return edge if p == edge else float(optimize.brentq(excess, np.clip(p, 1e-12, 1 - 1e-12), edge))  # p itself is a root where nothing varies
 
 def improvement_interval(
     a,  # (S, K) scores of one method
