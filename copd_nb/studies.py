@@ -47,7 +47,7 @@ class Scale:
 
 # %% ../nbs/37_studies.ipynb #52cbf81a
 _SMOKE = Config(prompts=4, opd_prompts=2, group_size=4, learning_rate=1e-4, probe_every=1, probe_prompts=4, eval_every=0, checkpoint_every=1000, device="cpu")
-SCALES = dict(smoke=Scale((0,), 2, 1, 1, 16, 2, 0.02, _SMOKE), quick=Scale((0,)), standard=Scale((0, 1, 2)), full=Scale((0, 1, 2, 3, 4)))
+SCALES = dict(smoke=Scale((0,), 2, 1, 1, 16, 2, 0.02, _SMOKE), quick=Scale((0,), 2, 9, 6, 128), standard=Scale((0, 1, 2)), full=Scale((0, 1, 2, 3, 4)))
 
 def scale_of(
     preset: str,  # smoke | quick | standard | full
