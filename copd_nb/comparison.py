@@ -114,7 +114,7 @@ class Preset:
     choice: dict = field(default_factory=dict)  # fields of every Choice that it overrides
 
 _SMOKE = Config(prompts=4, opd_prompts=2, group_size=4, probe_every=2, probe_prompts=4, eval_every=2, eval_prompts=8)
-PRESETS = dict(smoke=Preset((0,), 4, 16, 2, _SMOKE, dict(s_rl=1, s_opd=1)), quick=Preset((0,), prompts=256), standard=Preset((0, 1, 2)), full=Preset((0, 1, 2, 3, 4)))
+PRESETS = dict(smoke=Preset((0,), 4, 16, 2, _SMOKE, dict(s_rl=1, s_opd=1)), quick=Preset((0,), prompts=256), standard=Preset(tuple(range(5))), full=Preset(tuple(range(10))))
 
 # %% ../nbs/27_comparison.ipynb #565e226d
 def jobs_of(

@@ -749,7 +749,8 @@ def _manifest(schedule: Schedule, capabilities: dict[str, Capability], base: Pol
     identity = dict(schedule=schedule.content_hash(), config={k: v for k, v in asdict(config).items() if k != "checkpoint_every"},
                     capabilities=prints, base=weights_hash(base))
     if starts: identity["starts"] = {n: weights_hash(p) for n, p in sorted(starts.items())}
-    return dict(schedule=schedule.to_dict(), config=asdict(config), capabilities=prints, base=identity["base"], content_hash=content_hash(identity))
+    own = {"starts": identity["starts"]} if starts else {}
+    return dict(schedule=schedule.to_dict(), config=asdict(config), capabilities=prints, base=identity["base"], content_hash=content_hash(identity), **own)
 
 # %% ../nbs/25_engine.ipynb #97b921c2
 def _finish(training: Training):

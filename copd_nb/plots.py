@@ -205,7 +205,8 @@ UNITS = dict(overlap="top-k overlap (share of 1)", symmetric_kl="symmetric KL (n
 def _shade(ax: Axes, events: pd.DataFrame):
     "Shade OPD phases and name every phase on top of the axes, as long as the names have room."
     ends = events.groupby("phase_index").agg(first=("global_step", "min"), end=("global_step", "max"), phase=("phase", "first"))
-    ends["start"] = ends["end"].shift().fillna(ends["first"].where(ends.index > 0, 0))  # a later phase may be the first with data
+    follows = ends.index.to_series().diff() == 1  # else the phase before has no data
+    ends["start"] = ends["end"].shift().where(follows, ends["first"].where(ends.index > 0, 0))
     for row in ends.itertuples():
         if "OPD" in row.phase: ax.axvspan(row.start, row.end, color="#f0e6c8", alpha=0.6, linewidth=0, zorder=0)
         short = "OPD" if "OPD" in row.phase else "RLVR"
