@@ -10,18 +10,20 @@ from pathlib import Path
 from latex2mathml.converter import convert
 
 from copd_nb.baselines import expert, merged_experts, mixed_rlvr, mopd, static_opd
+from copd_nb.claims import claims_markdown
 from copd_nb.copd import copd
+from copd_nb.reports import Entry, entries
 from copd_nb.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
-PAGES, RESULTS = ROOT / "docs", ROOT / "docs" / "results" / "comparison-standard.json"
+PAGES, REPORTS, RESULTS = ROOT / "docs", ROOT / "docs" / "reports", ROOT / "docs" / "results" / "comparison-standard.json"
 PAIR, THREE = ("text", "image"), ("text", "image", "video")
 DRAWINGS: dict[str, Schedule] = {
     "expert": expert("text", 80), "mixed": mixed_rlvr(PAIR, 160), "opd": static_opd("text", "image", 48, 64), "mopd": mopd(PAIR, 48, 64), "merged": merged_experts(PAIR, 80),
     "copd": copd(PAIR, cycles=2), "hub": copd(THREE, cycles=1, topology="hub", hub="text"), "student": copd(PAIR, cycles=1, topology="student")}
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?!\d)", re.S)
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
-DIRECTIVE = re.compile(r"<!-- (drawing|results) (.+?) -->")
+DIRECTIVE = re.compile(r"<!-- (drawing|results|claims|studies) (.+?) -->")
 WEB_FONT = re.compile(r"@import\s+url\([\"\']?https://fonts[^)]*\);?")
 ELSEWHERE = re.compile(r"<(?:script|img|iframe|source)[^>]*?\ssrc=\"(https?:|//)|<link(?=[^>]*rel=\"(?:stylesheet|icon|preload|modulepreload)\")[^>]*?href=\"(https?:|//)|@import\s+(?:url\()?[\"']?(?:https?:|//)")
 
@@ -56,11 +58,32 @@ def results(names: list[str]) -> str:
     return "\n".join([*parts, f"{seeds} seeds, 95 % intervals over seeds and prompts; `make report PRESET=standard`, commit {content['environment']['commit']}."])
 
 
+def chosen(names: str) -> list[Entry]:
+    "Published reports by name, or all."
+    found = [e for e in entries(REPORTS) if names == "all" or e.name in names.split(", ")]
+    if not found: raise ValueError(f"docs/reports has no report {names}")
+    return found
+
+
+def studies(names: str) -> str:
+    "A section for each published report: what it asks, what it found, what it doesn't show."
+    def section(e: Entry) -> str:
+        said = e.record["shown"] if e.brief else e.record["shown"][:1]
+        lines = [f"### {e.title}", f"{e.about} · [the report](reports/{e.folder.name}/{e.name}.html)", "\n".join(f"- {x}" for x in said), "Not shown:", "\n".join(f"- {x}" for x in e.record["limits"])]
+        return "\n\n".join(lines)
+    return "\n\n".join(map(section, chosen(names)))
+
+
+def claims(names: str) -> str:
+    "The paper's claims beside what published reports found."
+    return claims_markdown([e.record for e in chosen(names)])
+
+
 def filled(text: str) -> str:
     "A page with its drawings and results."
     def made(match: re.Match) -> str:
         if match[1] == "drawing": return DRAWINGS[match[2]]._repr_html_()
-        return results(match[2].split(", "))
+        return dict(results=lambda names: results(names.split(", ")), claims=claims, studies=studies)[match[1]](match[2])
     return DIRECTIVE.sub(made, text)
 
 
@@ -95,7 +118,7 @@ def stage(source: Path):
     for folder, files in dict(img=PAGES.glob("img/*"), bench=ROOT.glob("bench/*.json")).items():
         (source / folder).mkdir(parents=True, exist_ok=True)
         for file in files: shutil.copy(file, source / folder)
-    shutil.copytree(PAGES / "results", source / "results", ignore=shutil.ignore_patterns("*.md"))
+    for folder in ("results", "reports"): shutil.copytree(PAGES / folder, source / folder, ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
     shutil.copy(PAGES / "_smalldocs.yml", source)
 
 

@@ -272,6 +272,7 @@ def test_smoke_run_of_a_study(name, folder, smoke_runs):
     record = read_results(folder / name / "results.json")
     assert record["report"] == name and record["parameters"]["preset"] == "smoke" and record["limits"] and record["headline"]
     claims = {c.id for c in CLAIMS if c.report == name}
-    assert set(record["claims"]) == claims or name == "pilot" and set(record["claims"]) < claims  # students that don't differ have no correlation
+    found = {key.split("/")[0] for key in record["claims"]}
+    assert found == claims or name == "pilot" and found < claims  # students that don't differ have no correlation
     page = (folder / name / f"{name}.html").read_text()
     assert "<img" in page and "http://" not in page.replace("http://www.w3.org", "") and len(page) < 2_000_000
