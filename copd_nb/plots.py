@@ -344,7 +344,7 @@ def overlap_gain(
     for i, (name, part) in enumerate(groups):
         error = [part["gain"] - part["low"], part["high"] - part["gain"]] if {"low", "high"} <= set(part) else None
         ax.errorbar(part["overlap"], part["gain"], yerr=error, fmt=MARKERS[i % len(MARKERS)], color=colors[name], capsize=2, label=name)
-    ax.set_title(f"r = {fit.r:.2f} [{fit.r_low:.2f}, {fit.r_high:.2f}], R² = {fit.r ** 2:.2f}, {fit.points} students", fontsize=9)
+    ax.set_title(f"r = {fit.r:.2f} [{fit.r_low:.2f}, {fit.r_high:.2f}], R² = {fit.r ** 2:.2f}, {fit.points} students".replace("-", "−"), fontsize=9)
     _legend(ax)
     return _finish(ax, "top-k overlap with the teacher before distillation (share of 1)", "gain (percentage points)")
 
@@ -461,6 +461,7 @@ def by_count(
         ax.errorbar(part[x] + 0.04 * (i - (len(arms) - 1) / 2), part["value"], yerr=error, marker=MARKERS[i % len(MARKERS)], linestyle=DASHES[i % len(DASHES)],
                     color=colors[arm], capsize=2, label=arm)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if ax.get_ylim()[1] > 1e4: ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     _legend(ax)
     return _finish(ax, {"k": "capabilities K"}.get(x, x), ylabel)
 
