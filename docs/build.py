@@ -12,11 +12,14 @@ from latex2mathml.converter import convert
 from copd_nb.baselines import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.claims import claims_markdown
 from copd_nb.copd import copd
+from copd_nb.records import read_results
 from copd_nb.reports import Entry, entries
 from copd_nb.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
-PAGES, REPORTS, RESULTS = ROOT / "docs", ROOT / "docs" / "reports", ROOT / "docs" / "results" / "comparison-standard.json"
+PAGES, REPORTS = ROOT / "docs", ROOT / "docs" / "reports"
+RESULTS = REPORTS / "comparison-standard" / "results.json"
+README, BEGIN, END = ROOT / "README.md", "<!-- made by `python docs/build.py readme` -->", "<!-- end of what is made -->"
 PAIR, THREE = ("text", "image"), ("text", "image", "video")
 DRAWINGS: dict[str, Schedule] = {
     "expert": expert("text", 80), "mixed": mixed_rlvr(PAIR, 160), "opd": static_opd("text", "image", 48, 64), "mopd": mopd(PAIR, 48, 64), "merged": merged_experts(PAIR, 80),
@@ -47,7 +50,7 @@ def table(rows: list[dict], names: list[str]) -> list[str]:
 
 def results(names: list[str]) -> str:
     "What the committed comparison says about some paradigms: tables, and sentences with intervals."
-    content, parts = json.loads(RESULTS.read_text(encoding="utf-8")), []
+    content, parts = read_results(RESULTS), []
     for setting, rows in content["tables"].items():
         if not any(r["paradigm"] in names for r in rows): continue
         shown = table(rows, ["base", *names])
@@ -77,6 +80,33 @@ def studies(names: str) -> str:
 def claims(names: str) -> str:
     "The paper's claims beside what published reports found."
     return claims_markdown([e.record for e in chosen(names)])
+
+
+def means(tables: dict[str, list[dict]]) -> list[str]:
+    "Mean accuracy of every paradigm, one column a setting and measure; the highest of a column is bold."
+    found = {(r["paradigm"], key): r for key, rows in tables.items() for r in rows if r["capability"] == "mean"}
+    names, best = list(dict.fromkeys(name for name, _ in found)), {key: max(r["mean"] for (_, k), r in found.items() if k == key) for key in tables}
+    def cell(name, key):
+        row = found.get((name, key))
+        return "–" if row is None else f"**{number(row)}**" if row["mean"] == best[key] else number(row)
+    lines = [f"| {name} | " + " | ".join(cell(name, key) for key in tables) + " |" for name in names]
+    return ["| mean accuracy, % | " + " | ".join(key.replace("_branch", " branches").replace("/", ", ") for key in tables) + " |", "|---" * (len(tables) + 1) + "|", *lines]
+
+
+def measured() -> str:
+    "README's part on results: the comparison's means and verdicts, a sentence a study, the claims."
+    content, found = read_results(RESULTS), entries(REPORTS)
+    heads = [f"- [{e.title}](docs/reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found if e.brief]
+    said = [f"- {key.replace('_branch', ' branches').replace('/', ', ')}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items() for v in rows if v["other"] == "mixed RLVR" or v["paradigm"] == "mixed RLVR"]
+    environment = content["environment"]
+    made = f"{len(content['parameters']['seeds'])} training seeds, {content['parameters']['steps']} steps a capability, 95 % intervals over seeds and examples; `make report PRESET=standard`, commit {environment['commit']}."
+    return "\n".join([*means(content["tables"]), "", made, "", "CoPD and mixed RLVR, from paired differences:", "", *said, "", "**The studies**", "", *heads, "", "**The paper's claims**", "", claims_markdown([e.record for e in found])])
+
+
+def write_readme(text: str) -> str:
+    "README with its part on results made anew; ValueError if the marks are missing."
+    if text.count(BEGIN) != 1 or text.count(END) != 1: raise ValueError(f"README.md needs one {BEGIN} and one {END}")
+    return text.partition(BEGIN)[0] + f"{BEGIN}\n{measured()}\n{END}" + text.partition(END)[2]
 
 
 def filled(text: str) -> str:
@@ -159,4 +189,6 @@ def build(target: Path = ROOT / "_docs") -> Path:
     return site / "index.html"
 
 
-if __name__ == "__main__": print(build(*map(Path, sys.argv[1:])))
+if __name__ == "__main__":
+    if sys.argv[1:] == ["readme"]: README.write_text(write_readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    else: print(build(*map(Path, sys.argv[1:])))

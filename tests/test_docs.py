@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from copd_nb.claims import CLAIMS
 from copd_nb.copd import copd, divergence_band
 from copd_nb.engine import Config, train
 from copd_nb.minis import image, text, tiny_policy
+from copd_nb.records import read_results
+from copd_nb.reports import STUDIES
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
@@ -49,10 +52,34 @@ def test_paradigm_pages_have_usage_metrics_details_results_and_a_drawing(site):
         if page.stem == "index": continue
         shown = (site / "paradigms" / f"{page.stem}.html").read_text()
         assert all(f">{part}" in shown for part in ("Usage", "What is logged", "Details", "Results")) and "<svg" in shown, page.stem
-        assert "<!-- " not in page.read_text() or "95 % intervals" in shown or page.stem == "student-hub"
+        assert "<!-- " not in page.read_text() or "95 % intervals" in shown or "the report</a>" in shown
+
+
+def test_the_studies_page_has_every_claim_and_every_report(site):
+    shown = re.sub(r"<[^>]+>", "", (site / "studies.html").read_text())
+    published = sorted(f.parent for f in (ROOT / "docs" / "reports").glob("*/results.json"))
+    assert {read_results(f / "results.json")["report"] for f in published} == set(STUDIES)
+    assert all(c.text in shown.replace("&#39;", "'").replace("&#x27;", "'").replace("’", "'") for c in CLAIMS) and "not run" not in shown
+    for folder in published: assert (site / "reports" / folder.name / f"{folder.name.rpartition('-')[0]}.html").exists()
+
+
+def test_published_reports_are_standard_runs_over_seeds():
+    "At least three seeds, five for the comparison, and pages that need nothing from elsewhere."
+    for folder in (f.parent for f in (ROOT / "docs" / "reports").glob("*/results.json")):
+        record = read_results(folder / "results.json")
+        assert record["parameters"]["preset"] == "standard" and len(record["parameters"]["seeds"]) >= (5 if record["report"] == "comparison" else 3)
+    assert not docs.loads_from_elsewhere(ROOT / "docs" / "reports")
+    assert sum(f.stat().st_size for f in (ROOT / "docs" / "reports").rglob("*")) < 10_000_000
+
+
+def test_the_readme_says_what_the_committed_reports_say():
+    text = (ROOT / "README.md").read_text()
+    assert docs.write_readme(text) == text
+    with pytest.raises(ValueError, match="needs one"): docs.write_readme("no marks")
 
 
 def test_results_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="no report"): docs.filled("<!-- studies unknown -->")
     with pytest.raises(ValueError, match="no row of"): docs.filled("<!-- results a paradigm that was not run -->")
     with pytest.raises(KeyError): docs.filled("<!-- drawing unknown -->")
 
