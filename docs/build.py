@@ -68,11 +68,11 @@ def chosen(names: str) -> list[Entry]:
     return found
 
 
-def studies(names: str) -> str:
-    "A section for each published report: what it asks, what it found, what it doesn't show."
+def studies(names: str, root: str) -> str:
+    "A section for each published report: what it asks, what it found, what it doesn't show; `root` leads from the page to the site's root."
     def section(e: Entry) -> str:
         said = e.record["shown"] if e.brief else e.record["shown"][:1]
-        lines = [f"### {e.title}", f"{e.about} · [the report](reports/{e.folder.name}/{e.name}.html)", "\n".join(f"- {x}" for x in said), "Not shown:", "\n".join(f"- {x}" for x in e.record["limits"])]
+        lines = [f"### {e.title}", f"{e.about} · [the report]({root}reports/{e.folder.name}/{e.name}.html)", "\n".join(f"- {x}" for x in said), "Not shown:", "\n".join(f"- {x}" for x in e.record["limits"])]
         return "\n\n".join(lines)
     return "\n\n".join(map(section, chosen(names)))
 
@@ -109,18 +109,19 @@ def write_readme(text: str) -> str:
     return text.partition(BEGIN)[0] + f"{BEGIN}\n{measured()}\n{END}" + text.partition(END)[2]
 
 
-def filled(text: str) -> str:
-    "A page with its drawings and results."
+def filled(text: str, root: str = "") -> str:
+    "A page with its drawings and results; `root` leads from it to the site's root."
     def made(match: re.Match) -> str:
         if match[1] == "drawing": return DRAWINGS[match[2]]._repr_html_()
-        return dict(results=lambda names: results(names.split(", ")), claims=claims, studies=studies)[match[1]](match[2])
+        return dict(results=lambda names: results(names.split(", ")), claims=claims, studies=lambda names: studies(names, root))[match[1]](match[2])
     return DIRECTIVE.sub(made, text)
 
 
 def copy_page(source: Path, target: Path):
     "A Markdown page, filled and without TeX."
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(with_mathml(filled(source.read_text(encoding="utf-8"))), encoding="utf-8")
+    root = "../" * (len(source.relative_to(PAGES).parts) - 1) if source.is_relative_to(PAGES) else ""
+    target.write_text(with_mathml(filled(source.read_text(encoding="utf-8"), root)), encoding="utf-8")
 
 
 def copy_notebook(source: Path, target: Path):
