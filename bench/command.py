@@ -2,15 +2,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
 from serve import Server
 
 
 def main(words: list[str]):
-    "Run the command for each repetition; it must succeed."
+    "Run a program that stands beside this interpreter for each repetition; it must succeed."
+    program = [str(Path(sys.executable).parent / words[0]), *words[1:]]
     def step() -> dict:
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
         return dict(peak_bytes=1024 * getrusage(RUSAGE_CHILDREN).ru_maxrss)
     Server().serve(step)
 

@@ -1,7 +1,5 @@
 """What is compared with what."""
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from contest import Case, Side
 
@@ -109,10 +107,9 @@ class Lines:
 
     def cold(self) -> list[Case]:
         "Line 8: fresh processes."
-        python, copd = sys.executable, str(Path(sys.executable).parent / "copd")
-        empty = Side("empty program", "command", dict(words=[python, "-c", "pass"]), compared=False)
-        commands = {"import copd_nb": ([python, "-c", "import copd_nb"], 1.0), "copd --help": ([copd, "--help"], 0.5),
-                    "import copd_nb.engine": ([python, "-c", "import copd_nb.engine"], None)}
+        empty = Side("empty program", "command", dict(words=["python", "-c", "pass"]), compared=False)
+        commands = {"import copd_nb": (["python", "-c", "import copd_nb"], 1.0), "copd --help": (["copd", "--help"], 0.5),
+                    "import copd_nb.engine": (["python", "-c", "import copd_nb.engine"], None)}
         return [Case(8, f"{name}, cold", (Side(name, "command", dict(words=words)), empty), 7, warmup=1, within=within)
                 for name, (words, within) in commands.items()]
 

@@ -98,7 +98,8 @@ def main():
         for case in chosen:
             print(f"line {case.line}: {case.title}", flush=True)
             result = hold(case, starter(arguments.threads, arguments.trl_python), min(arguments.repeats or case.repeats, case.repeats))
-            told = dict(line=case.line, title=case.title, commit=commit(), tasks={side.name: side.task for side in case.sides})
+            tasks = {side.name: {k: v for k, v in side.task.items() if k != "folder"} for side in case.sides}  # the folder is of this run and this machine
+            told = dict(line=case.line, title=case.title, commit=commit(), tasks=tasks)
             results[case.title] = told | dict(summary=summary(case, result)) | result
             done = [c for c in every if c.title in results]
             about = machine(arguments, list(results.values()))

@@ -37,6 +37,11 @@ def with_mathml(text: str) -> str:
     return "".join(part if i % 2 else FORMULA.sub(math, part) for i, part in enumerate(CODE.split(text)))
 
 
+def setting(key: str) -> str:
+    "A setting and measure of the comparison in words."
+    return key.replace("_branch", " branches").replace("/", ", ")
+
+
 def number(row: dict) -> str: return f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
@@ -51,11 +56,11 @@ def table(rows: list[dict], names: list[str]) -> list[str]:
 def results(names: list[str]) -> str:
     "What the committed comparison says about some paradigms: tables, and sentences with intervals."
     content, parts = read_results(RESULTS), []
-    for setting, rows in content["tables"].items():
+    for key, rows in content["tables"].items():
         if not any(r["paradigm"] in names for r in rows): continue
         shown = table(rows, ["base", *names])
-        said = [f"- {v['sentence'].rstrip('.')}." for v in content["verdicts"][setting] if {v["paradigm"], v["other"]} & set(names)]
-        parts += [f"**{setting.replace('_', ' ').replace('/', ', ')}**", "", *shown, "", *said, ""]
+        said = [f"- {v['sentence'].rstrip('.')}." for v in content["verdicts"][key] if {v["paradigm"], v["other"]} & set(names)]
+        parts += [f"**{setting(key)}**", "", *shown, "", *said, ""]
     if not parts: raise ValueError(f"{RESULTS.name} has no row of {names}")
     seeds = len(content["parameters"]["seeds"])
     return "\n".join([*parts, f"{seeds} seeds, 95 % intervals over seeds and prompts; `make report PRESET=standard`, commit {content['environment']['commit']}."])
@@ -85,21 +90,22 @@ def claims(names: str) -> str:
 def means(tables: dict[str, list[dict]]) -> list[str]:
     "Mean accuracy of every paradigm, one column a setting and measure; the highest of a column is bold."
     found = {(r["paradigm"], key): r for key, rows in tables.items() for r in rows if r["capability"] == "mean"}
-    names, best = list(dict.fromkeys(name for name, _ in found)), {key: max(r["mean"] for (_, k), r in found.items() if k == key) for key in tables}
+    names = sorted({name: None for name, _ in found}, key=lambda name: (name != "base", not name.endswith(" expert")))  # sorting keeps the order within
+    best = {key: max(r["mean"] for (_, k), r in found.items() if k == key) for key in tables}
+
     def cell(name, key):
         row = found.get((name, key))
         return "–" if row is None else f"**{number(row)}**" if row["mean"] == best[key] else number(row)
     lines = [f"| {name} | " + " | ".join(cell(name, key) for key in tables) + " |" for name in names]
-    return ["| mean accuracy, % | " + " | ".join(key.replace("_branch", " branches").replace("/", ", ") for key in tables) + " |", "|---" * (len(tables) + 1) + "|", *lines]
+    return ["| mean accuracy, % | " + " | ".join(map(setting, tables)) + " |", "|---" * (len(tables) + 1) + "|", *lines]
 
 
 def measured() -> str:
     "README's part on results: the comparison's means and verdicts, a sentence a study, the claims."
     content, found = read_results(RESULTS), entries(REPORTS)
     heads = [f"- [{e.title}](docs/reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found if e.brief]
-    said = [f"- {key.replace('_branch', ' branches').replace('/', ', ')}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items() for v in rows if v["other"] == "mixed RLVR" or v["paradigm"] == "mixed RLVR"]
-    environment = content["environment"]
-    made = f"{len(content['parameters']['seeds'])} training seeds, {content['parameters']['steps']} steps a capability, 95 % intervals over seeds and examples; `make report PRESET=standard`, commit {environment['commit']}."
+    said = [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items() for v in rows if "mixed RLVR" in (v["paradigm"], v["other"])]
+    made = f"{len(content['parameters']['seeds'])} training seeds, {content['parameters']['steps']} steps a capability, 95 % intervals over seeds and examples; `make report PRESET=standard`, commit {content['environment']['commit']}."
     return "\n".join([*means(content["tables"]), "", made, "", "CoPD and mixed RLVR, from paired differences:", "", *said, "", "**The studies**", "", *heads, "", "**The paper's claims**", "", claims_markdown([e.record for e in found])])
 
 

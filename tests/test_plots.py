@@ -159,7 +159,14 @@ def test_overlap_gain_draws_the_fit_of_its_points():
     assert f"r = {r:.2f} [" in ax.get_title() and f"R² = {r ** 2:.2f}" in ax.get_title() and "4 students" in ax.get_title()
     assert len(plots.overlap_gain(STUDENTS.assign(group=["a", "a", "b", "b"])).get_legend().get_texts()) == 4
     assert plots.overlap_gain(STUDENTS[["overlap", "gain"]]).lines
+    assert "r = −" in plots.overlap_gain(STUDENTS[["overlap", "gain"]].assign(gain=lambda t: -t.gain)).get_title() and "-" not in ax.get_title()
     with pytest.raises(ValueError, match="two different x"): plots.overlap_gain(STUDENTS.assign(overlap=0.8))
+
+
+def test_large_counts_are_shown_with_their_unit():
+    table = pd.DataFrame(dict(arm="a", k=[2, 3], value=[2e5, 4e5]))
+    assert plots.by_count(table, "k", "tokens").yaxis.get_major_formatter()(3e5) == "300k"
+    assert plots.by_count(table.assign(value=table.value / 1e5), "k", "links").yaxis.get_major_formatter()(3) != "3k"
 
 
 def test_effect_map_writes_every_number_and_doubts_those_around_zero():

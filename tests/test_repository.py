@@ -234,6 +234,13 @@ def strings(value):
         else: yield from (s for v in value for s in strings(v))
 
 
+MACHINE_PATH = r"/(?:root|home|tmp|work)/[\w.]*"
+
+@pytest.mark.parametrize("path", [*ROOT.glob("bench/*.json"), *ROOT.glob("docs/re*/**/*.json")], ids=name)
+def test_records_hold_no_machine_paths(path):
+    assert not [s for s in strings(json.loads(path.read_text())) if re.search(MACHINE_PATH, s)]
+
+
 @pytest.mark.parametrize("path", EVERY, ids=name)
 def test_outputs_hold_no_machine_paths_and_no_errors(path):
     for cell in cells(path):
@@ -242,7 +249,7 @@ def test_outputs_hold_no_machine_paths_and_no_errors(path):
             for text in strings({k: v for k, v in output.items() if k != "metadata"}):
                 without_pictures = re.sub(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=\s]+", "", text)
                 if re.fullmatch(r"[A-Za-z0-9+/=\s]{200,}", without_pictures): continue  # a picture
-                found = re.search(r"/(?:root|home|tmp|work)/[\w.]*", without_pictures)
+                found = re.search(MACHINE_PATH, without_pictures)
                 assert not found, without_pictures[max(0, found.start() - 80):found.end() + 40]
 
 
