@@ -74,10 +74,9 @@ def chosen(names: str) -> list[Entry]:
 
 
 def studies(names: str, root: str) -> str:
-    "A section for each published report: what it asks, what it found, what it doesn't show; `root` leads from the page to the site's root."
+    "A section for each published report: what it asks, what it found, its limits; `root` leads from the page to the site's root."
     def section(e: Entry) -> str:
-        said = e.record["shown"] if e.brief else e.record["shown"][:1]
-        lines = [f"### {e.title}", f"{e.about} · [the report]({root}reports/{e.folder.name}/{e.name}.html)", "\n".join(f"- {x}" for x in said), "Not shown:", "\n".join(f"- {x}" for x in e.record["limits"])]
+        lines = [f"### {e.title}", f"{e.about} · [the report]({root}reports/{e.folder.name}/{e.name}.html)", "\n".join(f"- {x}" for x in e.record["shown"]), "Limits:", "\n".join(f"- {x}" for x in e.record["limits"])]
         return "\n\n".join(lines)
     return "\n\n".join(map(section, chosen(names)))
 
