@@ -21,6 +21,7 @@ class ModelShape:
     vision_parameters: int = 0  # weights of the vision tower N_v
     vocabulary: int = 0  # rows of the output head; lets prompt tokens skip it
     attention: int = 0  # width d of attention, heads × head size, where it is not the hidden size
+    frozen: bool = False  # LoRA: the weights get no gradient, only what runs through them does
 
     @property
     def size(self) -> int:  # weights to store
@@ -46,8 +47,13 @@ class ModelShape:
         patches: float = 0,  # vision patches encoded
         head: bool = True,  # were logits computed for these tokens?
     ) -> float:  # FLOPs
-        "FLOPs of one backward pass: twice the forward pass."
-        return 2 * self.forward_flops(tokens, context, patches, head)
+        "FLOPs of one backward pass: twice the forward pass, once where the weights are frozen."
+        return (1 if self.frozen else 2) * self.forward_flops(tokens, context, patches, head)
+
+    @property
+    def passes(self) -> int:  # 3, or 2 where the weights are frozen
+        "What one forward and backward pass cost, in forward passes."
+        return 2 if self.frozen else 3
 
 # %% ../nbs/20_costs.ipynb #26973c86
 _PREFIXES = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -119,10 +125,10 @@ class Workload:
         capability: str,  # whose prompts
         prompts: float,  # how many of them; each is rolled out `group_size` times
     ) -> Cost:  # of one RL signal in one step, without the update itself
-        "GRPO on shared prompts: one trained prefill per group, completions sampled (1 pass) and trained (3)."
+        "GRPO on shared prompts: one trained prefill per group, completions sampled (1 pass) and trained (3, or 2 where weights are frozen)."
         prefill, completion = self._forward(capability)
         tokens = prompts * self.group_size * self.completion_tokens[capability]
-        flops = prompts * (3 * prefill + self.group_size * 4 * completion)
+        flops = prompts * (self.shape.passes * prefill + self.group_size * (1 + self.shape.passes) * completion)
         return Cost(prompts=prompts, prompt_tokens=prompts * self.prompt_tokens[capability], generated=tokens, trained=tokens, flops=flops)
 
     def sft_cost(
@@ -133,7 +139,7 @@ class Workload:
         "One forward and backward pass over prompts and reference completions; nothing is sampled."
         prefill, completion = self._forward(capability)
         tokens = prompts * self.completion_tokens[capability]
-        flops = prompts * 3 * (prefill + completion)
+        flops = prompts * self.shape.passes * (prefill + completion)
         return Cost(prompts=prompts, prompt_tokens=prompts * self.prompt_tokens[capability], trained=tokens, flops=flops)
 
     def opd_cost(

@@ -30,12 +30,12 @@ from .evaluation import evaluate, summary
 from .heads import token_divergence, token_scores
 from .merging import merge
 from .objectives import clip_share, clipped_surrogate, delta_stats, grpo_advantages, loss_denominator, opd_advantages, unlikely_advantages
-from .policies import Head, Policy, Prefill, Prompts, check_same_vocabulary
+from .policies import Head, LoraPolicy, Policy, Prefill, Prompts, check_same_vocabulary, weights_hash
 from .probes import probe_pairs
 from .rewards import score
 from .rollouts import Request, Rollouts, completion_mask, generator, sample, sample_many
 from .runs import (EventLog, Run, content_hash, create_run, latest_checkpoint, load_checkpoint, locked, new_folder, save_checkpoint, stop_requested,
-                          weights_hash, withdraw_stop, write_json)
+                          withdraw_stop, write_json)
 from .schedule import OPD, RL, SFT, Merge, Phase, Schedule, Update, split_prompts
 
 # %% ../nbs/25_engine.ipynb #3b7629e6
@@ -69,8 +69,9 @@ class Config:
     drop_finished: bool = True  # rollouts that have ended leave the decode batch
     skip_flat: bool = True  # groups without advantage are left out of the update's passes: they have no gradient
     pack: bool = True  # no padding in linear layers; False: padded rows over copies of the prompt's cache
+    failed_reward: float | None = 0.0  # reward of a completion whose verifier failed, which is logged; None to stop the run instead
     updates: str = "simultaneous"  # or "sequential": teachers then are the branches as already updated in this step
-    precision: str = "fp32"  # "fp32" or "bf16" (autocast, fp32 weights)
+    precision: str = "fp32"  # of what is computed: "fp32", or "bf16" by autocast; weights that learn stay fp32
     device: str | None = None  # "cpu" to stay there; None takes what accelerate finds
     probe_every: int = 10  # steps between probes of a phase, 0 for none
     probe_prompts: int = 32  # prompts of a probe
@@ -110,6 +111,10 @@ class Branch:
     cursors: dict[str, int] = field(default_factory=dict)  # stream and capability → position in the prompt stream
 
 # %% ../nbs/25_engine.ipynb #be526666
+def _same_architecture(a: Policy, b: Policy) -> bool:
+    "Whether what learns has the same names and shapes in both, and LoRA branches one base."
+    return getattr(a, "shared", None) is getattr(b, "shared", None) and {n: p.shape for n, p in a.named_parameters()} == {n: p.shape for n, p in b.named_parameters()}
+
 @dataclass
 class Training:
     "The state of one run."
@@ -137,7 +142,8 @@ class Training:
         return self.branches[name]
 
     def policy(self, name: str) -> Policy:
-        "A branch's policy, or the base."
+        "A branch's policy, or the base; a teacher of another architecture stays what it was given as."
+        if name in self.starts and not _same_architecture(self.starts[name], self.base): return self.starts[name]
         return self.base if name == "base" else self.branch(name).policy
 
 # %% ../nbs/25_engine.ipynb #e8a089bb
@@ -369,8 +375,8 @@ def stream_gradient(training: Training, policy: Policy, batch: Batch) -> tuple[l
         losses += [_learn_rows(training, policy, batch, prompts, leaf, mine, owner, first) for mine, owner in parts]
         start.backward(leaf)
     batch.rollouts = replace(out, start=None)
-    gradient = [p.grad for p in policy.model.parameters()]
-    policy.model.zero_grad(set_to_none=True)
+    gradient = [p.grad for p in policy.parameters()]
+    policy.zero_grad()
     return gradient, torch.stack(losses).sum().item()
 
 # %% ../nbs/25_engine.ipynb #571f67dd
@@ -382,7 +388,7 @@ def _optimizer(training: Training, branch: Branch, kind: str) -> torch.optim.Ada
     "A branch's optimiser of that kind, made when first needed."
     c = training.config
     if kind not in branch.optimizers:
-        parameters = branch.policy.model.parameters()
+        parameters = branch.policy.parameters()
         branch.optimizers[kind] = torch.optim.AdamW(parameters, lr=c.learning_rate, betas=c.betas, weight_decay=c.weight_decay, fused=True)
     return branch.optimizers[kind]
 
@@ -405,7 +411,7 @@ def move(training: Training, name: str, gradients: dict[str, list], lr: float) -
     scale = min(1.0, config.max_grad_norm / (total + 1e-6))
     for kind, group in groupby(gradients, key=lambda s: _kind(config, s)):
         optimizer = _optimizer(training, branch, kind)
-        for p, g in zip(branch.policy.model.parameters(), _add([gradients[s] for s in group])): p.grad = None if g is None else g * scale
+        for p, g in zip(branch.policy.parameters(), _add([gradients[s] for s in group])): p.grad = None if g is None else g * scale
         for settings in optimizer.param_groups: settings["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -435,7 +441,8 @@ def learn(training: Training, name: str, batches: list[Batch], lr: float, first:
 
 # %% ../nbs/25_engine.ipynb #3aa69788
 def model_shape(policy: Policy) -> ModelShape:
-    "The sizes that decide a policy's FLOPs."
+    "The sizes that decide a policy's FLOPs; of a LoRA policy those of its base, and that no gradient of weights is computed."
+    if isinstance(policy, LoraPolicy): return replace(model_shape(policy.shared.base), frozen=True)
     text, model = policy.model.config.get_text_config(), policy.model
     vision = sum(p.numel() for n, p in model.named_parameters() if ".visual." in f".{n}")
     embedding = model.get_input_embeddings().weight.numel()
@@ -547,7 +554,7 @@ def _unpack(training: Training, tensors: dict[str, dict[str, Tensor]], counters:
             owner, kind = stem.split("~")
             if owner != name: continue
             if kind == "weights":
-                branch.policy.model.load_state_dict(named)
+                branch.policy.load_state(named)
                 continue
             optimizer, state = _optimizer(training, branch, kind), {}
             for key, value in named.items(): state.setdefault(int(key.split("/")[0]), {})[key.split("/")[1]] = value
@@ -710,16 +717,18 @@ def _check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy
         raise ValueError(f"config group_size={config.group_size}: an RL signal compares the rollouts of a group, at least 2 are needed")
     largest = config.probe_k if isinstance(config.probe_k, int) else max(config.probe_k)
     if config.probe_every and largest > base.width: raise ValueError(f"config probe_k={config.probe_k}: the vocabulary has {base.width} ids")
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in base.parameters()):
+        raise ValueError(f"the weights of {base.name!r} are {base.parameters()[0].dtype}: small updates would be rounded away, train fp32 weights (precision='bf16' computes in bf16) or LoRA branches")
     for c in capabilities.values(): base.encode(sorted(c.train, key=lambda e: len(e.prompt))[-1:], room=config.max_new_tokens)
 
 # %% ../nbs/25_engine.ipynb #084a26ce
 def _check_starts(schedule: Schedule, base: Policy, starts: dict[str, Policy]):
-    "Refuse starts of unknown branches, and policies that differ from the base in vocabulary or in shape."
+    "Refuse starts of unknown branches, policies of another vocabulary, and those of another shape that do more than teach."
     if unknown := sorted(set(starts) - set(schedule.starts)): raise ValueError(f"starts of unknown branches {unknown}: the schedule has {list(schedule.starts)}")
-    shapes = {n: p.shape for n, p in base.state_dict().items()}
     for name, policy in starts.items():
         check_same_vocabulary(base, policy)
-        if {n: p.shape for n, p in policy.state_dict().items()} != shapes: raise ValueError(f"the policy that branch {name!r} starts from has other parameters than the base: branches need one architecture")
+        if _same_architecture(policy, base) or not (schedule.phases_of(name) or name in schedule.members): continue
+        raise ValueError(f"the policy that branch {name!r} starts from has other parameters than the base: branches that learn or are merged need one architecture")
 
 def _placed(name: str, policy: Policy, config: Config, accelerator: Accelerator) -> Policy:
     "A copy of a policy on the device of the training."

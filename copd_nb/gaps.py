@@ -41,7 +41,8 @@ from .stats import Interval, Ratio, cluster_intervals, line_fit, macro_differenc
 def _together(a: Policy, b: Policy) -> tuple[Policy, Policy]:
     "The same models, both with the ids banned that either bans, but for end tokens."
     ends = {*a.eos, *b.eos}
-    banned = torch.tensor(sorted({*a.banned.tolist(), *b.banned.tolist()} - ends), dtype=torch.long)
+    beyond = range(min(a.width, b.width), max(a.width, b.width))  # padding of one head that the other doesn't have
+    banned = torch.tensor(sorted({*a.banned.tolist(), *b.banned.tolist(), *beyond} - ends), dtype=torch.long)
     def view(policy: Policy) -> Policy:
         new = copy.copy(policy)
         new.banned = banned
@@ -535,7 +536,7 @@ def _drawn(x: Tensor, n: int, *key) -> Tensor:
 def _kept(policy: Policy, gradient: list[Tensor | None], project: int | None) -> dict[str, _Layer]:
     "A gradient layer by layer, projected if asked for; parameters that took no part count as 0."
     groups: dict[str, list] = {}
-    for (name, p), g in zip(policy.model.named_parameters(), gradient):
+    for (name, p), g in zip(policy.named_parameters(), gradient):
         groups.setdefault(layer_of(name), []).append((name, torch.zeros_like(p).flatten() if g is None else g.flatten()))
     return {layer: _kept_layer(members, project) for layer, members in groups.items()}
 
@@ -675,10 +676,15 @@ def transfer_matrix(
     return pd.DataFrame([*rows, *_reward_rows(judge(policy), after, list(named), repeats)])
 
 # %% ../nbs/33_gaps.ipynb #44eaa66e
+def _dense(policy: Policy) -> dict[str, Tensor]:
+    "Parameters of a full copy, by name; tied ones once."
+    state, names = policy.dense_state(), [n.replace(".base_layer.", ".") for n, _ in policy.model.named_parameters() if ".lora_" not in n]
+    return {n: state[n] for n in names}
+
 def _same_parameters(policies: Mapping[str, Policy], base: Policy) -> dict[str, dict[str, Tensor]]:
     "Named parameters of each; ValueError names one that is missing or of another shape."
-    shapes = {n: p.shape for n, p in base.model.named_parameters()}
-    found = {name: dict(p.model.named_parameters()) for name, p in policies.items()}
+    start = _dense(base)
+    shapes, found = {n: p.shape for n, p in start.items()}, {name: _dense(p) for name, p in policies.items()}
     for name, own in found.items():
         if different := sorted(n for n in shapes.keys() | own.keys() if n not in own or n not in shapes or own[n].shape != shapes[n]):
             raise ValueError(f"{name!r} is no branch of {base.name!r}: parameter {different[0]!r} is missing or has another shape")
@@ -703,7 +709,7 @@ def task_vectors(
     "Cosines and norms of what was added to the base; the cosine is None where a branch has not moved."
     if not policies: raise ValueError("no branches given: at least one is needed")
     found, grams = _same_parameters(policies, base), {}
-    for name, p in base.model.named_parameters():
+    for name, p in _dense(base).items():
         gram, layer = _delta_gram(p, [own[name] for own in found.values()]), layer_of(name)
         grams[layer] = grams.get(layer, 0) + gram
     rows, names = [], list(policies)

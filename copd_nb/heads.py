@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .divergences import topk_mask
-from .policies import Head
+from .policies import Head, common_ids
 
 # %% ../nbs/15_heads.ipynb #a7f28dca
 CHUNK = 2 ** 25  # logits held at a time, 134 MB in fp32
@@ -171,12 +171,11 @@ def _gap(logits: Tensor, log_q: Tensor, kind: str, alpha: float, k: int | None) 
     return (logits.softmax(-1) * ratio).sum(-1) + teacher
 
 # %% ../nbs/15_heads.ipynb #dfcf7589
-def _check_pair(a_head: Head, a_hidden: Tensor, b_head: Head, b_hidden: Tensor) -> None:
-    "ValueError unless two policies share a vocabulary and score the same tokens."
-    a, b = len(a_head.weight), len(b_head.weight)
-    if a != b: raise ValueError(f"vocabularies of {a} and {b} ids: both policies must share one tokenizer")
+def _pair(a_head: Head, a_hidden: Tensor, b_head: Head, b_hidden: Tensor) -> tuple[Head, Head]:
+    "Both heads over their common ids; ValueError unless two policies share a tokenizer and score the same tokens."
     if a_hidden.shape[:-1] != b_hidden.shape[:-1]:
         raise ValueError(f"hidden states of shapes {tuple(a_hidden.shape)} and {tuple(b_hidden.shape)}: both must score the same tokens")
+    return common_ids(a_head, b_head)
 
 def _check_kind(kind: str, alpha: float, k: int | None, width: int) -> None:
     "ValueError for a divergence that does not exist or whose parameter is missing or out of range."
@@ -199,7 +198,7 @@ def token_divergence(
     chunk: int = CHUNK,  # logits of each policy held at a time
 ) -> Tensor:  # (…,) nats
     "Divergence of student and teacher per token, gradient to the student alone; ValueError for an unknown kind or another vocabulary."
-    _check_pair(head, hidden, teacher_head, teacher_hidden)
+    head, teacher_head = _pair(head, hidden, teacher_head, teacher_hidden)
     _check_kind(kind, alpha, k, len(head.weight))
     teacher_rows = teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1])
     @torch.no_grad()
@@ -254,7 +253,7 @@ def compare_tokens(
     ids: Tensor | None = None,  # (…,) sampled ids, for logp_a, logp_b and overlap_advantage as well
 ) -> dict[str, Tensor]:  # (…,) each: overlap, overlap_mass_a, overlap_mass_b, symmetric_kl, kl_ab, kl_ba, jsd, entropy_a, entropy_b
     "Overlap, divergences and entropies of two policies per token, in nats, no gradient; ValueError for vocabularies that differ or k > V."
-    _check_pair(a_head, a_hidden, b_head, b_hidden)
+    a_head, b_head = _pair(a_head, a_hidden, b_head, b_hidden)
     ks = {"": k} if isinstance(k, int) else {f"@{n}": n for n in k}
     if not ks: raise ValueError("k is empty: name at least one size of the compared top-k sets")
     for n in ks.values(): _check_k(n, len(a_head.weight))

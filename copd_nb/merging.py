@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .policies import LoraPolicy
+
 # %% ../nbs/13_merging.ipynb #649bc0a4
 def _normalised(weights: Sequence[float]) -> list[float]:
     "Weights scaled to sum 1."
@@ -129,8 +131,16 @@ def _merge_states(
 
 # %% ../nbs/13_merging.ipynb #f8a0ebe5
 def _state(model: object) -> dict[str, Tensor]:
-    "The state dict of a policy, or that of a mapping; either way it keeps its tensors alive."
-    return dict(model if isinstance(model, Mapping) else model.state_dict())
+    "All weights of a policy, or those of a mapping; either way it keeps its tensors alive."
+    return dict(model if isinstance(model, Mapping) else model.dense_state())
+
+def _adapters(models: Sequence, method: str, weights: Sequence[float], base: object) -> list[tuple[float, LoraPolicy]] | None:
+    "What the merge of branches on one base adds up to, as weights of adapters; None where full weights are needed."
+    shared = getattr(models[0], "shared", None)
+    if method not in ("linear", "task_arithmetic") or any(getattr(m, "shared", None) is not shared or shared is None for m in models): return None
+    if method == "linear": return list(zip(_normalised(weights), models))
+    if base is shared.base: return list(zip(weights, models))
+    return [*zip(weights, models), (1 - math.fsum(weights), base)] if getattr(base, "shared", None) is shared else None
 
 # %% ../nbs/13_merging.ipynb #e9d23a12
 @torch.no_grad()
@@ -141,10 +151,11 @@ def merge(
     base: object = None,  # policy or state dict that the models started from: task_arithmetic, ties, dare
     density: float = 1.0,  # in (0, 1]: share of each task vector that ties keeps, probability that dare keeps an entry
     seed: int = 0,  # of dare's random drops
-):  # a state dict if the first model is one, else a policy like the first with the merged weights
+):  # a state dict if the first model is one, else a policy like the first; of LoRA branches an adapter if the merge is linear, else a full copy
     "Merge models into one (CoPD, Algorithm 1: linear); ValueError for models, weights, base or density that do not fit."
     _check_request(len(models), method, base is not None, density)
     weights = _check_weights(weights, len(models))
+    if parts := _adapters(models, method, weights, base): return models[0].joined(parts)
     states = [_state(m) for m in models] + ([_state(base)] if method in NEEDS_BASE else [])
     _check_keys(states)
     merged = _merge_states(states, method, weights, density, seed)

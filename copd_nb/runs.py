@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['write_text', 'write_json', 'new_folder', 'locked', 'save_checkpoint', 'load_checkpoint', 'EventLog', 'request_stop',
-           'stop_requested', 'withdraw_stop', 'is_written', 'content_hash', 'weights_hash', 'environment', 'Run',
-           'create_run', 'latest_checkpoint', 'list_runs']
+           'stop_requested', 'withdraw_stop', 'is_written', 'content_hash', 'environment', 'Run', 'create_run',
+           'latest_checkpoint', 'list_runs']
 
 # %% ../nbs/24_runs.ipynb #be02f436
 import contextlib
@@ -156,15 +156,6 @@ def is_written(
 def content_hash(*parts) -> str:
     "SHA-256 of anything JSON holds, 16 characters."
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-# %% ../nbs/24_runs.ipynb #f7701219
-def weights_hash(policy: Policy) -> str:
-    "SHA-256 of a policy's weights and token ids, 16 characters."
-    h = hashlib.sha256(json.dumps(sorted(policy.tokenizer.get_vocab().items())).encode())
-    for name, tensor in policy.state_dict().items():
-        h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        h.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else str(tensor.item()).encode())
-    return h.hexdigest()[:16]
 
 # %% ../nbs/24_runs.ipynb #a8f0a9d4
 def _git_commit() -> str | None:
