@@ -1057,4 +1057,15 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'copd_nb.tracking._trackio': ('tracking.html#_trackio', 'copd_nb/tracking.py'),
                                   'copd_nb.tracking._wandb': ('tracking.html#_wandb', 'copd_nb/tracking.py'),
                                   'copd_nb.tracking.follow': ('tracking.html#follow', 'copd_nb/tracking.py'),
-                                  'copd_nb.tracking.scalars': ('tracking.html#scalars', 'copd_nb/tracking.py')}}}
+                                  'copd_nb.tracking.scalars': ('tracking.html#scalars', 'copd_nb/tracking.py')},
+            'copd_nb.verifiers': { 'copd_nb.verifiers._arguments': ('verifiers.html#_arguments', 'copd_nb/verifiers.py'),
+                                   'copd_nb.verifiers._boxed': ('verifiers.html#_boxed', 'copd_nb/verifiers.py'),
+                                   'copd_nb.verifiers._choice': ('verifiers.html#_choice', 'copd_nb/verifiers.py'),
+                                   'copd_nb.verifiers._convert': ('verifiers.html#_convert', 'copd_nb/verifiers.py'),
+                                   'copd_nb.verifiers._exact': ('verifiers.html#_exact', 'copd_nb/verifiers.py'),
+                                   'copd_nb.verifiers._format': ('verifiers.html#_format', 'copd_nb/verifiers.py'),
+                                   'copd_nb.verifiers._length': ('verifiers.html#_length', 'copd_nb/verifiers.py'),
+                                   'copd_nb.verifiers._numeric': ('verifiers.html#_numeric', 'copd_nb/verifiers.py'),
+                                   'copd_nb.verifiers._parsed': ('verifiers.html#_parsed', 'copd_nb/verifiers.py'),
+                                   'copd_nb.verifiers._sum': ('verifiers.html#_sum', 'copd_nb/verifiers.py'),
+                                   'copd_nb.verifiers.named_reward': ('verifiers.html#named_reward', 'copd_nb/verifiers.py')}}}
