@@ -32,7 +32,7 @@ from .merging import merge
 from .objectives import clip_share, clipped_surrogate, delta_stats, grpo_advantages, loss_denominator, opd_advantages, unlikely_advantages
 from .policies import Head, LoraPolicy, Policy, Prefill, Prompts, check_same_vocabulary, weights_hash
 from .probes import probe_pairs
-from .rewards import score
+from .rewards import Failure, score
 from .rollouts import Request, Rollouts, completion_mask, generator, sample, sample_many
 from .runs import (EventLog, Run, content_hash, create_run, latest_checkpoint, load_checkpoint, locked, new_folder, save_checkpoint, stop_requested,
                           withdraw_stop, write_json)
@@ -64,6 +64,8 @@ class Config:
     epochs: int = 1  # updates from the same rollouts
     micro_prompts: int | None = None  # prompts that are prefilled together in an update and in scoring, None for all
     micro_tokens: int | None = None  # completion tokens in one forward pass there, None for all
+    rollout_rows: int | None = None  # completions that are decoded at a time, None for all
+    recompute: bool = False  # keep only the states between layers for the backward pass and compute the rest again: less memory, a third more time
     shared_prompt: bool = True  # False: every rollout carries its own prompt
     keep_prefill: bool = True  # train on the prefill that the rollouts were sampled from
     drop_finished: bool = True  # rollouts that have ended leave the decode batch
@@ -163,6 +165,7 @@ class Batch:
     seconds: float = 0.0
     real: int = 0  # token positions that were run through the model
     padded: int = 0  # positions that were run for nothing
+    failures: list[Failure] = field(default_factory=list)  # completions whose reward could not be had
 
     @property
     def stream(self) -> str: return self.signals[0].stream
@@ -231,9 +234,9 @@ def roll_out(training: Training, name: str, streams: list[tuple], step: int) -> 
     "Sample the completions of some streams of a branch together."
     policy, config = training.branch(name).policy, training.config
     began, requests = time.perf_counter(), [_request(training, name, signals, step) for signals in streams]
-    keep = config.keep_prefill and not config.micro_prompts
+    keep = config.keep_prefill and not config.micro_prompts and not config.rollout_rows
     with torch.set_grad_enabled(keep), training.accelerator.autocast():
-        outs = sample_many(policy, requests, config.max_new_tokens, config.temperature, config.drop_finished)
+        outs = sample_many(policy, requests, config.max_new_tokens, config.temperature, config.drop_finished, config.rollout_rows)
     batches = [Batch(signals, out if keep else replace(out, start=None)) for signals, out in zip(streams, outs)]
     for batch in batches:
         _count(batch, policy, batch.rollouts.prompts.mask)
@@ -243,11 +246,12 @@ def roll_out(training: Training, name: str, streams: list[tuple], step: int) -> 
 
 # %% ../nbs/25_engine.ipynb #de6ba380
 def _score_rewards(training: Training, batch: Batch):
-    "Rewards and advantages of an RL batch."
+    "Rewards and advantages of an RL batch; notes completions whose verifier failed."
     out, rewards = batch.rollouts, torch.zeros(len(batch.rollouts.ids))
     for signal in batch.signals:
         at = batch.rows_of(signal.capability).nonzero()[:, 0].tolist()
-        scores = score(training.capabilities[signal.capability], [out.texts[i] for i in at], [out.examples[i] for i in at], out.finished[at].tolist())
+        completions, examples = [out.texts[i] for i in at], [out.examples[i] for i in at]
+        scores = score(training.capabilities[signal.capability], completions, examples, out.finished[at].tolist(), training.config.failed_reward, batch.failures.append)
         rewards[at] = torch.tensor(scores)
     batch.rewards = rewards.to(out.ids.device)
     batch.advantages = grpo_advantages(batch.rewards, training.config.group_size, scale=training.config.advantage_scale)
@@ -437,7 +441,8 @@ def learn(training: Training, name: str, batches: list[Batch], lr: float, first:
         total, rate = move(training, name, gradients, lr)
         batches[0].seconds += time.perf_counter() - began
     update = dict(branch=name, total_gradient_norm=total, learning_rate=rate, updates=training.config.epochs)
-    return [dict(update, gradient_norm=_norm(gradients[b.stream]), loss=losses[b.stream], **row) for b in batches for row in _signal_rows(training, b)]
+    failed = [dict(kind="failure", branch=name, stream=b.stream, **asdict(f)) for b in batches for f in b.failures]
+    return failed + [dict(update, gradient_norm=_norm(gradients[b.stream]), loss=losses[b.stream], **row) for b in batches for row in _signal_rows(training, b)]
 
 # %% ../nbs/25_engine.ipynb #3aa69788
 def model_shape(policy: Policy) -> ModelShape:
@@ -474,7 +479,7 @@ def _signal_rows(training: Training, batch: Batch) -> Iterator[dict]:
         row = dict(stream=batch.stream, capability=signal.capability, teacher=getattr(signal, "teacher", None),
                    entropy=((batch.entropy[rows] * mask).sum() / mask.sum()).item(), length=mask.sum(1).mean().item(),
                    finished=out.finished[rows].float().mean().item(), padding=batch.padded / max(1, batch.real + batch.padded))
-        if batch.rewards is not None: row["reward"] = batch.rewards[rows].mean().item()
+        if batch.rewards is not None: row |= dict(reward=batch.rewards[rows].mean().item(), failed=sum(f.capability == signal.capability for f in batch.failures))
         if batch.teacher_logp is not None: row |= {f"delta_{k}": v for k, v in delta_stats(batch.teacher_logp[rows], old, mask, config.delta_clip).items()}
         if batch.advantages is not None: row["clip_share"] = clip_share(logp, old, batch.advantages[rows], mask, config.clip_low, config.clip_high).item()
         cost = asdict(_cost(training.shape, batch, signal.capability))
@@ -734,6 +739,7 @@ def _placed(name: str, policy: Policy, config: Config, accelerator: Accelerator)
     "A copy of a policy on the device of the training."
     copy = policy.clone(name).to(accelerator.device)
     copy.packs = policy.packs and config.pack
+    if config.recompute: copy.recompute()
     return copy
 
 def accelerator_for(config: Config) -> Accelerator:
@@ -762,9 +768,16 @@ def _manifest(schedule: Schedule, capabilities: dict[str, Capability], base: Pol
     return dict(schedule=schedule.to_dict(), config=asdict(config), capabilities=prints, base=identity["base"], content_hash=content_hash(identity), **own)
 
 # %% ../nbs/25_engine.ipynb #97b921c2
+def _keep_base(base: Policy, path: Path):
+    "Write the base of LoRA branches once, if it was made in memory and has no folder to be read from."
+    if not isinstance(base, LoraPolicy) or base.shared.base.origin: return
+    with new_folder(path / "base") as folder: base.shared.base.save(folder)
+    base.shared.base.origin = str(path / "base")
+
 def _finish(training: Training):
     "Save branches and result, drop the checkpoints, mark the run as finished."
     path = training.run.path
+    _keep_base(training.base, path)
     for name, branch in training.branches.items():
         with new_folder(path / "branches" / name) as folder: branch.policy.save(folder)
     if isinstance(training.schedule.result, Merge):

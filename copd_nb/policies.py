@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,9 +23,11 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from .attention import NO_MASK, Decoding, Packed, PromptKeys, Slots, use_packed_attention
@@ -185,6 +188,13 @@ class Policy:
     def activate(self):
         "Called before every forward pass."
 
+    def recompute(self):
+        "From now on keep only the states between layers for a backward pass, and compute the rest again in it."
+        if not self.packs: raise ValueError(f"{self.name!r} can't be packed: its layers can't be recomputed while they fill a cache")
+        self.model.gradient_checkpointing_enable(dict(use_reentrant=False))
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer): module.training = True  # the layer alone: what is in it stays in evaluation mode
+
     def named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         "What an update changes, with names."
         return list(self.model.named_parameters())
@@ -332,7 +342,7 @@ def prefill(
     seen = torch.arange(real.shape[1], device=real.device) < lengths[:, None]
     packed = Packed(Slots.of(seen))
     hidden = _packed_hidden(policy, prompts.ids[real], prompts.positions[..., real], packed, **prompts.vision)
-    return Prefill(PromptKeys(packed.kept, seen), hidden[lengths.cumsum(0) - 1])
+    return Prefill(PromptKeys(list(packed.kept), seen), hidden[lengths.cumsum(0) - 1])
 
 # %% ../nbs/06_policies.ipynb #7bf5c44e
 def _axes(policy: Policy, positions: Tensor) -> Tensor:
@@ -470,9 +480,11 @@ def _sharing(model: PreTrainedModel) -> PreTrainedModel:
 
 def _targets(model: PreTrainedModel, vision: bool) -> dict:
     "Which layers get an adapter: all linear ones but the output head, those of a vision tower only if asked for."
-    head = model.get_output_embeddings()
-    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head and (vision or ".visual." not in f".{n}")]
-    return dict(target_modules=sorted({n.split(".")[-1] for n in names}), exclude_modules=None if vision else r"(.*\.)?visual\..*")
+    head, modules = model.get_output_embeddings(), {n: m for n, m in model.named_modules() if vision or ".visual." not in f".{n}"}
+    chosen = {n for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head}
+    names = {n.split(".")[-1] for n in chosen}
+    others = [re.escape(n) for n in modules if n not in chosen and n.split(".")[-1] in names]  # of the same name, such as the convolution of patches
+    return dict(target_modules=sorted(names), exclude_modules="|".join(others + [r"(.*\.)?visual\..*"] * (not vision)) or None)
 
 # %% ../nbs/06_policies.ipynb #752f570e
 @dataclass(eq=False)
@@ -647,7 +659,7 @@ def _save_adapter(policy: LoraPolicy, path: Path):
     config.base_model_name_or_path, config.inference_mode = _home(policy.shared.base, path), True
     config.save_pretrained(path)
     tensors = {f"base_model.model.{n}": x.contiguous().cpu() for n, x in policy.state_dict().items()}
-    save_file(tensors, path / "adapter_model.safetensors", dict(format="pt", base=policy.shared.base_hash))
+    save_file(tensors, path / "adapter_model.safetensors", dict(format="pt", base=policy.shared.base_hash, dtype=str(policy.model.dtype).removeprefix("torch.")))
 
 # %% ../nbs/06_policies.ipynb #bcd179c6
 def save(
@@ -745,29 +757,33 @@ def _plain_adapter(config, path: str) -> dict:
     targets = config.target_modules
     return dict(target_modules=targets if isinstance(targets, str) else sorted(targets), exclude_modules=config.exclude_modules)
 
-def _load_adapter(path: str, name: str, **options) -> LoraPolicy:
-    "A LoRA policy and its base."
-    config = _peft().LoraConfig.from_pretrained(path)
+def _written(path: str) -> dict[str, str]:
+    "What an adapter's file says of its base: hash and dtype; nothing where another program wrote it."
+    with safe_open(Path(path) / "adapter_model.safetensors", "pt") as file: return file.metadata() or {}
+
+def _load_adapter(path: str, name: str, dtype: torch.dtype | None, **options) -> LoraPolicy:
+    "A LoRA policy and its base, in the dtype that it was trained on if none is asked for."
+    config, written = _peft().LoraConfig.from_pretrained(path), _written(path)
+    options["dtype"] = dtype or getattr(torch, written.get("dtype", "float32"))
     targets, home = _plain_adapter(config, path), Path(path) / config.base_model_name_or_path
     home = str(home.resolve()) if home.is_dir() else config.base_model_name_or_path
     key = home, json.dumps([targets, *map(str, options.values())], default=str)
     if (shared := _BASES.get(key)) is None: shared = _BASES[key] = _Shared(load(home, **options), targets)
     policy = LoraPolicy.of(shared.base, shared, shared.add(config.r, config.lora_alpha), name)
     policy.load_state({k.removeprefix("base_model.model."): x for k, x in load_file(Path(path) / "adapter_model.safetensors").items()})
+    _check_base(policy, path, written)
     return policy
 
-def _check_base(policy: LoraPolicy, path: str):
-    "ValueError if an adapter was trained on other weights than it finds."
-    from safetensors import safe_open
-    with safe_open(Path(path) / "adapter_model.safetensors", "pt") as file: wanted = (file.metadata() or {}).get("base")
-    if wanted and wanted != policy.shared.base_hash:
-        raise ValueError(f"the adapter {path} belongs to weights {wanted}, and {policy.shared.base.origin} holds {policy.shared.base_hash}: its base has changed")
+def _check_base(policy: LoraPolicy, path: str, written: dict[str, str]):
+    "ValueError if an adapter was trained on other weights than it finds; those of another dtype can't be compared."
+    if str(policy.model.dtype).removeprefix("torch.") != written.get("dtype") or written["base"] == policy.shared.base_hash: return
+    raise ValueError(f"the adapter {path} belongs to weights {written['base']}, and {policy.shared.base.origin} holds {policy.shared.base_hash}: its base has changed")
 
 # %% ../nbs/06_policies.ipynb #bfd955b2
 def load(
     path: str | Path,  # a checkpoint folder, an adapter's folder, a GGUF file, or a hub name
     name: str | None = None,  # defaults to the path's last part
-    dtype: torch.dtype = torch.float32,  # of the weights; bf16 for LoRA branches on a GPU
+    dtype: torch.dtype | None = None,  # of the weights: None is fp32, and for an adapter what it was trained on; bf16 for LoRA branches on a GPU
     device_map: str | dict | None = None,  # as in transformers, to spread a model over devices
     chat_template: str | None = None,  # Jinja text for a model that has none, "plain" for prompts as they stand
     pad_token: str | None = None,  # for a tokenizer that has none
@@ -775,11 +791,8 @@ def load(
     "Read a policy; the model class is the one its config names. ValueError for what can't be trained on."
     path, name = str(path), name or Path(path).name
     options = dict(dtype=dtype, device_map=device_map, chat_template=chat_template, pad_token=pad_token)
-    if (Path(path) / "adapter_config.json").is_file():
-        policy = _load_adapter(path, name, **options)
-        _check_base(policy, path)
-        return policy
-    file = _gguf_file(path)
+    if (Path(path) / "adapter_config.json").is_file(): return _load_adapter(path, name, **options)
+    file, dtype = _gguf_file(path), dtype or torch.float32
     model, processor = _from_gguf(file, dtype) if file else _from_folder(path, dtype, device_map)
     _complete(processor, path, chat_template, pad_token)
     policy = Policy(model, processor, name)

@@ -129,15 +129,8 @@ class Request:
         return torch.nn.functional.pad(numbers, (0, 0, self.greedy, 0), value=-1.0).flatten(0, 1)
 
 # %% ../nbs/10_rollouts.ipynb #1fa04b46
-def sample_many(
-    policy: Policy,
-    requests: list[Request],  # at least one; forced lengths for all of them or for none
-    max_new_tokens: int = 16,  # length limit, ≥ 1
-    temperature: float = 1.0,  # > 0
-    drop_finished: bool = True,  # rows that have ended leave the batch
-) -> list[Rollouts]:  # one for each request
-    "Roll out a policy for several requests together. With gradients on, each prefill is kept in the graph for training."
-    for r in requests: _check(r, max_new_tokens)
+def _together(policy: Policy, requests: list[Request], drawn: list[Tensor], max_new_tokens: int, temperature: float, drop_finished: bool) -> list[Rollouts]:
+    "Decode all rows of several requests at once."
     starts = [policy.prefill(r.prompts) if r.start is None else r.start for r in requests]
     sizes = [len(r.prompts) * r.group_size for r in requests]
     groups = torch.tensor([r.group_size for r in requests for _ in range(len(r.prompts))], device=policy.device)
@@ -145,10 +138,41 @@ def sample_many(
     position, state = (torch.cat(xs)[owner] for xs in ([r.prompts.next_position for r in requests], [s.hidden.detach() for s in starts]))
     decoder = policy.decoder(PromptKeys.join([s.keys for s in starts]), owner, position, max_new_tokens - 1)
     lengths = None if requests[0].lengths is None else torch.cat([r.lengths for r in requests])
-    draws, eos = torch.cat([r.draws(max_new_tokens) for r in requests]), torch.tensor(policy.eos, device=policy.device)
-    out = _decode(decoder, state, policy.head(temperature), draws, lengths, eos, drop_finished)
+    out = _decode(decoder, state, policy.head(temperature), torch.cat(drawn), lengths, torch.tensor(policy.eos, device=policy.device), drop_finished)
     parts = zip(*(x.split(sizes) for x in (out.ids, out.logp, out.entropy, out.fed)))
     return [_rollouts(policy, r, _Sampled(*part), start) for r, part, start in zip(requests, parts, starts)]
+
+@torch.no_grad()
+def _in_turns(policy: Policy, request: Request, drawn: Tensor, max_new_tokens: int, temperature: float, drop_finished: bool, rows: int) -> Rollouts:
+    "Decode a request group by group, as many at a time as `rows` allows; the draws belong to rows, so nothing else changes."
+    size, group, parts = max(1, rows // request.group_size), request.group_size, []
+    for at in range(0, len(request.prompts), size):
+        mine = slice(at * group, (at + size) * group)
+        lengths = None if request.lengths is None else request.lengths[mine]
+        part = Request(policy.encode(request.prompts.examples[at:at + size]), group, greedy=request.greedy, lengths=lengths)
+        parts += _together(policy, [part], [drawn[mine]], max_new_tokens, temperature, drop_finished)
+    return _joined(policy, request, parts)
+
+def _joined(policy: Policy, request: Request, parts: list[Rollouts]) -> Rollouts:
+    "The rollouts of one request from those of its parts, without a prefill."
+    width = max(p.ids.shape[1] for p in parts)
+    def stack(name: str, value: float) -> Tensor: return torch.cat([torch.nn.functional.pad(getattr(p, name), (0, width - p.ids.shape[1]), value=value) for p in parts])
+    return Rollouts(request.prompts, request.group_size, stack("ids", policy.eos[0]), stack("mask", 0), torch.cat([p.finished for p in parts]),
+                    [t for p in parts for t in p.texts], None, stack("logp", 0), stack("entropy", 0), sum(p.decoded for p in parts))
+
+def sample_many(
+    policy: Policy,
+    requests: list[Request],  # at least one; forced lengths for all of them or for none
+    max_new_tokens: int = 16,  # length limit, ≥ 1
+    temperature: float = 1.0,  # > 0
+    drop_finished: bool = True,  # rows that have ended leave the batch
+    rows: int | None = None,  # rows that are decoded at a time, None for all; whole groups, at least one
+) -> list[Rollouts]:  # one for each request
+    "Roll out a policy for several requests together. With gradients on, each prefill is kept in the graph for training."
+    for r in requests: _check(r, max_new_tokens)
+    drawn = [r.draws(max_new_tokens) for r in requests]
+    if rows is not None and sum(map(len, drawn)) > rows: return [_in_turns(policy, r, d, max_new_tokens, temperature, drop_finished, rows) for r, d in zip(requests, drawn)]
+    return _together(policy, requests, drawn, max_new_tokens, temperature, drop_finished)
 
 # %% ../nbs/10_rollouts.ipynb #103ac13b
 def _check(request: Request, length: int):

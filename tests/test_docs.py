@@ -3,6 +3,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from copd_nb.engine import Config, train
 from copd_nb.minis import image, text, tiny_policy
 from copd_nb.records import read_results
 from copd_nb.reports import STUDIES
+from copd_nb.rewards import Failed
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
@@ -97,10 +99,13 @@ def test_what_a_page_loads_from_elsewhere_is_found(tmp_path):
     assert [f.split(":")[0] for f in docs.loads_from_elsewhere(tmp_path)] == ["a.html", "b.css"]
 
 
+def every_other_fails(completions, examples): return [Failed("no score") if i % 2 else 0.0 for i, _ in enumerate(completions)]
+
+
 def test_the_page_on_metrics_names_what_is_logged(tmp_path):
     page = (ROOT / "docs" / "metrics.md").read_text()
     config = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=2, probe_k=(10, 5), eval_every=1, eval_prompts=2, eval_samples=1, device="cpu")
-    run = train(copd(["text", "image"], cycles=2, s_rl=1, s_opd=1, control=divergence_band(0.1, 0.2)), [text(8), image(8, 8)], tiny_policy(), config, tmp_path / "run", progress=False)
+    run = train(copd(["text", "image"], cycles=2, s_rl=1, s_opd=1, control=divergence_band(0.1, 0.2)), [replace(text(8), reward=every_other_fails), image(8, 8)], tiny_policy(), config, tmp_path / "run", progress=False)
     common, *parts = re.split(r"^## kind `(\w+)`", page, flags=re.M)
     assert set(parts[::2]) == set(run.events["kind"])
     for kind, said in zip(parts[::2], parts[1::2]):
