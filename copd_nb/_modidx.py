@@ -811,6 +811,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'copd_nb.sandbox.Outcome.ok': ('sandbox.html#outcome.ok', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._Worker': ('sandbox.html#_worker', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._Worker.__init__': ('sandbox.html#_worker.__init__', 'copd_nb/sandbox.py'),
+                                 'copd_nb.sandbox._Worker._lost': ('sandbox.html#_worker._lost', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._Worker.close': ('sandbox.html#_worker.close', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._Worker.give': ('sandbox.html#_worker.give', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._Worker.take': ('sandbox.html#_worker.take', 'copd_nb/sandbox.py'),

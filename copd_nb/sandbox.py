@@ -88,7 +88,6 @@ def _view(state: dict):
     os.chdir(root)
     _system("syscall", state["numbers"]["pivot_root"], b".", b".")
     _system("umount2", b".", 2)  # the old root is let go
-    os.chdir("/box")
     state["folder"] = "/box"
 
 # %% ../nbs/02_sandbox.ipynb #41d0b2d8
@@ -183,6 +182,7 @@ def _program(state: dict):
     "Take all steps and become the program."
     with open(state["folder"] + "/main.py", "rb") as file: source = file.read()
     if "namespaces" in state["steps"]: _attempt(state, "view", _view)
+    os.chdir(state["folder"])
     with open(state["folder"] + "/main.py", "wb") as file: file.write(source)
     steps = dict(weak=_weak, user=_user, limits=_limits, tied=_tied, landlock=_landlock, seccomp=_seccomp)
     for name, step in steps.items(): _attempt(state, name, step)
@@ -424,7 +424,7 @@ def _serve(handle: int):
 class _Worker:
     "A worker process and the pair that it is busy with."
     def __init__(self):
-        self.pipe, far = Pipe()
+        (self.pipe, far), self.healthy = Pipe(), True
         code = f"from copd_nb.sandbox import _serve; _serve({far.fileno()})"
         quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         path = os.pathsep.join([str(Path(inspect.getfile(Example)).parents[1]), *filter(None, sys.path)])
@@ -434,17 +434,21 @@ class _Worker:
     def give(self, index: int, reward: Callable, completion: str, example: Example, seconds: float):
         self.index, self.seconds, self.deadline = index, seconds, time.monotonic() + LOADING
         try: self.pipe.send((reward, completion, example, seconds))
-        except (AttributeError, TypeError, ValueError) as error: raise ValueError(f"the reward {reward!r} can't be sent to a worker: {error}") from error
-        except Exception as error:
-            if not isinstance(error, OSError): raise ValueError(f"the reward {reward!r} can't be sent to a worker: {error}") from error
+        except OSError: self.healthy = False  # the worker has ended, `take` will say so
+        except Exception as error: raise ValueError(f"the reward {reward!r} can't be sent to a worker: {error}") from error
 
     def take(self) -> float | Failed | None:
         "The score, None if it is still to come."
         try: said = self.pipe.recv() if self.pipe.poll() else ""
-        except (EOFError, OSError): return Failed(f"the worker ended with status {self.process.wait()}")
+        except (EOFError, OSError): return self._lost(f"the worker ended with status {self.process.wait()}")
         if said == "begin": self.deadline = time.monotonic() + self.seconds
-        if isinstance(said, str): return Failed(f"timeout after {self.seconds:g} s") if time.monotonic() > self.deadline else None
-        return said
+        if not isinstance(said, str): return said
+        return self._lost(f"timeout after {self.seconds:g} s") if time.monotonic() > self.deadline else None
+
+    def _lost(self, reason: str) -> Failed:
+        "The worker is of no use any more."
+        self.healthy = False
+        return Failed(reason)
 
     def close(self):
         self.pipe.close()
@@ -457,14 +461,13 @@ _idle: dict[int, list[_Worker]] = {}  # workers without work, by the process tha
 def _hire() -> _Worker:
     "An idle worker, or a new one."
     idle = _idle.setdefault(os.getpid(), [])
-    while idle:
-        worker = idle.pop()
-        if worker.process.poll() is None: return worker
-    return _Worker()
+    try: worker = idle.pop()
+    except IndexError: return _Worker()
+    return worker if worker.process.poll() is None else _hire()
 
-def _release(worker: _Worker, healthy: bool):
+def _release(worker: _Worker):
     "Keep a worker for later, or end it."
-    if healthy: _idle[os.getpid()].append(worker)
+    if worker.healthy: _idle[os.getpid()].append(worker)
     else: worker.close()
 
 @atexit.register
@@ -480,7 +483,7 @@ def _round(busy: list[_Worker], scores: list) -> list[_Worker]:
     for worker, score in taken:
         if score is None: continue
         scores[worker.index] = score
-        _release(worker, not isinstance(score, Failed))
+        _release(worker)
     return [w for w, score in taken if score is None]
 
 # %% ../nbs/02_sandbox.ipynb #fec8688c
