@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'PIXELS', 'FILMS', 'LETTERS', 'EXTRACT', 'LONGEST', 'REPEA
            'CHOICE', 'IMAGES', 'TEXT_RECIPES', 'IMAGE_RECIPES', 'VIDEO_RECIPES', 'RECIPES', 'Columns', 'read_examples',
            'prompt_key', 'capability_from', 'answer_problem', 'model_problems', 'problems', 'Recipe', 'from_recipe']
 
-# %% ../nbs/08_datafiles.ipynb #b61245e6
+# %% ../nbs/08_datafiles.ipynb #39c6a274
 import ast
 import io
 import json
@@ -25,10 +25,10 @@ from PIL import Image, ImageOps, ImageSequence
 from pyarrow import ArrowException
 from transformers import AutoConfig
 
-from . import verifiers
 from .capabilities import Capability, Example, check_name, held_out_by_hash
 from .processors import decode_video, load_processor
 from .rewards import Boxed, Tagged
+from .verifiers import check_answer, named_reward
 
 # %% ../nbs/08_datafiles.ipynb #f565ac3f
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -302,7 +302,7 @@ def prompt_key(
     text = re.sub(r"[.,;:?\"“”…]+(?=\s|$)", "", example.prompt.casefold())
     return Example(" ".join(text.split()), "", "", example.images, example.videos).id
 
-# %% ../nbs/08_datafiles.ipynb #19a14f30
+# %% ../nbs/08_datafiles.ipynb #f2cb1a0d
 REPEATS = ("refuse", "drop")
 
 def _split_by_hash(rows: list[tuple[int, Example]]) -> tuple[list, list]:
@@ -344,7 +344,7 @@ def capability_from(
 ) -> Capability:
     "A capability from a file, or from one file a split; ValueError names the row that can't be used."
     if repeats not in REPEATS: raise ValueError(f"repeats={repeats!r}: {' or '.join(REPEATS)}")
-    scorer, path = verifiers.named_reward(reward) if isinstance(reward, (str, dict)) else reward, Path(path)
+    scorer, path = named_reward(reward) if isinstance(reward, (str, dict)) else reward, Path(path)
     other, other_columns = Path(test) if test else path, test_columns or columns
     if test is None and test_split and test_split != split: test = path
     train, held = list(_examples(path, columns, split, longest, limit, repeats)), None
@@ -354,15 +354,13 @@ def capability_from(
     for rows, file in ((train, path), (held, other)): _check_answers(rows, file, reward)
     return Capability(name, *([replace(e, capability=name) for _, e in rows] for rows in (train, held)), scorer)
 
-# %% ../nbs/08_datafiles.ipynb #0ab77a1b
+# %% ../nbs/08_datafiles.ipynb #6e0037d1
 def answer_problem(
     reward: str | dict | Callable,  # a reward's name, or a function
     example: Example,  # with the reference answer
 ) -> str | None:  # None where all is well
     "What keeps a reward from using a reference answer."
-    check = getattr(verifiers, "check_answer", None)
-    if isinstance(reward, (str, dict)) and check: return check(reward, example.answer)
-    if isinstance(reward, (str, dict)): reward = verifiers.named_reward(reward)
+    if isinstance(reward, (str, dict)): return check_answer(reward, example.answer)
     try: scores = list(reward([example.answer], [example]))
     except Exception as error: return f"the reward raises {type(error).__name__} on this row: {error}"
     return None if len(scores) == 1 and np.isfinite(float(scores[0])) else f"the reward returns {scores} for one completion"
@@ -397,7 +395,7 @@ def model_problems(
         if n + room > context: found.append((number, columns.prompt, f"{n} tokens and {room} for the completion: the context is {context}"))
     return found
 
-# %% ../nbs/08_datafiles.ipynb #490644f5
+# %% ../nbs/08_datafiles.ipynb #b970f4a2
 def _missing(columns: Columns, present: dict, reward) -> list[tuple[str, str]]:
     "Configured columns that no row has."
     wanted = [columns.prompt] + [columns.answer] * (reward is not None) + [columns.options] * bool(columns.options)
@@ -414,7 +412,8 @@ def _file_problems(path: Path, columns: Columns, split: str | None, reward, long
         example, wrong = _read(row, _place(path), columns, longest)
         if example is not None:
             good.append((number, example))
-            if (first := seen.setdefault(example.id, number)) != number: wrong.append((columns.prompt, f"repeats row {first}"))
+            first, answer = seen.setdefault(prompt_key(example), (number, example.answer))
+            if first != number: wrong.append((columns.prompt, f"repeats row {first}" + " with another answer" * (answer != example.answer)))
             if reward is not None and (text := answer_problem(reward, example)): wrong.append((columns.answer, text))
         mark = _found(row, columns.id) if isinstance(row, dict) else None
         if mark is not None and (first := ids.setdefault(str(mark), number)) != number: wrong.append((columns.id, f"{mark!r} is the id of row {first}, too"))
@@ -434,7 +433,7 @@ def problems(
     longest: int = LONGEST,  # characters of a prompt
 ) -> pd.DataFrame:  # file, row (0 for the whole file), column, problem
     "Everything that is wrong with a data file, before any training."
-    if isinstance(reward, (str, dict)): verifiers.named_reward(reward)
+    if isinstance(reward, (str, dict)): named_reward(reward)
     found, train = _file_problems(Path(path), columns, split, reward, longest)
     rows = {Path(path): train}
     if test is not None:
