@@ -384,6 +384,45 @@ def _add_gap(gap: argparse.ArgumentParser):
     gap.add_argument("--device", help="cpu, cuda, …; the GPU if there is one")
     gap.set_defaults(run=_gap)
 
+# %% ../nbs/51_reports.ipynb #c4ec4002
+def _columns(pairs: list[str], recipe: str | None):
+    "Columns of a recipe, or the usual ones, with what the command line changes."
+    from dataclasses import fields, replace
+
+    from copd_nb.datafiles import RECIPES, Columns
+    if recipe is not None and recipe not in RECIPES: raise ValueError(f"there is no recipe {recipe!r}: {', '.join(RECIPES)}")
+    given, known = {}, [f.name for f in fields(Columns) if f.name != "where"]
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not equals or name not in known: raise ValueError(f"--column {pair!r}: NAME=COLUMN is needed, and names are {', '.join(known)}")
+        given[name] = tuple(column.split(",")) if name in ("images", "videos") and "," in column else column
+    return replace(RECIPES[recipe].columns if recipe else Columns(), **given)
+
+def _check(arguments: argparse.Namespace) -> int:
+    "Print all problems of a file of prompts; status 1 if there are any."
+    from copd_nb.datafiles import RECIPES, problems
+    columns = _columns(arguments.column, arguments.recipe)
+    reward = arguments.reward or (RECIPES[arguments.recipe].reward if arguments.recipe else None)
+    found = problems(arguments.data, columns, reward, arguments.test, arguments.split, arguments.model, arguments.room, arguments.longest)
+    if len(found): print(found.to_string(index=False, max_colwidth=160))
+    rows = len(set(zip(found.file, found.row)))
+    print(f"{len(found)} problems in {rows} rows" if len(found) else f"no problems found in {Path(arguments.data).name}")
+    return int(len(found) > 0)
+
+# %% ../nbs/51_reports.ipynb #c4ec4003
+def _add_check(check: argparse.ArgumentParser):
+    "Arguments of `copd check`."
+    check.add_argument("data", help=".jsonl, .json or .parquet file, or a folder of `datasets`")
+    check.add_argument("--reward", metavar="NAME", help="hold the answers against a reward, for example exact or 'numeric?tolerance=0.01'")
+    check.add_argument("--test", metavar="FILE", help="held-out prompts: checked, too, and looked for among those of training")
+    check.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="for example prompt=question; may be repeated")
+    check.add_argument("--recipe", metavar="NAME", help="columns and reward of a public set, for example math-500")
+    check.add_argument("--split", help="of a folder of `datasets` with several")
+    check.add_argument("--model", metavar="FOLDER", help="a checkpoint: chat template, padding token, prompts that are too long")
+    check.add_argument("--room", type=int, default=0, help="tokens that a completion needs (0)")
+    check.add_argument("--longest", type=int, default=1_000_000, help="characters of a prompt (1,000,000)")
+    check.set_defaults(run=_check)
+
 # %% ../nbs/51_reports.ipynb #598adb9e
 def _add_index(index: argparse.ArgumentParser):
     "Arguments of `copd index`."
@@ -403,6 +442,7 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     _add_index(commands.add_parser("index", help="one page for a folder of reports"))
     _add_gap(commands.add_parser("gap", help="compare checkpoints on a file of prompts"))
+    _add_check(commands.add_parser("check", help="list everything that is wrong with a file of prompts"))
     commands.add_parser("reports", help="list reports and their parameters").set_defaults(run=_reports)
     runs = commands.add_parser("runs", help="list the runs of a store")
     runs.add_argument("store", nargs="?", default="runs/store", help="folder of run folders (runs/store)")
