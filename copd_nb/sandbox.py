@@ -494,6 +494,9 @@ class Guarded:
     seconds: float = 5.0  # for one completion, > 0
     workers: int | None = field(default=None, repr=False)  # at a time, None for one a core
 
+    def __post_init__(self):
+        if not self.seconds > 0: raise ValueError(f"time limit of a guarded reward seconds={self.seconds:g}: more than 0 is needed")
+
     def __call__(self, completions: list[str], examples: list[Example]) -> list[float | Failed]:
         pairs = list(zip(completions, examples, strict=True))
         scores, todo, busy = [None] * len(pairs), list(enumerate(pairs))[::-1], []
