@@ -822,6 +822,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'copd_nb.sandbox._become': ('sandbox.html#_become', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._bind': ('sandbox.html#_bind', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._boxed': ('sandbox.html#_boxed', 'copd_nb/sandbox.py'),
+                                 'copd_nb.sandbox._counted': ('sandbox.html#_counted', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._end': ('sandbox.html#_end', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._filter': ('sandbox.html#_filter', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._first': ('sandbox.html#_first', 'copd_nb/sandbox.py'),
