@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['Config', 'config_from', 'Branch', 'Training', 'Batch', 'roll_out', 'by_length', 'collect', 'stream_loss',
            'stream_gradient', 'move', 'gradients_of', 'learn', 'model_shape', 'train_step', 'probe_list', 'probe',
-           'merged', 'checkpoint', 'resume', 'run_phase', 'accelerator_for', 'machine', 'train', 'workload']
+           'merged', 'checkpoint', 'resume', 'run_phase', 'accelerator_for', 'machine', 'peak_memory', 'train',
+           'workload']
 
 # %% ../nbs/25_engine.ipynb #46f5203c
 import math
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -788,9 +791,15 @@ def _finish(training: Training):
         (path / "checkpoints").rmdir()
 
 # %% ../nbs/25_engine.ipynb #f9027b36
+def peak_memory() -> float:  # GiB
+    "The most that this process has held: allocated on the GPU where there is one, else resident."
+    if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2 ** 30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "linux" else 30)
+
 def _status(run: Run, status: str) -> Run:
-    "Write the status of a run into its manifest."
-    write_json(run.path / "manifest.json", dict(run.manifest, status=status))
+    "Write the status of a run into its manifest, and the most memory that a process which trained it has held."
+    m = run.manifest
+    write_json(run.path / "manifest.json", dict(m, status=status, peak_memory=max(m.get("peak_memory", 0.0), peak_memory())))
     return run
 
 # %% ../nbs/25_engine.ipynb #835f478b

@@ -191,7 +191,8 @@ class Policy:
     def recompute(self):
         "From now on keep only the states between layers for a backward pass, and compute the rest again in it."
         if not self.packs: raise ValueError(f"{self.name!r} can't be packed: its layers can't be recomputed while they fill a cache")
-        self.model.gradient_checkpointing_enable(dict(use_reentrant=False))
+        enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable  # its name before transformers 5.23
+        enable(dict(use_reentrant=False))
         for module in self.model.modules():
             if isinstance(module, GradientCheckpointingLayer): module.training = True  # the layer alone: what is in it stays in evaluation mode
 
