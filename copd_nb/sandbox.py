@@ -112,14 +112,14 @@ def _landlock(state: dict):
     _system("syscall", 446, rules, 0)
     os.close(rules)
 
-# %% ../nbs/02_sandbox.ipynb #7f0b2d31
-def _filter(numbers: dict, alone: bool) -> list[tuple[int, int, int, int]]:
+# %% ../nbs/02_sandbox.ipynb #8a3744e5
+def _filter(numbers: dict, alone: bool, shared: bool) -> list[tuple[int, int, int, int]]:
     "The seccomp program: (operation, jump if true, jump if false, operand) each."
     load, equal, at_least, any_bit, end, kill = 0x20, 0x15, 0x35, 0x45, 0x06, 0x80000000
     refuse = lambda number, error: [(equal, 0, 1, number), (end, 0, 0, 0x50000 | error)]
     program = [(load, 0, 0, 4), (equal, 1, 0, numbers["machine"]), (end, 0, 0, kill)]  # not another machine's calls
     program += [(load, 0, 0, 0), (at_least, 0, 1, 0x40000000), (end, 0, 0, kill)]  # the call's number
-    for number in numbers["refused"]: program += refuse(number, 1)
+    for number in numbers["refused"] + (numbers["owner"] if shared else []): program += refuse(number, 1)
     for number in numbers["fork"] if alone else []: program += refuse(number, 11)
     program += refuse(435, 38)  # clone3 hides its flags: "not implemented" makes the C library use clone
     clone = [(load, 0, 0, 16), (any_bit, 0, 1, 0x7E020080), (end, 0, 0, 0x50001)]  # no new namespaces
@@ -128,7 +128,7 @@ def _filter(numbers: dict, alone: bool) -> list[tuple[int, int, int, int]]:
 
 def _seccomp(state: dict):
     "Install the filter; it can't be taken off again."
-    program = [struct.pack("HBBI", *line) for line in _filter(state["numbers"], state["processes"] == 1)]
+    program = [struct.pack("HBBI", *line) for line in _filter(state["numbers"], state["processes"] == 1 or not _counted(state), "view" not in state["steps"])]
     kept = ctypes.create_string_buffer(b"".join(program))
     _system("prctl", 38, 1, 0, 0, 0)
     _system("prctl", 22, 2, struct.pack("@HP", len(program), ctypes.addressof(kept)), 0, 0)
@@ -168,6 +168,10 @@ def _limit(kind: int, value: int, hard: int | None = None):
     least = lambda wanted: wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(kind, (least(value), least(hard or value)))
 
+def _counted(state: dict) -> bool:
+    "Whether the user is the program's alone, so that a number of processes can be set. It never holds for root."
+    return "user" in state["steps"] and ("namespaces" in state["steps"] or state["uid"] is not None)
+
 def _limits(state: dict):
     "CPU seconds, memory, size of files, open files, processes; no core dumps."
     _limit(resource.RLIMIT_CPU, state["seconds"], state["seconds"] + 1)
@@ -175,7 +179,7 @@ def _limits(state: dict):
     _limit(resource.RLIMIT_FSIZE, state["disk"])
     _limit(resource.RLIMIT_NOFILE, 64)
     _limit(resource.RLIMIT_CORE, 0)
-    if {"namespaces", "user"} & {*state["steps"]}: _limit(resource.RLIMIT_NPROC, state["processes"] + 32)  # threads count
+    if _counted(state): _limit(resource.RLIMIT_NPROC, state["processes"] + 32)  # threads count
 
 # %% ../nbs/02_sandbox.ipynb #4e40c649
 def _program(state: dict):
@@ -216,7 +220,7 @@ def _launch(state: dict):
 
 # %% ../nbs/02_sandbox.ipynb #1262d6f6
 LAUNCHER = [_system, _attempt, _namespaces, _own_user, _bind, _view, _allow, _landlock, _filter, _seccomp, _reachable, _weak, _user, _become,
-            _tied, _limit, _limits, _program, _first, _launch]
+            _tied, _limit, _counted, _limits, _program, _first, _launch]
 
 @cache
 def _script() -> str:
@@ -225,10 +229,12 @@ def _script() -> str:
 
 # %% ../nbs/02_sandbox.ipynb #1ab90708
 SYSTEM_CALLS = {
-    "x86_64": dict(machine=0xC000003E, pivot_root=155, clone=56, fork=[57, 58], refused=[
+    "x86_64": dict(machine=0xC000003E, pivot_root=155, clone=56, fork=[57, 58], owner=[
+        90, 91, 92, 93, 94, 132, 188, 189, 190, 197, 198, 199, 235, 260, 261, 268, 280, 452], refused=[
         41, 101, 165, 166, 155, 161, 272, 308, 310, 311, 246, 320, 321, 298, 250, 248, 249, 323, 319, 29, 68, 304, 175, 313, 176, 169, 167, 168,
         163, 179, 135, 109, 112, 425, 426, 427, 428, 429, 430, 432, 438, 442, 447]),
-    "aarch64": dict(machine=0xC00000B7, pivot_root=41, clone=220, fork=[], refused=[
+    "aarch64": dict(machine=0xC00000B7, pivot_root=41, clone=220, fork=[], owner=[
+        52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16, 452], refused=[
         198, 117, 40, 39, 41, 51, 97, 268, 270, 271, 104, 294, 280, 241, 219, 217, 218, 282, 279, 194, 186, 265, 105, 273, 106, 142, 224, 225,
         89, 60, 92, 154, 157, 425, 426, 427, 428, 429, 430, 432, 438, 442, 447]),
 }  # socket ptrace mount umount2 pivot_root chroot unshare setns process_vm_readv/writev kexec_load/file_load bpf perf_event_open keyctl add_key
@@ -271,7 +277,8 @@ def _folder(source: str):
         Path(path, "main.py").write_bytes(source.encode("utf-8", "surrogatepass"))
         yield path
     finally:
-        for folder, _, _ in os.walk(path): os.chmod(folder, 0o700)  # what the program closed, links are not followed
+        for folder, inside, _ in os.walk(path):  # opens what the program closed
+            for name in inside: os.path.islink(f"{folder}/{name}") or os.chmod(f"{folder}/{name}", 0o700)
         shutil.rmtree(path, ignore_errors=True)
 
 # %% ../nbs/02_sandbox.ipynb #bc934cc4
@@ -333,7 +340,7 @@ KEPT = {"network": ("namespaces", "seccomp"), "files": ("view", "landlock"), "pr
 
 def isolation() -> dict[str, str]:  # steps by what they keep in; "" where nothing does
     "What keeps programs of the sandbox in on this machine."
-    steps = run_code("", seconds=10).steps
+    steps = _boxed("", 20, 1000, "", _state(2 ** 28, 2 ** 20, 1, False, _unusable(), 20)).steps
     return {what: ", ".join(s for s in by if s in steps) for what, by in KEPT.items()}
 
 def _warn(steps: tuple, without: Sequence[str]):
@@ -363,7 +370,7 @@ def run_code(
     memory: int = 256 * 2 ** 20,  # bytes of address space of a process
     output: int = 64 * 2 ** 10,  # bytes of stdout, and of stderr
     disk: int = 16 * 2 ** 20,  # bytes of all files
-    processes: int = 1,  # at a time; 1 allows threads only
+    processes: int = 1,  # at a time; 1, or a machine that can't count them, allows threads only
     packages: bool = False,  # True shows installed packages, False only the standard library
     stdin: str = "",  # what the program can read
     without: Sequence[str] = (),  # steps of the isolation to leave out, for tests of the others
@@ -395,9 +402,10 @@ ROOM = 4 * 2 ** 30  # bytes of address space of a worker
 
 def _answer(reward: Callable, completion: str, example: Example) -> float | Failed:
     "The score of one pair; an error becomes `Failed`."
-    try: value = reward([completion], [example])[0]
+    try:
+        value = reward([completion], [example])[0]
+        return value if isinstance(value, Failed) else float(value)
     except Exception as error: return Failed(f"{type(error).__name__}: {error}"[:500])
-    return value if isinstance(value, Failed) else float(value)
 
 def _request(pipe: Connection, prepared: set):
     "Take one pair and score it; the alarm ends a worker whose master is gone."
@@ -493,6 +501,9 @@ class Guarded:
     reward: Callable  # importable, and trusted
     seconds: float = 5.0  # for one completion, > 0
     workers: int | None = field(default=None, repr=False)  # at a time, None for one a core
+
+    def __post_init__(self):
+        if not self.seconds > 0: raise ValueError(f"time limit of a guarded reward seconds={self.seconds:g}: more than 0 is needed")
 
     def __call__(self, completions: list[str], examples: list[Example]) -> list[float | Failed]:
         pairs = list(zip(completions, examples, strict=True))

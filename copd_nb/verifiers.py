@@ -8,10 +8,11 @@ __all__ = ['FIELDS', 'HARNESS', 'KINDS', 'REWARDS', 'MathVerify', 'code_in', 'Co
            'lower_case', 'upper_case', 'no_commas', 'letters_min', 'letters_max', 'valid_json', 'Instructions',
            'named_reward', 'check_answer']
 
-# %% ../nbs/03_verifiers.ipynb #8bb83a36
+# %% ../nbs/03_verifiers.ipynb #1a1941e2
 import ast
 import inspect
 import json
+import logging
 import math
 import re
 import secrets
@@ -29,6 +30,7 @@ def _math() -> tuple[Callable, Callable]:
     "The two functions of math-verify; ImportError tells how to install it."
     try: from math_verify import parse, verify
     except ImportError as error: raise ImportError("the reward math_verify needs the package math-verify: pip install copd_nb[real]") from error
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # or it warns of limits that are off
     return parse, verify
 
 def _formula(text: str, bare: bool) -> str:
@@ -125,6 +127,9 @@ class CodeTests:
     share: bool = False  # True gives the share of tests passed
     packages: bool = False  # True lets programs import installed packages
     workers: int | None = field(default=None, repr=False)  # programs at a time, None for one a core
+
+    def __post_init__(self):
+        if not self.seconds > 0: raise ValueError(f"time limit of programs seconds={self.seconds:g}: more than 0 is needed")
 
     def __call__(self, completions: list[str], examples: list[Example]) -> list[float]:
         tasks = [_tests(e.answer) for e in examples]

@@ -8,7 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.capabilities import Capability, Example
-from copd_nb.rewards import Choice, Exact, Format, Numeric, Weighted, answer_after, score
+from copd_nb.rewards import (
+    Boxed,
+    Choice,
+    Exact,
+    Failed,
+    Failure,
+    Format,
+    LastNumber,
+    LengthPenalty,
+    Noisy,
+    Numeric,
+    Tagged,
+    Weighted,
+    answer_after,
+    answer_form,
+    answer_in,
+    score,
+)
 
 
 def one(verifier, completion, answer="85"): return verifier([completion], [Example("q", answer, "c")])[0]
@@ -127,3 +144,102 @@ def test_unfinished_completions_score_zero_whatever_they_say():
 
 
 def test_no_completions_no_scores(): assert score(capability(Exact()), [], []) == []
+
+
+@pytest.mark.parametrize("text, inside", [
+    (r"\boxed{1}", "1"), (r"\boxed{1} \boxed{ 2 }", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{1", None), (r"\boxed{1} \boxed{2", None), ("1", None), ("", None),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{}", ""), (r"\boxed{a{b}c}}", "a{b}c"), (r"\boxed{" * 3 + "x" + "}" * 3, "x"), ("boxed{1}", None),
+])
+def test_boxed(text, inside): assert answer_in(text, Boxed()) == inside
+
+
+@pytest.mark.parametrize("text, inside", [
+    ("<answer>1</answer>", "1"), ("<answer> a\nb </answer> more", "a\nb"), ("<answer>1</answer><answer>2</answer>", "2"), ("<answer>1", None), ("1</answer>", None), ("", None),
+    ("<answer>1</answer><answer>2", "1"), ("</answer><answer>", None), ("<answer>a<answer>b</answer>", "b"), ("<Answer>1</Answer>", None), ("<answer></answer>", ""),
+])
+def test_tagged(text, inside): assert answer_in(text, Tagged()) == inside
+
+
+def test_tags_are_no_patterns(): assert answer_in("<a.c>1</a.c>", Tagged("a.c")) == "1" and answer_in("<abc>1</abc>", Tagged("a.c")) is None
+
+
+@pytest.mark.parametrize("text, number", [
+    ("so 42.", "42"), ("10-3 = 7", "7"), ("10-3", "3"), ("it is -3", "-3"), ("$1,234.50 in all", "1,234.50"), ("1, 2, 3", "3"), ("3,4", "4"), ("x2", None), ("none", None), ("", None),
+    ("6.02e23", "6.02e23"), ("a .5 b", ".5"), ("5%", "5"), ("(7)", "7"), ("1,2345", "2345"), ("+4 apples", "+4"), ("#### 18", "18"), ("version 1.2.3", "1.2"),
+])
+def test_last_number(text, number): assert answer_in(text, LastNumber()) == number
+
+
+def test_verifiers_take_forms():
+    assert one(Exact(Boxed()), r"\boxed{85}") == 1 and one(Exact(Boxed()), "85") == 0 and one(Exact(Tagged()), "<answer>85</answer>") == 1
+    assert one(Numeric(LastNumber()), "so it is 85.") == 1 and one(Numeric(Boxed(), .1), r"\boxed{80}") == 1 and one(Choice(Tagged("b")), "A <b>(C)</b>", "C") == 1
+
+
+def test_names_of_forms():
+    assert [answer_form(n) for n in ("whole", "boxed", "number", "tag:b", "after:: ")] == ["", Boxed(), LastNumber(), Tagged("b"), ": "]
+    for wrong in ("", "box", "tag:", "after:", "tag", ":x"):
+        with pytest.raises(ValueError, match="whole, boxed, number, tag:NAME, after:MARK"): answer_form(wrong)
+
+
+def test_the_names_of_rewards_are_those_of_stored_runs():
+    "They enter the identity of capabilities, so that a change would orphan every stored run."
+    assert list(map(repr, (Exact(), Numeric(), Choice(), Format("x"), Weighted(((1, Exact("")),)), Noisy(Exact(), .1)))) == [
+        "Exact(mark=':')", "Numeric(mark=':', tolerance=1e-06)", "Choice(mark=':', letters='ABCDEFGHIJ')", "Format(pattern='x')",
+        "Weighted(parts=((1, Exact(mark='')),))", "Noisy(reward=Exact(mark=':'), rate=0.1)"]
+    assert repr(Exact(Boxed())) == "Exact(mark=Boxed())" and repr(Exact(Tagged())) == "Exact(mark=Tagged(tag='answer'))"
+
+
+@pytest.mark.parametrize("completion, words, characters", [("", 0, 0), ("a b", 0, -.1), ("a b c", -.25, -.3), ("a b c d e f", -1, -.9), ("a " * 50, -1, -1)])
+def test_length_penalty(completion, words, characters):
+    assert one(LengthPenalty(2, 4), completion) == words and one(LengthPenalty(2, 10, "characters"), completion) == characters
+
+
+@pytest.mark.parametrize("wrong", [dict(budget=-1), dict(budget=1, span=0), dict(budget=1, unit="tokens")])
+def test_length_penalties_that_make_no_sense(wrong):
+    with pytest.raises(ValueError, match="length"): LengthPenalty(**wrong)
+
+
+def some_fail(completions, examples): return [Failed("no luck") if c == "bad" else 1.0 for c in completions]
+
+
+def test_failed_passes_through_sums_and_noise():
+    examples = [Example("q", "85", "c")] * 2
+    assert Weighted(((.5, Exact("")), (.5, some_fail)))(["bad", "85"], examples) == [Failed("no luck"), 1]
+    assert Noisy(some_fail, 1.0)(["bad", "good"], examples) == [Failed("no luck"), 0]
+
+
+def fragile(completions, examples):
+    for c in completions:
+        if c == "raise": raise KeyError("key")
+    return [{"nan": math.nan, "bad": Failed("no luck"), "text": "x", "none": None}.get(c, 1) for c in completions]
+
+
+@pytest.mark.parametrize("completion, reason", [("raise", "failed (KeyError: 'key')"), ("nan", "returned nan"), ("bad", "failed (no luck)"), ("text", "ValueError"), ("none", "TypeError")])
+def test_a_failing_completion_gets_the_configured_score_and_is_noted(completion, reason):
+    notes = []
+    assert score(capability(fragile), ["good", completion], PAIR, failed=-.5, note=notes.append) == [1, -.5]
+    assert [(n.capability, n.example, n.completion) for n in notes] == [("sums", PAIR[1].id, completion)] and reason in notes[0].reason
+    assert score(capability(fragile), ["good", completion], PAIR, [True, False], failed=-.5) == [1, 0]
+    with pytest.raises(ValueError, match="capability 'sums'"): score(capability(fragile), ["good", completion], PAIR, note=notes.append)
+    assert len(notes) == 1
+
+
+def test_failures_keep_only_the_beginning_of_a_completion():
+    notes = []
+    score(capability(lambda c, e: [math.nan if len(t) > 9 else 0 for t in c]), ["x" * 999, "y"], PAIR, failed=0.0, note=notes.append)
+    assert notes == [Failure("sums", PAIR[0].id, "x" * 200, "returned nan")]
+
+
+@pytest.mark.parametrize("reward", [fail, lambda c, e: [math.nan] * len(c), lambda c, e: [Failed("x")] * len(c)])
+def test_a_reward_that_fails_for_all_is_an_error(reward):
+    with pytest.raises(ValueError, match="all 2 completions failed"): score(capability(reward), ["a", "b"], PAIR, failed=0.0)
+    assert score(capability(reward), ["a"], PAIR[:1], failed=.25) == [.25]
+
+
+def test_a_wrong_number_of_scores_is_an_error_always():
+    with pytest.raises(ValueError, match="returned 1 scores for 2"): score(capability(lambda c, e: [1.0]), ["a", "b"], PAIR, failed=0.0)
+
+
+def test_the_score_of_failures_is_finite():
+    with pytest.raises(ValueError, match="failed=nan"): score(capability(Exact("")), ["2"], PAIR[:1], failed=math.nan)
+    assert score(capability(Exact("")), [], [], failed=0.0) == []
