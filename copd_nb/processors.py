@@ -181,14 +181,16 @@ def _assemble(path: str | Path, official: bool) -> FramesProcessor:
 
 # %% ../nbs/04_processors.ipynb #8e9a645e
 def _automatic(path: str | Path, model_type: str):
-    "What `AutoProcessor` loads; ImportError if a vision-language model would get a tokenizer only."
+    "What `AutoProcessor` loads; ValueError if a vision-language model would get a tokenizer only."
     name = PROCESSOR_MAPPING_NAMES.get(model_type)
-    needs = f"the processor of {model_type!r} models, {name}, needs torchvision beside torch (pip install torchvision)" + \
-            "; without it only Qwen3-VL's processor is there" * (find_spec("torchvision") is None)
+    needs = f"the processor of {model_type!r} models, {name}, can't be loaded from {str(path)!r}"
+    if find_spec("torchvision") is None: needs += "; many need torchvision, which is not installed (Qwen3-VL's does not)"
     try: processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    except ImportError as error: raise ImportError(f"{needs}: {error}") from error
+    except (ImportError, ValueError, RecursionError) as error:
+        if name is None: raise
+        raise ValueError(f"{needs}: {str(error).strip().splitlines()[0]}") from error
     sees = model_type in CONFIG_MAPPING and "vision_config" in CONFIG_MAPPING[model_type].sub_configs
-    if sees and isinstance(processor, PreTrainedTokenizerBase): raise ImportError(f"{needs}: only a tokenizer could be loaded from {str(path)!r}")
+    if sees and isinstance(processor, PreTrainedTokenizerBase): raise ValueError(f"{needs}: there is only a tokenizer")
     return processor
 
 def load_processor(
@@ -196,9 +198,9 @@ def load_processor(
     model_type: str,  # `config.model_type` of the model
     official: bool | None = None,  # Qwen3-VL: the official processor or ours; None is official where torchvision is installed
 ):  # a processor, or a tokenizer for text-only models
-    "The processor of a checkpoint; padding on the left. ImportError if it needs torchvision and that is missing."
+    "The processor of a checkpoint; padding on the left. ValueError if a vision-language model would get a tokenizer only."
     found = find_spec("torchvision") is not None
-    if official and not found: raise ImportError("the official Qwen3-VL processor needs torchvision (pip install torchvision)")
+    if official and not found: raise ImportError("the official Qwen3-VL processor needs torchvision: pip install torchvision")
     qwen3 = PROCESSOR_MAPPING_NAMES.get(model_type) == "Qwen3VLProcessor"
     processor = _assemble(path, found if official is None else official) if qwen3 else _automatic(path, model_type)
     getattr(processor, "tokenizer", processor).padding_side = "left"
