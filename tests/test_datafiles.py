@@ -1,14 +1,19 @@
 "Data files: what is read, and what is refused with the row's number."
 import io
 import json
+import re
+from dataclasses import replace
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import transformers
 from PIL import Image
 
 from copd_nb import datafiles
-from copd_nb.datafiles import read_examples
+from copd_nb.capabilities import Example
+from copd_nb.datafiles import RECIPES, Columns, capability_from, from_recipe, problems, prompt_key, read_examples
 
 RNG = np.random.default_rng(0)
 SCAN = RNG.integers(0, 256, (16, 32, 3), np.uint8)
@@ -114,3 +119,237 @@ def test_files_that_are_none(folder):
     with pytest.raises(ValueError, match="unknown ending"): read_examples(folder / "prompts.csv")
     (folder / "prompts.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match="can't be read as Parquet"): read_examples(folder / "prompts.parquet")
+
+
+# Columns, folders, splits
+
+def sums(n=60, start=0): return [dict(prompt=f"{a} + {a + 1} =", answer=str(2 * a + 1)) for a in range(start, start + n)]
+
+
+def save(path, rows):
+    "Rows as JSONL, as one JSON list, as Parquet or as a folder of `datasets`, by the ending."
+    if path.suffix == ".parquet": pd.DataFrame(rows).to_parquet(path)
+    elif path.suffix == ".json": path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".jsonl": path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    else: datasets.Dataset.from_list(rows).save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a"])
+def test_every_kind_of_file_gives_the_same_capability(tmp_path, name):
+    made = capability_from(save(tmp_path / name, sums()), "sums", "exact")
+    other = capability_from(save(tmp_path / "b.jsonl", sums()), "sums", "exact")
+    assert made.fingerprint == other.fingerprint and len(made.train) + len(made.test) == 60
+    assert {e.capability for e in made.train} == {"sums"} and made.reward([made.test[0].answer, "0"], [made.test[0]] * 2) == [1, 0]
+
+
+def test_folders_with_splits_and_pictures(folder, tmp_path):
+    rows = dict(prompt=["what?", "which?"], answer=["a", "b"], images=[[Image.fromarray(SCAN)], [Image.fromarray(SCAN[::-1])]])
+    features = datasets.Features(prompt=datasets.Value("string"), answer=datasets.Value("string"), images=datasets.Sequence(datasets.Image()))
+    one = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(train=one, test=one.select([1])).save_to_disk(tmp_path / "set")
+    first, second = read_examples(tmp_path / "set", split="train")
+    assert np.array_equal(first.images[0], SCAN) and np.array_equal(second.images[0], SCAN[::-1])
+    with pytest.raises(ValueError, match="set has no split None: train, test"): read_examples(tmp_path / "set")
+    with pytest.raises(ValueError, match="1 prompts of set are held out in set: rows 2 and 1"):
+        capability_from(tmp_path / "set", "c", "exact", split="train", test_split="test")
+    made = capability_from(tmp_path / "set", "c", "exact", split="train", test_split="test", repeats="drop")
+    assert [e.prompt for e in made.train] == ["what?"] and [e.prompt for e in made.test] == ["which?"]
+    with pytest.raises(ValueError, match="is no folder that `save_to_disk`"): read_examples(folder)
+
+
+def test_columns_have_other_names_and_depths(folder):
+    chat = [dict(role="system", content="Be brief."), dict(role="user", content="2 + 2 =")]
+    path = write(folder, dict(q=chat, reward_model=dict(ground_truth="4"), image_1="pictures/scan.png", image_2=None, image_3="0.png"))
+    columns = Columns("q", "reward_model.ground_truth", images=("image_1", "image_2", "image_3"), template="{prompt}\nNumber only.")
+    example, = read_examples(path, columns=columns)
+    assert (example.prompt, example.answer, len(example.images)) == ("2 + 2 =\nNumber only.", "4", 2)
+    for bad, message in ((dict(template="none"), "has no {prompt}"), (dict(extract="last"), "no way 'last' to read an answer: text, ")):
+        with pytest.raises(ValueError, match=message): Columns(**bad)
+
+
+def test_folder_suffix_and_rows_of_one_kind(folder):
+    (folder / "films").mkdir()
+    np.save(folder / "films" / "7.npy", FILM)
+    path = write(folder, dict(prompt="a", kind="x", clip="7"), dict(prompt="b", kind="y", clip="8"))
+    example, = read_examples(path, columns=Columns(videos="clip", folder="films", suffix=".npy", where=(("kind", "x"),)))
+    assert np.array_equal(example.videos[0], FILM)
+    with pytest.raises(ValueError, match="outside"): read_examples(write(folder, dict(prompt="a", clip="../0.png")), columns=Columns(images="clip", folder="films"))
+
+
+@pytest.mark.parametrize("options, answer, prompt, letter", [
+    (["red", "blue"], "B", "q\nA. red\nB. blue", "B"), (["A. red", "B) blue"], 1, "q\nA. red\nB. blue", "B"), ("['red', 'blue']", "blue", "q\nA. red\nB. blue", "B"),
+    ({"A": "red", "B": "blue"}, "(A)", "q\nA. red\nB. blue", "A"), ([2, 3], "3", "q\nA. 2\nB. 3", "B"), (None, "C", "q", "C")])
+def test_options_are_shown_and_answers_become_letters(folder, options, answer, prompt, letter):
+    example, = read_examples(write(folder, dict(prompt="q", answer=answer, options=options)), columns=Columns(options="options", extract="letter"))
+    assert (example.prompt, example.answer) == (prompt, letter)
+
+
+@pytest.mark.parametrize("extract, value, answer", [("number", 4, "4"), ("number", 4.0, "4"), ("number", 4.5, "4.5"), ("number", "4", "4"), ("hashes", "so\n#### 1,200", "1200"),
+                                                    ("boxed", r"\boxed{1} or \boxed{\frac{1}{2}}", r"\frac{1}{2}"), ("tag", "<answer> B </answer>", "B")])
+def test_ways_to_read_an_answer(folder, extract, value, answer):
+    assert read_examples(write(folder, dict(prompt="q", answer=value)), columns=Columns(extract=extract))[0].answer == answer
+
+
+@pytest.mark.parametrize("columns, row, message", [
+    (dict(extract="number"), dict(answer=True), "'True': a number or text"), (dict(extract="number"), dict(answer=[4]), r"'\[4\]': a number or text"),
+    (dict(extract="hashes"), dict(answer="so 4"), "holds no answer"), (dict(extract="boxed"), dict(answer=4), "holds no answer"), (dict(extract="tag"), dict(answer="<answer>"), "holds no answer"),
+    (dict(extract="letter", options="o"), dict(answer="green", o=["red", "blue"]), "none of the 2 options"), (dict(extract="letter", options="o"), dict(answer=2, o=["red", "blue"]), "none of the 2 options"),
+    (dict(options="o"), dict(answer="A", o="red or blue"), "are no list"), (dict(), dict(answer=None, prompt="  "), "is blank"), (dict(), dict(prompt=[dict(role="system", content="x")]), "'prompt' is None"),
+    (dict(), dict(prompt="x" * 1_000_001), "1,000,001 characters: at most 1,000,000"), (dict(), dict(images=["a.png"] , prompt="p"), "no file 'a.png'")])
+def test_rows_that_do_not_fit_the_columns(folder, columns, row, message):
+    with pytest.raises(ValueError, match=f"row 1 of prompts.jsonl: .*{message}"): read_examples(write(folder, dict(prompt="q") | row), columns=Columns(**columns))
+
+
+def test_duplicate_ids_are_refused_or_dropped(folder):
+    path = write(folder, dict(prompt="a", id=1), dict(prompt="b", id=2), dict(prompt="c", id=1))
+    with pytest.raises(ValueError, match="row 3 of prompts.jsonl repeats row 1: prompts and ids"): read_examples(path)
+    rows = [*sums(), *sums(10)]
+    with pytest.raises(ValueError, match="row 61 of a.jsonl repeats row 1"): capability_from(save(folder / "a.jsonl", rows), "sums", "exact")
+    made = capability_from(folder / "a.jsonl", "sums", "exact", repeats="drop")
+    assert len(made.train) + len(made.test) == 60
+    with pytest.raises(ValueError, match="repeats='keep': refuse or drop"): capability_from(path, "sums", "exact", repeats="keep")
+
+
+def test_copies_that_differ_in_form_are_held_out_together(folder):
+    forms = ("{} plus {}", "{}  Plus {}", "{} plus {}.", " {} plus {} ?")
+    rows = [dict(prompt=f.format(a, a), answer=str(2 * a)) for a in range(40) for f in forms]
+    made = capability_from(save(folder / "a.jsonl", rows), "sums", "exact")
+    assert len({prompt_key(e) for e in [*made.train, *made.test]}) == 40 and not {prompt_key(e) for e in made.train} & {prompt_key(e) for e in made.test}
+    save(folder / "b.jsonl", [dict(prompt="7 PLUS 7", answer="14"), dict(prompt="99 plus 99", answer="198")])
+    with pytest.raises(ValueError, match="4 prompts of a.jsonl are held out in b.jsonl: rows 29 and 1, 30 and 1, 31 and 1, 32 and 1$"):
+        capability_from(folder / "a.jsonl", "sums", "exact", test=folder / "b.jsonl")
+    assert len(capability_from(folder / "a.jsonl", "sums", "exact", test=folder / "b.jsonl", repeats="drop").train) == 156
+
+
+@pytest.mark.parametrize("a, b", [("3 - 2", "3 + 2"), ("1.5", "15"), ("f'(x)", "f(x)"), ("12 3", "1 23"), ("5!", "5"), ("a/b", "a*b")])
+def test_what_differs_in_meaning_has_another_key(a, b): assert prompt_key(Example(a, "", "c")) != prompt_key(Example(b, "", "c"))
+
+
+def test_the_same_words_about_another_picture_are_another_prompt():
+    a, b = (Example("what is this?", "", "c", images=(x,)) for x in (SCAN, SCAN[::-1].copy()))
+    assert prompt_key(a) != prompt_key(b) and prompt_key(a) == prompt_key(Example("What is this", "x", "d", images=(SCAN.copy(),)))
+
+
+def test_rewards_and_answers_are_checked_before_training(folder):
+    path = save(folder / "a.jsonl", [*sums(), dict(prompt="last", answer="many")])
+    with pytest.raises(ValueError, match="there is no reward 'nummeric'.*numeric"): capability_from(path, "sums", "nummeric")
+    with pytest.raises(ValueError, match="row 61 of a.jsonl: .*'many'"): capability_from(path, "sums", "numeric")
+    def fussy(completions, examples): return [float(e.answer) for e in examples]
+    with pytest.raises(ValueError, match="row 61 of a.jsonl: the reward raises ValueError on this row"): capability_from(path, "sums", fussy)
+    with pytest.raises(ValueError, match="row 1 of a.jsonl: the reward returns"): capability_from(path, "sums", lambda c, e: [float("nan")])
+    made = capability_from(path, "sums", lambda completions, examples: [1.0] * len(completions), limit=30, held_out=2)
+    assert len(made.test) == 2 and len(made.train) + len(made.test) <= 30
+
+
+def test_a_film_is_read_by_name_and_from_bytes(folder):
+    av = pytest.importorskip("av")
+    with av.open(str(folder / "film.mp4"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=4)
+        stream.width = stream.height = 32
+        for v in range(12):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * v, np.uint8), format="rgb24")): out.mux(packet)
+        for packet in stream.encode(): out.mux(packet)
+    data = (folder / "film.mp4").read_bytes()
+    named = read_examples(write(folder, dict(prompt="a", videos="film.mp4")))[0].videos[0]
+    pd.DataFrame(dict(prompt=["a"], videos=[dict(bytes=data, path="film.mp4")])).to_parquet(folder / "a.parquet")
+    assert named.shape[1:] == (32, 32, 3) and len(named) >= 4 and np.array_equal(read_examples(folder / "a.parquet")[0].videos[0], named)
+    (folder / "cut.mp4").write_bytes(data[:len(data) // 3])
+    with pytest.raises(ValueError, match="row 2 of prompts.jsonl: .*cut.mp4"): read_examples(write(folder, dict(prompt="fine"), dict(prompt="a", videos="cut.mp4")))
+
+
+# All problems at once
+
+def test_every_problem_is_reported_with_its_row(folder):
+    rows = ["{", dict(prompt="fine", answer="1", id=1), dict(prompt=7, answer=[1], images=["none.png"], videos=["none.npy"]), dict(prompt="Fine.", answer="2", id=1),
+            dict(prompt="fine", answer="many", id=3), dict(answer="3"), dict(prompt="x" * 50, answer="4"), [1]]
+    found = problems(write(folder, *rows), reward="numeric", longest=40)
+    said = [(r.row, r.column, r.problem) for r in found.itertuples()]
+    for row, column, text in [(1, "", "is no JSON"), (3, "prompt", "'prompt' is 7"), (3, "answer", r"\[1\]"), (3, "images", "no file 'none.png'"), (3, "videos", "no file 'none.npy'"),
+                              (4, "prompt", "repeats row 2 with another answer"), (4, "id", "1 is the id of row 2, too"), (5, "prompt", "repeats row 2 with another answer"),
+                              (5, "answer", "'many'"), (6, "prompt", "None"), (7, "prompt", "50 characters"), (8, "", "no object")]:
+        assert [s for s in said if s[:2] == (row, column) and re.search(text, s[2])], (row, column, text, said)
+    assert len(said) == 12 and set(found.file) == {"prompts.jsonl"}
+
+
+def test_a_column_that_no_row_has_is_one_line(folder):
+    path = save(folder / "a.jsonl", [dict(question="a", answer="1"), dict(question="b", answer="2")])
+    found = problems(path, Columns(images="picture"), "exact")
+    assert found[["row", "column"]].values.tolist() == [[0, "prompt"], [0, "picture"]] and "the file has question, answer" in found.problem[0]
+    assert problems(path, Columns("question"), "exact").empty
+    assert problems(write(folder)).problem.tolist() == ["holds no prompts"]
+    with pytest.raises(ValueError, match="there is no reward"): problems(path, Columns("question"), "exakt")
+
+
+def test_overlap_with_held_out_prompts_is_a_problem(folder):
+    train, test = save(folder / "a.jsonl", sums(5)), save(folder / "b.jsonl", [dict(prompt="2  + 3 =", answer="5"), dict(prompt="new", answer=3)])
+    found = problems(train, test=test)
+    assert found.values.tolist() == [["b.jsonl", 2, "answer", "column 'answer' is 3: text is needed"], ["a.jsonl", 3, "prompt", "is held out in row 1 of b.jsonl"]]
+
+
+def test_what_a_model_can_not_do(folder):
+    from importlib.resources import files
+
+    from copd_nb.processors import load_processor
+    model = files("copd_nb") / "data" / "minis-base"
+    path = write(folder, dict(prompt="2+3="), dict(prompt="9" * 600), dict(prompt="sum?", images=["pictures/scan.png"]))
+    found = problems(path, model=model, room=8)
+    assert found.row.tolist() == [2] and "and 8 for the completion: the context is 512" in found.problem[0]
+    load_processor(model, "qwen3_vl").tokenizer.save_pretrained(folder / "text")
+    settings = json.loads((folder / "text" / "tokenizer_config.json").read_text())
+    (folder / "text" / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if k not in ("chat_template", "pad_token")}))
+    (folder / "text" / "chat_template.jinja").unlink(missing_ok=True)
+    transformers.LlamaConfig(max_position_embeddings=512).save_pretrained(folder / "text")
+    found = problems(path, model=folder / "text")
+    assert [r for r in found.row] == [0, 0, 2, 3] and "no chat template" in found.problem[0] and "no padding token" in found.problem[1] and "reads text only" in found.problem[3]
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint in .*: config.json is missing"): problems(path, model=folder)
+
+
+# Recipes
+
+def row_of(recipe, i, folder):
+    "A made-up row in a recipe's layout."
+    c, row = recipe.columns, {}
+    answer = {"hashes": f"{i} it is\n#### {i}", "boxed": rf"\boxed{{{i}}}", "tag": "<answer>B</answer>", "letter": "B", "number": i, "text": str(i)}[c.extract]
+    options = ["red", "blue"] if c.options else None
+    values = {c.prompt: f"Question {i}?", c.answer: answer, c.id: f"q{i}"} | ({c.options: str(options) if recipe.source.startswith("MMMU") else options} if options else {}) | dict(c.where)
+    if recipe.branch == "image": values[c.images if isinstance(c.images, str) else c.images[0]] = f"{i % 2}.png"
+    if recipe.branch == "video": values[c.videos if isinstance(c.videos, str) else c.videos[0]] = "7" if c.suffix else "7.webp"
+    for column, value in values.items():
+        place, *parts = row, *column.split(".")
+        for part in parts[:-1]: place = place.setdefault(part, {})
+        place[parts[-1]] = value
+    return row
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_read_their_layout(folder, name):
+    recipe = RECIPES[name]
+    (folder / recipe.columns.folder).mkdir(exist_ok=True)
+    film = folder / recipe.columns.folder / "7.webp"
+    Image.fromarray(FILM[0]).save(film, save_all=True, append_images=[Image.fromarray(FILM[1])], lossless=True)
+    columns = replace(recipe.columns, suffix=".webp") if recipe.columns.suffix else recipe.columns  # films need a decoder, moving pictures do not
+    path = save(folder / "set.jsonl", [row_of(recipe, i, folder) for i in range(40)])
+    assert problems(path, columns, recipe.reward).empty
+    made = capability_from(path, name, recipe.reward, columns)
+    example = made.test[0]
+    assert len(made.train) + len(made.test) == 40 and (len(example.images), len(example.videos)) == (recipe.branch == "image", recipe.branch == "video")
+    assert ("A. red\nB. blue" in example.prompt) == bool(recipe.columns.options)
+    right = {"math_verify": rf"\boxed{{{example.answer}}}"}.get(recipe.reward, f"<answer>{example.answer}</answer>")
+    if name == "math-500" or recipe.reward != "math_verify": assert made.reward([f"So: {right}", "no idea"], [example] * 2) == [1, 0]
+
+
+def test_recipes_train_and_evaluate_on_two_sets(folder):
+    train = save(folder / "a.jsonl", [row_of(RECIPES["gsm8k"], i, folder) for i in range(9)] * 2)
+    test = save(folder / "b.jsonl", [row_of(RECIPES["math-500"], i, folder) for i in range(7, 12)])
+    made = from_recipe("gsm8k", train, test=("math-500", test))
+    assert (made.name, len(made.train), len(made.test)) == ("gsm8k", 7, 5)
+    with pytest.raises(ValueError, match="held out in b.jsonl: rows 8 and 1, 9 and 2"): from_recipe("gsm8k", save(folder / "a.jsonl", [row_of(RECIPES["gsm8k"], i, folder) for i in range(9)]), ("math-500", test), repeats="refuse")
+    with pytest.raises(ValueError, match="one capability has one reward"): from_recipe("gsm8k", train, test=("mmmu", test))
+    with pytest.raises(ValueError, match="there is no recipe 'gsm': aime-2024, "): from_recipe("gsm", train)
+
+
+def test_the_papers_evaluation_sets_have_recipes():
+    sets = {"mmmu", "mmmu-pro", "mathvista-choice", "mathvista-free", "mathvision", "zerobench-sub", "wemath", "mathverse", "aime-2024", "aime-2025", "hmmt-2025", "math-500",
+            "minerva-math", "video-holmes", "mvbench", "mmvu-mc", "videomathqa"}
+    assert {n for n, r in RECIPES.items() if r.use == "evaluation"} == sets and {r.branch for r in RECIPES.values() if r.use == "training"} == {"text", "image", "video"}

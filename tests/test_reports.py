@@ -225,3 +225,32 @@ def test_where_all_is_well_nothing_is_told(fakes):
 def test_claims_are_measured_by_studies():
     assert len(set(STUDIES)) == len(STUDIES) and studies() == [s for s in STUDIES if s in report_names()]
     assert {c.report for c in CLAIMS} <= set(STUDIES)
+
+
+def test_check_prints_all_problems_and_a_summary(tmp_path, capsys):
+    data, test = tmp_path / "data.jsonl", tmp_path / "test.jsonl"
+    data.write_text('{"question": "2+3=", "answer": "5"}\n{"question": 7, "answer": "x"}\n{')
+    test.write_text('{"question": "2+3= ", "answer": "5"}')
+    assert main(["check", str(data), "--column", "prompt=question"]) == 1
+    out = capsys.readouterr().out
+    assert "'question' is 7" in out and "is no JSON" in out and out.splitlines()[-1] == "2 problems in 2 rows"
+    assert main(["check", str(test), "--column", "prompt=question", "--reward", "numeric"]) == 0 and "no problems found in test.jsonl" in capsys.readouterr().out
+    assert main(["check", str(test), "--column", "prompt=question", "--test", str(test)]) == 1 and "is held out in row 1 of test.jsonl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words, message", [
+    (["none.jsonl"], "there is no data file none.jsonl"), (["{data}", "--reward", "exakt"], "there is no reward 'exakt'"), (["{data}", "--column", "question"], "NAME=COLUMN is needed"),
+    (["{data}", "--column", "where=x"], "names are prompt, answer"), (["{data}", "--recipe", "gsm"], "there is no recipe 'gsm': aime-2024"), (["{data}", "--model", "none"], "there is no checkpoint in none")])
+def test_check_refuses_what_is_misspelt(tmp_path, capsys, words, message):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "2+3=", "answer": "5"}')
+    assert main(["check", *(w.format(data=tmp_path / "data.jsonl") for w in words)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_check_knows_recipes(tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"question": "2+3=", "answer": "It is 5.\\n#### 5"}\n{"question": "3+3=", "answer": "6"}')
+    assert main(["check", str(data), "--recipe", "gsm8k"]) == 1
+    assert "holds no answer" in (out := capsys.readouterr().out) and "1 problems in 1 rows" in out
+    assert main(["check", str(data), "--recipe", "gsm8k", "--column", "images=a,b", "--reward", "exact"]) == 1 and "'a'" in capsys.readouterr().out
