@@ -23,8 +23,10 @@ class Preset:
     gap_vocabulary: int = 49_152
     branches: tuple = (2, 3, 4, 6)
     lengths: tuple = (16, 32, 64, 128, 256)
+    copies: tuple = (2, 3, 4)  # branches as LoRA adapters and as full copies
+    layers: int = 30  # of their model: SmolLM2-135M
 
-PRESETS = dict(full=Preset(), smoke=Preset(4, 4, "small", 256, 1000, 32, 2, 1, 4, 2, 1000, (2, 3), (16, 32, 64)))
+PRESETS = dict(full=Preset(), smoke=Preset(4, 4, "small", 256, 1000, 32, 2, 1, 4, 2, 1000, (2, 3), (16, 32, 64), (2,), 2))
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,15 @@ class Lines:
             return Case(9, title, tuple(Side(way, "ours", task | dict(way=way)) for way in ways), 2, warmup=0)
         return [case(p.gap_naive_rows, "behavior_gap", "naive"), case(p.gap_rows, "behavior_gap")]
 
+    def adapters(self) -> list[Case]:
+        "Line 10: K branches as LoRA adapters on one base, and as full copies; memory and time."
+        def case(k):
+            task = dict(branches=k, layers=self.preset.layers, hidden=576, vocabulary=self.preset.gap_vocabulary, prompts=4, opd_prompts=2, group_size=4, max_new_tokens=8)
+            sides = tuple(self.ours(way, "branches", **task, way=way) for way in ("LoRA", "full copies"))
+            return Case(10, f"CoPD Phase II step, pairwise, K = {k}, 135 M parameters", sides, 2, warmup=1)
+        return [case(k) for k in self.preset.copies]
+
     def cases(self) -> list[Case]:
         "Every line, in order."
-        parts = (self.text, self.large, self.pictures, self.distillation, self.scoring, self.finished, self.growth, self.cold, self.gaps)
+        parts = (self.text, self.large, self.pictures, self.distillation, self.scoring, self.finished, self.growth, self.cold, self.gaps, self.adapters)
         return [case for part in parts for case in part()]

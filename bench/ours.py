@@ -25,7 +25,7 @@ from copd_nb.gaps import behavior_gap
 from copd_nb.heads import token_scores
 from copd_nb.minis import minis
 from copd_nb.objectives import grpo_advantages
-from copd_nb.policies import Head, Policy
+from copd_nb.policies import Head, Policy, lora
 from copd_nb.rewards import score
 from copd_nb.rollouts import generator, sample
 from copd_nb.runs import create_run
@@ -34,9 +34,9 @@ from copd_nb.schedule import OPD, Phase, Schedule, Update
 Step = Callable[[], dict | None]
 
 
-def begin(schedule: Schedule, capabilities: list[Capability], base: Path, config: dict) -> Training:
+def begin(schedule: Schedule, capabilities: list[Capability], base: Path | Policy, config: dict) -> Training:
     "A training that is ready for its first step."
-    chosen, policy = Config(probe_every=0, eval_every=0, **config), Policy.load(base, name="base")
+    chosen, policy = Config(probe_every=0, eval_every=0, **config), base if isinstance(base, Policy) else Policy.load(base, name="base")
     policy.packs = policy.packs and chosen.pack
     run = create_run(Path(tempfile.mkdtemp()) / "run", dict(content_hash="bench"))
     return Training(schedule, by_name(capabilities), policy, chosen, accelerator_for(chosen), run)
@@ -133,13 +133,13 @@ def scores(way: str, rows: int, tokens: int, vocabulary: int, hidden: int, backw
     return step, dict(tokens=rows * tokens)
 
 
-def random_policy(name: str, vocabulary: int, hidden: int, seed: int) -> Policy:
-    "Two layers of a Llama over words t0, t1, …"
+def random_policy(name: str, vocabulary: int, hidden: int, seed: int, **sizes) -> Policy:
+    "A Llama over words t0, t1, …, of two layers if `sizes` don't say something else."
     core = Tokenizer(WordLevel({f"t{i}": i for i in range(vocabulary)}, unk_token="t0"))
     core.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="t1", pad_token="t2", padding_side="left")
     torch.manual_seed(seed)
-    shape = dict(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=hidden // 64, max_position_embeddings=4096)
+    shape = dict(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=hidden // 64, max_position_embeddings=4096) | sizes
     return Policy(LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, eos_token_id=1, pad_token_id=2, **shape)), tokenizer, name)
 
 
@@ -171,9 +171,20 @@ def gap(way: str, rows: int, tokens: int, vocabulary: int, hidden: int) -> tuple
     return step, dict(tokens=rows * tokens)
 
 
+def branches(way: str, branches: int, layers: int, hidden: int, vocabulary: int, **config) -> tuple[Step, dict]:
+    "A step of CoPD's Phase II with K branches of a Llama of SmolLM2's shape, random weights."
+    config = {k: v for k, v in config.items() if k != "folder"}
+    policy = random_policy("base", vocabulary, hidden, 0, num_hidden_layers=layers, intermediate_size=hidden * 8 // 3, num_key_value_heads=hidden // 192, tie_word_embeddings=True)
+    names = [f"words{i}" for i in range(branches)]
+    words = [[Example(f"t{i + 10} t{i + j + 11}", "", n) for i in range(64)] for j, n in enumerate(names)]
+    schedule = copd(names, 1, topology="pairwise")
+    training = begin(schedule, [Capability(n, w[:48], w[48:], DigitShare()) for n, w in zip(names, words)], lora(policy, 16) if way == "LoRA" else policy, config)
+    return steps_of(training, schedule.phases[1]), dict(weights=sum(p.numel() for p in policy.model.parameters()))
+
+
 def main(job: str, **task):
     "Serve one job."
-    server, jobs = Server(), dict(grpo=grpo, opd=opd, forced=forced, growth=growth, scores=scores, gap=gap)
+    server, jobs = Server(), dict(grpo=grpo, opd=opd, forced=forced, growth=growth, scores=scores, gap=gap, branches=branches)
     step, facts = jobs[job](**task)
     server.serve(step, threads=torch.get_num_threads(), versions=versions("torch", "transformers", "copd_nb"), **facts)
 

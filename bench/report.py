@@ -93,6 +93,11 @@ def _memory(mine: dict, naive: dict) -> str:
             f"{beyond[0] / GIB:.2f} against {beyond[1] / GIB:.2f} GiB, {beyond[1] / max(1, beyond[0]):.0f} times (aim 8)")
 
 
+def _copies(adapters: dict, full: dict) -> str:
+    "Peak memory of branches as adapters against full copies."
+    return f"peak memory {adapters['peak_bytes'] / GIB:.2f} GiB as adapters, {full['peak_bytes'] / GIB:.2f} GiB as full copies, {full['peak_bytes'] / adapters['peak_bytes']:.1f} times as much"
+
+
 def _remarks(case: Case, found: dict, failures: dict) -> list[str]:
     "What a case says beside its rows."
     lines = [f"{name} failed: `{text}`" for name, text in failures.items()]
@@ -102,6 +107,7 @@ def _remarks(case: Case, found: dict, failures: dict) -> list[str]:
         lines.append("seconds grow with {} to the power {:.2f} (95 % interval {:.2f} to {:.2f})".format(case.fit, *found["exponent"]))
     first = found["sides"].get(case.sides[0].name)
     if first and "naive" in found["sides"]: lines.append(_memory(first, found["sides"]["naive"]))
+    if first and "full copies" in found["sides"]: lines.append(_copies(first, found["sides"]["full copies"]))
     if case.note: lines.append(case.note)
     return [f"- Line {case.line}, {case.title}: {text}." for text in lines]
 

@@ -69,7 +69,7 @@ def machine(arguments: argparse.Namespace, results: list[dict]) -> dict:
 def parsed() -> argparse.Namespace:
     "The command line."
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", type=int, metavar="LINE", help="lines to run, 1 to 9; all if left out; the others keep their earlier results")
+    parser.add_argument("--only", nargs="+", type=int, metavar="LINE", help="lines to run, 1 to 10; all if left out; the others keep their earlier results")
     parser.add_argument("--repeats", type=int, help="at most so many rounds; each case has its own number")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process (all cores)")
     parser.add_argument("--preset", choices=PRESETS, default="full", help="smoke is small, to see that everything runs")

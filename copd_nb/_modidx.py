@@ -811,6 +811,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'copd_nb.reports._check_size': ('reports.html#_check_size', 'copd_nb/reports.py'),
                                  'copd_nb.reports._columns': ('reports.html#_columns', 'copd_nb/reports.py'),
                                  'copd_nb.reports._execute': ('reports.html#_execute', 'copd_nb/reports.py'),
+                                 'copd_nb.reports._fetch': ('reports.html#_fetch', 'copd_nb/reports.py'),
                                  'copd_nb.reports._folder_name': ('reports.html#_folder_name', 'copd_nb/reports.py'),
                                  'copd_nb.reports._gap': ('reports.html#_gap', 'copd_nb/reports.py'),
                                  'copd_nb.reports._heading': ('reports.html#_heading', 'copd_nb/reports.py'),

@@ -466,13 +466,13 @@ IMAGES = tuple(f"image_{i}" for i in range(1, 8))
 
 # %% ../nbs/08_datafiles.ipynb #e56d4a8f
 TEXT_RECIPES = {
-    "aime-2024": Recipe("HuggingFaceH4/aime_2024", "text", "evaluation", _math("problem", "answer", id="id"), MATH, True),
+    "aime-2024": Recipe("HuggingFaceH4/aime_2024", "text", "evaluation", _math("problem", "answer", id="id"), MATH, False),
     "aime-2025": Recipe("math-ai/aime25", "text", "evaluation", _math("problem", "answer", id="id"), MATH, True),
     "hmmt-2025": Recipe("MathArena/hmmt_feb_2025", "text", "evaluation", _math("problem", "answer", id="problem_idx"), MATH, True),
     "math-500": Recipe("HuggingFaceH4/MATH-500", "text", "evaluation", _math("problem", "answer", id="unique_id"), MATH, True),
     "minerva-math": Recipe("math-ai/minervamath", "text", "evaluation", _math("question", "answer"), MATH, True),
-    "gsm8k": Recipe("openai/gsm8k", "text", "training", _math("question", "answer", extract="hashes"), MATH, True),
-    "math": Recipe("EleutherAI/hendrycks_math", "text", "training", _math("problem", "solution", extract="boxed"), MATH, True),
+    "gsm8k": Recipe("openai/gsm8k", "text", "training", _math("question", "answer", extract="hashes"), MATH, False),
+    "math": Recipe("EleutherAI/hendrycks_math", "text", "training", _math("problem", "solution", extract="boxed"), MATH, False),
     "dapo-math-17k": Recipe("BytedTsinghua-SIA/DAPO-Math-17k", "text", "training",
                             Columns("prompt", "reward_model.ground_truth", id="extra_info.index", extract="number"), MATH, True,
                             "the prompts ask for a last line `Answer: …` themselves; rows come many times, so leave repeats out"),
@@ -494,7 +494,7 @@ IMAGE_RECIPES = {
         "question_text", "question_answer", images="question_images_decoded", id="question_id", extract="number", template=TAGGED), TEXT, True, "split zerobench_subquestions"),
     "wemath": Recipe("We-Math/We-Math", "image", "evaluation", Columns("question", "answer", images="image_path", template=LETTER, extract="letter"), CHOICE, False,
                      "options are part of the text in some copies: check"),
-    "mathverse": Recipe("AI4Math/MathVerse", "image", "evaluation", _math("question", "answer", images="image", id="sample_index"), MATH, True, "split testmini; the column `question` is blank in the vision-only version"),
+    "mathverse": Recipe("AI4Math/MathVerse", "image", "evaluation", _math("question", "answer", images="image", id="sample_index"), MATH, False, "split testmini; the column `question` is blank in the vision-only version"),
     "geometry3k": Recipe("hiyouga/geometry3k", "image", "training", _math("problem", "answer"), MATH, True),
     "mmk12": Recipe("FanqingM/MMK12", "image", "training", _math("question", "answer", images="image", id="id"), MATH, True, "the set of MM-Eureka"),
     "virl39k": Recipe("TIGER-Lab/ViRL39K", "image", "training", Columns("question", "answer", images="image", id="qid", extract="boxed", template=BOXED), MATH, False,
@@ -506,13 +506,13 @@ IMAGE_RECIPES = {
 VIDEO_RECIPES = {
     "video-holmes": Recipe("TencentARC/Video-Holmes", "video", "evaluation", _choice(
         "Question", "Answer", options="Options", videos="video ID", id="Question ID", folder="videos", suffix=".mp4"), CHOICE, False, "videos/<video ID>.mp4 beside the JSON file"),
-    "mvbench": Recipe("OpenGVLab/MVBench", "video", "evaluation", _choice("question", "answer", options="candidates", videos="video", folder="video"), CHOICE, True,
+    "mvbench": Recipe("OpenGVLab/MVBench", "video", "evaluation", _choice("question", "answer", options="candidates", videos="video", folder="video"), CHOICE, False,
                       "one JSON file a task, with the videos of that task in video/; clips with start and end have to be cut first"),
     "mmvu-mc": Recipe("yale-nlp/MMVU", "video", "evaluation", _choice(
         "question", "answer", options="choices", videos="video", id="id", where=(("question_type", "multiple-choice"),)), CHOICE, False, "videos are web addresses: replace them by file names"),
     "videomathqa": Recipe("MBZUAI/VideoMathQA", "video", "evaluation", _choice("question", "answer", videos="videoID", folder="videos", suffix=".mp4"), CHOICE, False, "configuration mcq"),
     "video-r1": Recipe("Video-R1/Video-R1-data", "video", "training", _choice(
-        "problem", "solution", videos="path", id="problem_id", extract="tag", where=(("problem_type", "multiple choice"), ("data_type", "video"))), CHOICE, True, "the multiple-choice questions on videos"),
+        "problem", "solution", videos="path", id="problem_id", extract="tag", where=(("problem_type", "multiple choice"), ("data_type", "video"))), CHOICE, False, "the multiple-choice questions on videos"),
 }
 RECIPES = TEXT_RECIPES | IMAGE_RECIPES | VIDEO_RECIPES
 

@@ -539,7 +539,7 @@ def _judge(training: Training, policies: dict[str, Policy]) -> list[dict]:
     c, rows = training.config, []
     for name, policy in policies.items():
         with training.accelerator.autocast():
-            scores = evaluate(policy, training.capabilities, c.eval_prompts, c.eval_samples, c.max_new_tokens, c.temperature, seed=c.seed)
+            scores = evaluate(policy, training.capabilities, c.eval_prompts, c.eval_samples, c.max_new_tokens, c.temperature, c.seed, rows=c.rollout_rows, failed=c.failed_reward)
         rows += [dict(kind="eval", model=name, capability=k, greedy=r.greedy, sampled=r.sampled, prompts=c.eval_prompts) for k, r in summary(scores).iterrows()]
     return rows
 

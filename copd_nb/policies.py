@@ -700,7 +700,7 @@ def _from_folder(path: str, dtype: torch.dtype, device_map) -> tuple[PreTrainedM
     try: config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except ValueError as error: raise ValueError(f"{path} is no model that transformers {transformers.__version__} knows: {str(error).splitlines()[0]}") from error
     kind = _model_class(config, path)
-    with _no_bars(): model = kind.from_pretrained(path, dtype=dtype, device_map=device_map, use_safetensors=True)
+    with _no_bars(): model = kind.from_pretrained(path, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False)
     return model, load_processor(path, config.model_type)
 
 # %% ../nbs/06_policies.ipynb #1437ebe9

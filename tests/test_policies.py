@@ -1,4 +1,7 @@
 "Scoring against the stock forward pass, banned ids, errors, clones, checkpoints."
+import copy
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -349,7 +352,8 @@ def test_same_vocabulary():
     b.tokenizer.add_tokens(["new"])
     with pytest.raises(ValueError, match=r"'a' and 'b' have different vocabularies, 1 tokens differ: 'new' \(missing / 107\)"): check_same_vocabulary(a, b)
     with pytest.raises(ValueError, match=r"'new' \(107 / missing\)"): check_same_vocabulary(b, a)
-    with pytest.raises(ValueError, match="heads of 107 and 115 rows"): check_same_vocabulary(a, text_policy(vocab_size=115))
+    check_same_vocabulary(a, text_policy(vocab_size=115))  # padding makes no difference
+    with pytest.raises(ValueError, match="'short' has an output head of 106 rows and tokens up to id 106"): check_same_vocabulary(a, text_policy(vocab_size=106, name="short"))
 
 
 def test_swapped_ids_are_a_different_vocabulary():
@@ -390,3 +394,108 @@ def test_the_array_behind_an_example_is_not_changed(tiny):
     before = np.copy(IMAGE[0].images[0])
     tiny.clone().encode([IMAGE[0]])
     assert np.array_equal(before, IMAGE[0].images[0])
+
+
+def padded_copy(policy, rows, seed=0):
+    "The same model with a longer head and embedding, as larger members of a family have it."
+    config = copy.deepcopy(policy.model.config)
+    config.vocab_size = rows
+    model = type(policy.model)(config)
+    state = dict(policy.model.state_dict())
+    extra = torch.randn(rows, config.hidden_size, generator=generator("cpu", seed))
+    for key in [k for k, x in state.items() if len(x) == policy.width]: state[key] = torch.cat([state[key], extra[policy.width:]])
+    model.load_state_dict(state)
+    return Policy(model, policy.tokenizer, "padded")
+
+
+def test_padding_rows_of_a_head_take_no_part():
+    policy = text_policy()
+    longer = padded_copy(policy, 128)
+    ids = tokens(policy, 2)
+    assert set(range(107, 128)) <= set(longer.banned.tolist())
+    ours, theirs = (p.completion_logits(p.encode(TEXT), ids).log_softmax(-1) for p in (policy, longer))
+    assert torch.equal(ours, theirs[..., :107]) and theirs[..., 107:].max() < -1e8
+    drawn = sample(longer, longer.encode(TEXT), 64, 6, 50.0, source=generator("cpu", 1))
+    assert drawn.ids.max() < 107
+
+
+def test_policies_with_heads_of_different_sizes_are_compared_on_their_common_ids():
+    from copd_nb.gaps import behavior_gap
+    from copd_nb.heads import compare_tokens, token_divergence
+    policy, other = text_policy(), text_policy("llama")
+    with torch.no_grad(): other.model.lm_head.weight.mul_(1.5)
+    longer = padded_copy(other, 128)
+    assert behavior_gap(policy, longer, TEXT, k=5, max_new_tokens=4).drop(columns="b").equals(behavior_gap(policy, other, TEXT, k=5, max_new_tokens=4).drop(columns="b"))
+    h = torch.randn(6, 32, generator=generator("cpu", 2))
+    for kind in ("reverse", "forward", "jsd", "topk"):
+        wide, narrow = (token_divergence(policy.head(), h, p.head(), h, kind, k=4) for p in (longer, other))
+        assert torch.equal(wide, narrow)
+    back = token_divergence(longer.head(), h.requires_grad_(), policy.head(), h.detach())  # the student has the longer head
+    back.sum().backward()
+    assert h.grad.norm() > 0 and all(torch.equal(x, y) for x, y in zip(compare_tokens(longer.head(), h, policy.head(), h).values(), compare_tokens(other.head(), h, policy.head(), h).values()))
+
+
+def test_ids_without_a_token_are_banned_wherever_they_are():
+    class Gappy:
+        "A tokenizer whose ids have a hole."
+        def __init__(self, of): self.of = of
+        def __getattr__(self, name): return getattr(self.of, name)
+        def get_vocab(self): return {t: i for t, i in self.of.get_vocab().items() if i != 50}
+    policy = text_policy()
+    assert 50 not in policy.banned and 50 in Policy(policy.model, Gappy(policy.tokenizer)).banned
+
+
+def saved(tmp_path, **changes):
+    "A checkpoint folder with changes to its config.json."
+    folder = text_policy().save(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def test_a_missing_chat_template_is_asked_for(tmp_path):
+    policy = text_policy()
+    policy.tokenizer.chat_template = None
+    folder = policy.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"has no chat template: give load\(chat_template=…\)"): Policy.load(folder)
+    plain = Policy.load(folder, chat_template="plain")
+    assert plain.tokenizer.decode(plain.encode([TEXT[0]]).ids[0]) == TEXT[0].prompt
+    again = Policy.load(plain.save(tmp_path / "again"))  # the choice is kept
+    assert again.tokenizer.decode(again.encode([TEXT[0]]).ids[0]) == TEXT[0].prompt
+    given = Policy.load(folder, chat_template="{{ messages[0]['content'] }}!")
+    assert given.tokenizer.decode(given.encode([TEXT[0]]).ids[0]) == TEXT[0].prompt + "!"
+
+
+def test_a_missing_pad_token_is_asked_for(tmp_path):
+    policy = text_policy()
+    policy.tokenizer.pad_token = None
+    folder = policy.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"has no pad token: give load\(pad_token=…\), for instance its end token '<\|im_end\|>'"): Policy.load(folder)
+    with pytest.raises(ValueError, match="pad_token='nonsense' is no token"): Policy.load(folder, pad_token="nonsense")
+    assert Policy.load(folder, pad_token="<|endoftext|>").tokenizer.pad_token == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("changes,message", [
+    (dict(architectures=["pipeline"]), r"names the class \['pipeline'\].*no remote code is run"),
+    (dict(architectures=["Qwen3Model"]), "with an output head"),
+    (dict(architectures=["PreTrainedModel"]), "with an output head"),
+    (dict(model_type="mine", auto_map={"AutoConfig": "mine.Config"}), "is no model that transformers .* knows")])
+def test_only_classes_of_transformers_are_built(changes, message, tmp_path):
+    folder = saved(tmp_path, **changes)
+    (folder / "mine.py").write_text("raise SystemExit('remote code has run')")
+    with pytest.raises(ValueError, match=message): Policy.load(folder)
+
+
+def test_only_safetensors_are_read(tmp_path):
+    folder = saved(tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds no safetensors"): Policy.load(folder)
+
+
+def test_weights_in_bf16_and_a_device_map(tmp_path):
+    folder, ids = saved(tmp_path), tokens(text_policy(), 2)
+    half = Policy.load(folder, dtype=torch.bfloat16, device_map={"": "cpu"})
+    assert half.model.dtype == torch.bfloat16 and half.origin == str(folder)
+    logits = half.completion_logits(half.encode(TEXT), ids)
+    assert logits.dtype == torch.float32 and (logits - Policy.load(folder).completion_logits(half.encode(TEXT), ids)).abs().max() < 0.1
+    assert half.to("cpu") is half
