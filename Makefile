@@ -28,7 +28,7 @@ report: setup  ## train every paradigm on the embedded suite and write the compa
 
 test: setup  ## every default tier; the exit status is pytest's
 	.ci/gate $(BIN)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-notebooks: setup  ## export is a no-op, clean is a no-op, notebooks run
 	.ci/gate $(BIN)
@@ -42,7 +42,7 @@ test-reports: setup
 test-browser: setup  ## widgets in a real JupyterLab and chromium; screenshots in reports_out/browser
 	COPD_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
 
-test-slow: setup  ## minutes: rebuilds the shipped base
+test-slow: setup  ## rebuilds the shipped base; every HumanEval mutant and reasoning-gym task; SmolLM2 from its package
 	$(BIN)/python -m pytest -m slow
 
 $(VISION)/.done: constraints.txt  ## torchvision wants a torch of its own; a real clip comes from a wheel that is not installed

@@ -279,7 +279,7 @@ def load_policies(
     if dtype not in ("float32", "bfloat16", "float16"): raise ValueError(f"dtype={dtype!r}: float32, bfloat16 or float16")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for path in map(Path, paths):
-        if not path.is_dir() or (path / "config.json").exists(): continue
+        if not path.is_dir() or any((path / name).exists() for name in ("config.json", "adapter_config.json")) or list(path.glob("*.gguf")): continue
         inside = sorted(str(p.parent) for p in path.glob("*/config.json"))
         raise ValueError(f"checkpoint {str(path)!r} can't be loaded: the folder has no config.json" + (f"; {inside[0]!r} has one" if inside else ""))
     def one(name: str, path: str) -> Policy:

@@ -481,11 +481,13 @@ def _sharing(model: PreTrainedModel) -> PreTrainedModel:
 
 def _targets(model: PreTrainedModel, vision: bool) -> dict:
     "Which layers get an adapter: all linear ones but the output head, those of a vision tower only if asked for."
-    head, modules = model.get_output_embeddings(), {n: m for n, m in model.named_modules() if vision or ".visual." not in f".{n}"}
-    chosen = {n for n, m in modules.items() if isinstance(m, torch.nn.Linear) and m is not head}
+    head, modules = model.get_output_embeddings(), dict(model.named_modules())
+    seen = {n: m for n, m in modules.items() if vision or ".visual." not in f".{n}"}
+    chosen = {n for n, m in seen.items() if isinstance(m, torch.nn.Linear) and m is not head}
     names = {n.split(".")[-1] for n in chosen}
-    others = [re.escape(n) for n in modules if n not in chosen and n.split(".")[-1] in names]  # of the same name, such as the convolution of patches
-    return dict(target_modules=sorted(names), exclude_modules="|".join(others + [r"(.*\.)?visual\..*"] * (not vision)) or None)
+    others = [re.escape(n) for n in seen if n not in chosen and n.split(".")[-1] in names]  # of the same name, such as the convolution of patches
+    unseen = [r"(.*\.)?visual\..*"] if len(seen) < len(modules) else []
+    return dict(target_modules=sorted(names), exclude_modules="|".join(others + unseen) or None)
 
 # %% ../nbs/06_policies.ipynb #752f570e
 @dataclass(eq=False)
@@ -721,7 +723,7 @@ def _can_dequantize(kind) -> bool:
     "Whether one block of a GGUF tensor type can be turned into numbers."
     import numpy as np
     try: _gguf().dequantize(np.zeros((1, _gguf().GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except (NotImplementedError, KeyError): return False
+    except (RuntimeError, KeyError): return False
     return True
 
 def _check_gguf(file: Path):

@@ -446,7 +446,7 @@ def test_errors_name_what_is_wrong():
     a, b, other = make(0, 5, 4, 3), make(1, 5, 2, 3), make(2, 6, 4, 3)
     ids = torch.zeros(3, dtype=torch.long)
     for function in (token_divergence, compare_tokens):
-        with pytest.raises(ValueError, match="vocabularies of 5 and 6"): function(*a, *other)
+        with pytest.raises(ValueError, match="vocabularies of 6 and 5 ids, and id 5 is more than padding"): function(*a, *other)
         with pytest.raises(ValueError, match="same tokens"): function(*a, *make(1, 5, 2, 4))
     with pytest.raises(ValueError, match="all but the last dimension"): token_scores(*a, ids[:2])
     with pytest.raises(ValueError, match="all but the last dimension"): token_scores(*a, ids[None])

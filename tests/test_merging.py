@@ -11,7 +11,7 @@ from copd_nb.merging import METHODS, NEEDS_BASE, merge
 class TinyPolicy:
     "The two methods that merge expects of a policy."
     def __init__(self, state): self.state = state
-    def state_dict(self): return self.state
+    def dense_state(self): return self.state
     def with_state(self, state): return TinyPolicy(state)
 
 

@@ -11,6 +11,7 @@ import pytest
 from copd_nb.claims import CLAIMS, finding
 from copd_nb.records import read_results, write_results
 from copd_nb.reports import STUDIES, check_parameters, entries, main, notebook_of, parameters_of, publish, report_names, run_all, run_report, studies, write_index
+from copd_nb.skills import text_policy
 
 
 def test_reports_are_found_and_have_parameters():
@@ -254,3 +255,29 @@ def test_check_knows_recipes(tmp_path, capsys):
     assert main(["check", str(data), "--recipe", "gsm8k"]) == 1
     assert "holds no answer" in (out := capsys.readouterr().out) and "1 problems in 1 rows" in out
     assert main(["check", str(data), "--recipe", "gsm8k", "--column", "images=a,b", "--reward", "exact"]) == 1 and "'a'" in capsys.readouterr().out
+
+
+def test_the_gpu_preset_is_rehearsed_where_there_is_no_gpu(tmp_path):
+    files = run_report("real", dict(preset="qwen3-vl-4b-gpu", store=str(tmp_path / "store"), dry_run=True), tmp_path / "out", progress=False)
+    record = read_results(files["results"])
+    assert record["parameters"]["rehearsal"] and record["shown"][0].startswith("Planned: ") and "on a model of" in record["shown"][1]
+    memory = {r["item"]: r["GiB"] for r in record["tables"]["memory"]}
+    assert memory["sum"] < 80 and {r["branch"] for r in record["tables"]["rewards"]} == {"text", "image", "video"}
+    page = files["html"].read_text()
+    assert "dapo-math-17k" in page and "no files given" in page
+
+
+def test_the_laptop_preset_trains_adapters_of_any_model(tmp_path):
+    folder = text_policy(hidden=32, layers=2).save(tmp_path / "model")
+    small = dict(prompts=2, opd_prompts=1, group_size=2, max_new_tokens=4, probe_every=1, probe_prompts=2, device="cpu")
+    asked = dict(preset="smollm2-cpu", model=str(folder), plan=dict(cycles=1, s_rl=1, s_opd=1), config=small, prompts=4, samples=1, store=str(tmp_path / "store"))
+    record = read_results(run_report("real", asked, tmp_path / "out", progress=False)["results"])
+    assert not record["parameters"]["rehearsal"] and record["parameters"]["rank"] == 16
+    assert {r["paradigm"] for r in record["tables"]["greedy"]} == {"base", "sums branch", "letters branch", "merged"}
+    assert {(r["metric"], r["capability"]) for r in record["tables"]["changes"]} == {(m, c) for m in ("greedy", "sampled") for c in ("sums", "letters")}
+    assert (tmp_path / "store" / "smollm2-cpu" / "branches" / "sums" / "adapter_model.safetensors").exists()
+    assert any(s.startswith("Between the branches: top-10 overlap") for s in record["shown"])
+
+
+def test_copd_fetch_refuses_unknown_names(capsys):
+    assert main(["fetch", "gpt"]) == 2 and "no model 'gpt' to fetch: smollm2" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from copd_nb.minis import tiny_policy
+from copd_nb.policies import weights_hash
 from copd_nb.runs import (EventLog, Run, content_hash, create_run, is_written, latest_checkpoint, list_runs, load_checkpoint, locked, new_folder,
                           request_stop, save_checkpoint, stop_requested, withdraw_stop, write_json, write_text)
 from copd_nb.schedule import RL, Phase, Schedule, Update
