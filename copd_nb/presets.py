@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'PRESETS', 'Source', 'fetch', 'RealPreset', 'preset', 'capabilities_of', 'native_bf16', 'fitted', 'base_of',
-           'memory_plan', 'qwen3_vl_4b', 'lora_size', 'shrunk', 'share_of_digits', 'rehearsal']
+           'suite', 'memory_plan', 'qwen3_vl_4b', 'lora_size', 'shrunk', 'share_of_digits', 'rehearsal']
 
 # %% ../nbs/29_presets.ipynb #8d8abc0e
 import subprocess
@@ -23,10 +23,9 @@ from .capabilities import Capability
 from .copd import copd
 from .costs import ModelShape
 from .datafiles import from_recipe
-from .engine import Config, model_shape
+from .engine import Config
 from .heads import CHUNK
-from .minis import minis
-from .policies import LoraPolicy, Policy, lora
+from .policies import Policy, lora
 from .processors import small_processor
 from .runs import new_folder
 from .schedule import Schedule
@@ -89,7 +88,7 @@ _LETTERS = dict(task="letter_counting", config=dict(min_words=1, max_words=1), f
 
 PRESETS = {
     "smollm2-cpu": RealPreset(
-        "models/smollm2", dict(cycles=6, s_rl=6, s_opd=4, beta=0.5),
+        "models/smollm2", dict(cycles=5, s_rl=6, s_opd=4, beta=0.5),
         Config(prompts=8, opd_prompts=4, group_size=8, max_new_tokens=20, temperature=0.7, learning_rate=2e-4, warmup=4, precision="bf16", probe_every=6, probe_prompts=8, eval_every=0, checkpoint_every=2),
         tasks=dict(sums=("reasoning_gym", _SUMS), letters=("reasoning_gym", _LETTERS)), rank=16, prompts=96, samples=2),
     "qwen3-vl-4b-gpu": RealPreset(
@@ -142,6 +141,15 @@ def base_of(
     dtype = torch.bfloat16 if chosen.rank and chosen.config.precision == "bf16" else torch.float32
     policy = Policy.load(model or chosen.model, dtype=dtype, device_map=device_map)
     return lora(policy, chosen.rank) if chosen.rank else policy
+
+# %% ../nbs/29_presets.ipynb #b3d2ff06
+def suite(
+    name: str = "smollm2-cpu",  # one of PRESETS, without sets
+    model: str | None = None,  # folder or hub name, None for the preset's
+) -> tuple[dict[str, Capability], Policy]:  # capabilities by name, base
+    "A preset's capabilities and base, as jobs and reports name it: `copd_nb.presets:suite?name=smollm2-cpu`."
+    chosen = fitted(preset(name))
+    return capabilities_of(chosen), base_of(chosen, model)
 
 # %% ../nbs/29_presets.ipynb #7f120085
 def _inside(text) -> int:

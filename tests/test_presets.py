@@ -2,7 +2,7 @@
 import json
 import subprocess
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from copd_nb import presets
 from copd_nb.costs import ModelShape
 from copd_nb.engine import train
+from copd_nb.jobs import load_suite
 from copd_nb.minis import minis
 from copd_nb.policies import LoraPolicy, Policy, lora
 from copd_nb.presets import PRESETS, base_of, capabilities_of, fetch, fitted, lora_size, memory_plan, preset, qwen3_vl_4b, rehearsal, share_of_digits, shrunk
@@ -172,3 +173,8 @@ def test_smollm2_from_its_package_answers_and_trains(tmp_path):
     config = replace(c.config, prompts=2, opd_prompts=2, group_size=2, max_new_tokens=8, probe_every=0, device="cpu")
     run = train(replace(c, plan=c.plan | dict(cycles=1, s_rl=1, s_opd=1)).schedule, capabilities_of(c), base_of(c, path), config, tmp_path / "run", progress=False)
     assert run.finished and isinstance(run.result, LoraPolicy)
+
+
+def test_a_preset_is_a_suite(folder):
+    capabilities, base = load_suite(f"copd_nb.presets:suite?name=smollm2-cpu&model={folder}")
+    assert list(capabilities) == ["sums", "letters"] and isinstance(base, LoraPolicy) and base.adapter.rank == 16
