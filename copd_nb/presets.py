@@ -88,7 +88,7 @@ _LETTERS = dict(task="letter_counting", config=dict(min_words=1, max_words=1), f
 
 PRESETS = {
     "smollm2-cpu": RealPreset(
-        "models/smollm2", dict(cycles=5, s_rl=6, s_opd=4, beta=0.5),
+        "models/smollm2", dict(cycles=6, s_rl=6, s_opd=4, beta=0.5),
         Config(prompts=8, opd_prompts=4, group_size=8, max_new_tokens=20, temperature=0.7, learning_rate=2e-4, warmup=4, precision="bf16", probe_every=6, probe_prompts=8, eval_every=0, checkpoint_every=2),
         tasks=dict(sums=("reasoning_gym", _SUMS), letters=("reasoning_gym", _LETTERS)), rank=16, prompts=96, samples=2),
     "qwen3-vl-4b-gpu": RealPreset(
