@@ -28,7 +28,7 @@ report: setup  ## train every paradigm on the embedded suite and write the compa
 
 test: setup  ## every default tier; the exit status is pytest's
 	.ci/gate $(BIN)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-notebooks: setup  ## export is a no-op, clean is a no-op, notebooks run
 	.ci/gate $(BIN)

@@ -94,7 +94,7 @@ PRESETS = {
     "qwen3-vl-4b-gpu": RealPreset(
         "Qwen/Qwen3-VL-4B-Instruct", dict(cycles=5, s_rl=12, s_opd=8, beta=1.0, topology="hub", hub="text"),
         Config(prompts=256, opd_prompts=256, group_size=8, max_new_tokens=16_384, learning_rate=1e-6, warmup=0, clip_low=0.2, clip_high=0.28, precision="bf16",
-               micro_prompts=8, micro_tokens=16_384, rollout_rows=16, recompute=True, probe_every=10, probe_prompts=16, eval_every=20, eval_prompts=64, eval_samples=1, checkpoint_every=1),
+               micro_prompts=8, micro_tokens=16_384, rollout_rows=12, recompute=True, probe_every=10, probe_prompts=16, eval_every=20, eval_prompts=64, eval_samples=1, checkpoint_every=1),
         sets=dict(text=("dapo-math-17k", "math-500"), image=("mmk12", "mathvista-free"), video=("video-r1", "mvbench")), rank=64, prompts=500, samples=4),
 }
 

@@ -13,7 +13,7 @@ from copd_nb.baselines import expert, merged_experts, mixed_rlvr, mopd, static_o
 from copd_nb.claims import claims_markdown
 from copd_nb.copd import copd
 from copd_nb.records import read_results
-from copd_nb.reports import Entry, entries
+from copd_nb.reports import STUDIES, Entry, entries
 from copd_nb.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def means(tables: dict[str, list[dict]]) -> list[str]:
 def measured() -> str:
     "README's part on results: the comparison's means and verdicts, a sentence a study, the claims."
     content, found = read_results(RESULTS), entries(REPORTS)
-    heads = [f"- [{e.title}](docs/reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found if e.brief]
+    heads = [f"- [{e.title}](docs/reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found if e.brief and e.name in STUDIES]
     said = [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items() for v in rows if "mixed RLVR" in (v["paradigm"], v["other"])]
     made = f"{len(content['parameters']['seeds'])} training seeds, {content['parameters']['steps']} steps a capability, 95 % intervals over seeds and examples; `make report PRESET=standard`, commit {content['environment']['commit']}."
     return "\n".join([*means(content["tables"]), "", made, "", "CoPD and mixed RLVR, from paired differences:", "", *said, "", "**The studies**", "", *heads, "", "**The paper's claims**", "", claims_markdown([e.record for e in found])])
