@@ -138,7 +138,8 @@ def test_merging_equals_the_merge_of_full_copies(method):
     merged = merge(branches, method, base=plain, **options)
     wanted = merge([b.dense_state() for b in branches], method, base=plain.state_dict(), **options)
     assert isinstance(merged, LoraPolicy) == (method in ("linear", "task_arithmetic"))
-    assert max((merged.dense_state()[n] - x).abs().max() for n, x in wanted.items()) < 1e-6
+    found = merged.dense_state()
+    assert max((found[n] - x).abs().max() for n, x in wanted.items()) < 1e-6
     with torch.no_grad(): assert (logits(merged) - logits(plain.with_state(wanted))).abs().max() < 1e-4
 
 
@@ -188,9 +189,9 @@ def test_a_run_trains_adapters_and_merges_them_exactly(whole, trained):
     branches = [run.branch(n) for n in ("text", "image")]
     assert all(isinstance(b, LoraPolicy) for b in (*branches, run.result)) and run.result.adapter.rank == 4
     assert branches[0].shared is branches[1].shared is run.result.shared  # read one after the other, one base
-    mean = {n: (branches[0].dense_state()[n] + branches[1].dense_state()[n]) / 2 for n in trained.state_dict()}
-    assert max((run.result.dense_state()[n] - x).abs().max() for n, x in mean.items()) < 1e-6
-    moved = [b.dense_state()["model.language_model.layers.0.self_attn.q_proj.weight"] for b in branches]
+    merged, *states = (p.dense_state() for p in (run.result, *branches))
+    assert max((merged[n] - (states[0][n] + states[1][n]) / 2).abs().max() for n in trained.state_dict()) < 1e-6
+    moved = [s["model.language_model.layers.0.self_attn.q_proj.weight"] for s in states]
     assert not torch.equal(*moved)
     assert all(not p.any() for n, p in base.named_parameters() if "lora_B" in n)  # what was given is unchanged
     events = run.events

@@ -93,7 +93,7 @@ def test_swapping_a_and_b_swaps_the_directions_only(policies, rows):
     swapped = probe_pairs(policies, [("b", "a", n) for n in SUITE], SUITE, prompts=6, max_new_tokens=8)
     turned = {"kl_ab": "kl_ba", "kl_ba": "kl_ab", "entropy_a": "entropy_b", "entropy_b": "entropy_a"}
     found = {(r["capability"], r["owner"]): r for r in swapped}
-    for r in rows: assert close({turned.get(n, n): x for n, x in numbers(r).items()}, numbers(found[r["capability"], r["owner"]]), 1e-12)
+    for r in rows: assert close({turned.get(n, n): x for n, x in numbers(r).items()}, numbers(found[r["capability"], r["owner"]]), 1e-6)  # fp32: sums in another order
 
 
 def test_equal_policies_do_not_differ(policies):
