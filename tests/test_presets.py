@@ -54,7 +54,7 @@ def test_sets_are_read_by_their_recipes(tmp_path):
 
 def test_tasks_of_the_laptop_preset():
     made = capabilities_of(preset("smollm2-cpu"))
-    assert list(made) == ["sums", "letters"]
+    assert list(made) == ["sums", "products"]
     for c in made.values():
         answers = [e.answer for e in c.test[:4]]
         assert len(c.test) >= 96 and len(c.train) >= 500 and c.reward([f"The answer is {a}." for a in answers], c.test[:4]) == [1] * 4
@@ -177,4 +177,4 @@ def test_smollm2_from_its_package_answers_and_trains(tmp_path):
 
 def test_a_preset_is_a_suite(folder):
     capabilities, base = load_suite(f"copd_nb.presets:suite?name=smollm2-cpu&model={folder}")
-    assert list(capabilities) == ["sums", "letters"] and isinstance(base, LoraPolicy) and base.adapter.rank == 16
+    assert list(capabilities) == ["sums", "products"] and isinstance(base, LoraPolicy) and base.adapter.rank == 16

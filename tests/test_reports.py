@@ -273,8 +273,8 @@ def test_the_laptop_preset_trains_adapters_of_any_model(tmp_path):
     asked = dict(preset="smollm2-cpu", model=str(folder), plan=dict(cycles=1, s_rl=1, s_opd=1), config=small, prompts=4, samples=1, store=str(tmp_path / "store"))
     record = read_results(run_report("real", asked, tmp_path / "out", progress=False)["results"])
     assert not record["parameters"]["rehearsal"] and record["parameters"]["rank"] == 16
-    assert {r["paradigm"] for r in record["tables"]["greedy"]} == {"base", "sums branch", "letters branch", "merged"}
-    assert {(r["metric"], r["capability"]) for r in record["tables"]["changes"]} == {(m, c) for m in ("greedy", "sampled") for c in ("sums", "letters")}
+    assert {r["paradigm"] for r in record["tables"]["greedy"]} == {"base", "sums branch", "products branch", "merged"}
+    assert {(r["metric"], r["capability"]) for r in record["tables"]["changes"]} == {(m, c) for m in ("greedy", "sampled") for c in ("sums", "products")}
     assert (tmp_path / "store" / "smollm2-cpu" / "branches" / "sums" / "adapter_model.safetensors").exists()
     assert any(s.startswith("Between the branches: top-10 overlap") for s in record["shown"])
 
