@@ -120,7 +120,7 @@ def table(
     "The results as Markdown."
     versions = ", ".join(f"{name} {version}" for name, version in sorted(about["versions"].items()))
     head = ["# Benchmark results", "",
-            f"Made by `{about['command']}` on {about['date']}: {about['cpu']}, {about['threads']} threads on every side, "
+            f"Last run: `{about['command']}` on {about['date']}; lines that it did not measure are kept from earlier runs: {about['cpu']}, {about['threads']} threads on every side, "
             f"{about['memory_gib']:.0f} GiB, preset {about['preset']}, commit {about['commit']}. {versions}.", "",
             "Seconds of one repetition, and its ratio to the first side of the same case: medians (quartiles) of paired rounds. "
             "A ratio above 1 means that the first side is faster. Peak: the most memory that the process ever held, in GiB.", "",
