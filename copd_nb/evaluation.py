@@ -27,9 +27,9 @@ def pass_at_k(
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 # %% ../nbs/14_evaluation.ipynb #6ad49414
-def _rows(capability: Capability, out: Rollouts, failed: float | None) -> list[dict]:
+def _rows(capability: Capability, out: Rollouts, failed: float | None, seconds: float | None) -> list[dict]:
     "One row an example; the first completion of each group is the greedy one."
-    scores, samples = score(capability, out.texts, out.examples, out.finished.tolist(), failed), out.group_size - 1
+    scores, samples = score(capability, out.texts, out.examples, out.finished.tolist(), failed, seconds=seconds), out.group_size - 1
     groups = [scores[i:i + samples + 1] for i in range(0, len(scores), samples + 1)]
     return [dict(capability=capability.name, example=e.id, greedy=g, sampled=sum(s) / samples if samples else math.nan,
                  correct=sum(x == 1 for x in s), samples=samples) for e, (g, *s) in zip(out.prompts.examples, groups)]
@@ -47,6 +47,7 @@ def evaluate(
     batch: int = 256,  # prompts of each capability that are decoded together
     rows: int | None = None,  # completions that are decoded at a time, None for all
     failed: float | None = 0.0,  # score of a completion whose verifier fails, None to raise ValueError
+    seconds: float | None = None,  # that one call of a verifier may take, None for no limit
 ) -> pd.DataFrame:  # columns capability, example, greedy, sampled, correct, samples
     "Score a policy on held-out prompts, one row an example."
     found, named = {}, by_name(capabilities)
@@ -54,7 +55,7 @@ def evaluate(
     for i in range(0, max(map(len, tests.values())), batch):
         parts = {name: policy.encode(test[i:i + batch], room=max_new_tokens) for name, test in tests.items() if test[i:i + batch]}
         requests = [Request(p, samples + 1, generator(policy.device, seed, "evaluate", name, i), greedy=1) for name, p in parts.items()]
-        for name, out in zip(parts, sample_many(policy, requests, max_new_tokens, temperature, rows=rows)): found.setdefault(name, []).extend(_rows(named[name], out, failed))
+        for name, out in zip(parts, sample_many(policy, requests, max_new_tokens, temperature, rows=rows)): found.setdefault(name, []).extend(_rows(named[name], out, failed, seconds))
     return pd.DataFrame([row for part in found.values() for row in part])
 
 # %% ../nbs/14_evaluation.ipynb #de6cd189

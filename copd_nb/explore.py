@@ -28,7 +28,7 @@ from .copd import TOPOLOGIES, copd
 from .costs import Workload, human
 from .plots import UNITS, dynamics, learning_curves, probe_values, training_curves
 from .results import BUDGETS, learning_curve
-from .runs import Run, is_written, list_runs, request_stop, stop_requested
+from .runs import Run, list_runs, request_stop, stop_requested
 from .schedule import ESTIMATORS, Schedule, budget_curve
 from .tokens import METRICS, PAGE, THEME, TokenView, legend, number, prompt_of, token_panel, visible
 
@@ -410,12 +410,11 @@ class MonitorState:
 
     @property
     def status(self) -> str:
-        "absent | running | stopping | stopped | interrupted | finished."
+        "absent | running | stopping | stopped | interrupted | failed | finished."
         if not (self.path / "manifest.json").exists(): return "running" if self.trains_here else "absent"
-        status = Run(self.path).manifest["status"]
-        if status == "finished": return status
-        if self.trains_here or status == "running" and is_written(self.path): return "stopping" if stop_requested(self.path) else "running"
-        return "stopped" if status == "stopped" else "interrupted"
+        status = Run(self.path).status
+        if status == "finished" or status != "running" and not self.trains_here: return status
+        return "stopping" if stop_requested(self.path) else "running"
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -488,7 +487,7 @@ class RunMonitor(Explorer):
             changed, status = self.state.tail.read(), self.state.status
             if changed or (status, self.state.error) != self.seen: self.show()
             self.seen = status, self.state.error
-        resumable = self.resume is not None and status in ("absent", "stopped", "interrupted")
+        resumable = self.resume is not None and status in ("absent", "stopped", "interrupted", "failed")
         self.buttons["stop"].disabled, self.buttons["resume"].disabled = status != "running", not resumable
         self.buttons["resume"].description = "start" if status == "absent" else "resume"
         self.buttons["resume"].tooltip = "" if self.resume else "pass resume=… to train from here"
@@ -498,7 +497,7 @@ class RunMonitor(Explorer):
             self.look()
             if self.state.status == "finished": return
 
-    def wait(self, seconds: float = 60.0, status: tuple = ("finished", "stopped", "interrupted")) -> str:  # the status
+    def wait(self, seconds: float = 60.0, status: tuple = ("finished", "stopped", "interrupted", "failed")) -> str:  # the status
         "Wait until the run is done, or for some seconds."
         end = time.monotonic() + seconds
         while self.state.status not in status and time.monotonic() < end: time.sleep(min(0.05, self.every))

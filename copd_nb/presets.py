@@ -89,7 +89,7 @@ _PRODUCTS = dict(task="products", config=dict(min_terms=2, max_terms=2, min_digi
 PRESETS = {
     "smollm2-cpu": RealPreset(
         "models/smollm2", dict(cycles=6, s_rl=6, s_opd=4, beta=0.5),
-        Config(prompts=8, opd_prompts=4, group_size=8, max_new_tokens=20, temperature=0.7, learning_rate=2e-4, warmup=4, precision="bf16", probe_every=6, probe_prompts=8, eval_every=0, checkpoint_every=2),
+        Config(prompts=8, opd_prompts=4, group_size=8, max_new_tokens=20, temperature=0.7, learning_rate=2e-4, warmup=4, precision="bf16", probe_every=6, probe_prompts=8, eval_every=0),
         tasks=dict(sums=("reasoning_gym", _SUMS), products=("reasoning_gym", _PRODUCTS)), rank=16, prompts=96, samples=2),
     "qwen3-vl-4b-gpu": RealPreset(
         "Qwen/Qwen3-VL-4B-Instruct", dict(cycles=5, s_rl=12, s_opd=8, beta=1.0, topology="hub", hub="text"),

@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'answer_after', 'Boxed', 'Tagged', 'LastNumber', 'answer_in', 'answer_form', 'Exact', 'Numeric', 'Choice',
-           'Format', 'LengthPenalty', 'Failed', 'Weighted', 'Noisy', 'Failure', 'score']
+           'Format', 'LengthPenalty', 'Failed', 'Weighted', 'Noisy', 'Failure', 'within', 'score']
 
 # %% ../nbs/01_rewards.ipynb #2bf64ee0
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from .capabilities import Capability, Example
@@ -194,24 +197,47 @@ class Failure:
     completion: str  # the first 200 characters
     reason: str  # why there is no score
 
-# %% ../nbs/01_rewards.ipynb #418886f3
-def _values(reward: Callable, completions: list[str], examples: list[Example]) -> list[float | Failed]:
-    "What a reward returns, numbers as floats."
-    return [s if isinstance(s, Failed) else float(s) for s in reward(completions, examples)]
+# %% ../nbs/01_rewards.ipynb #2a3f15c2
+class _Rang(BaseException):
+    "An alarm inside a reward, which `except Exception` there must not swallow."
 
-def _alone(reward: Callable, completion: str, example: Example) -> float | Failed:
+@contextmanager
+def within(
+    seconds: float | None,  # > 0, None for no limit
+) -> Iterator[None]:
+    "TimeoutError in a block that takes longer. Without effect outside the main thread: Python has no alarm there."
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    def ring(*_): raise _Rang
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again each second, should a block catch everything
+    try: yield
+    except _Rang: raise TimeoutError(f"timeout after {seconds:g} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+# %% ../nbs/01_rewards.ipynb #418886f3
+def _values(reward: Callable, completions: list[str], examples: list[Example], seconds: float | None) -> list[float | Failed]:
+    "What a reward returns in time, numbers as floats."
+    with within(seconds): return [s if isinstance(s, Failed) else float(s) for s in reward(completions, examples)]
+
+def _alone(reward: Callable, completion: str, example: Example, seconds: float | None) -> float | Failed:
     "The score of one completion; an error becomes `Failed`."
-    try: values = _values(reward, [completion], [example])
+    try: values = _values(reward, [completion], [example], seconds)
+    except TimeoutError as error: return Failed(str(error))
     except Exception as error: return Failed(f"{type(error).__name__}: {error}")
     return values[0] if len(values) == 1 else Failed(f"{len(values)} scores for 1 completion")
 
 # %% ../nbs/01_rewards.ipynb #1739f3ef
-def _raw(label: str, reward: Callable, completions: list[str], examples: list[Example], tolerant: bool) -> list[float | Failed]:
-    "One score or `Failed` each; ValueError for a reward that is broken."
-    try: scores = _values(reward, completions, examples)
+def _raw(label: str, reward: Callable, completions: list[str], examples: list[Example], tolerant: bool, seconds: float | None) -> list[float | Failed]:
+    "One score or `Failed` each; ValueError for a reward that is broken. Should it take too long, all completions one by one get that time once more."
+    try: scores = _values(reward, completions, examples, seconds)
     except Exception as error:
         if not tolerant: raise ValueError(f"{label} raised {type(error).__name__}: {error}") from error
-        return [_alone(reward, c, e) for c, e in zip(completions, examples, strict=True)]
+        share = None if seconds is None else seconds / len(completions)
+        return [_alone(reward, c, e, share) for c, e in zip(completions, examples, strict=True)]
     if len(scores) == len(completions): return scores
     raise ValueError(f"{label} returned {len(scores)} scores for {len(completions)} completions: one each is needed")
 
@@ -242,11 +268,12 @@ def score(
     finished: Sequence[bool] | None = None,  # False where the end token is missing
     failed: float | None = None,  # the score of a completion whose reward fails, None to raise ValueError
     note: Callable[[Failure], None] | None = None,  # called for each completion that fails
+    seconds: float | None = None,  # that one call of the reward may take, None for no limit
 ) -> list[float]:  # one finite score for each completion
     "Scores of completions; ValueError names the capability and the example when a reward misbehaves."
     label, tolerant = f"the reward of capability {capability.name!r}", failed is not None
     if tolerant and not math.isfinite(failed): raise ValueError(f"score of failed rewards failed={failed}: a finite number is needed")
-    scores = _raw(label, capability.reward, completions, examples, tolerant)
+    scores = _raw(label, capability.reward, completions, examples, tolerant, seconds)
     failures = _failures(capability, scores, completions, examples)
     if note is not None and tolerant: [note(f) for f in failures.values()]
     _stop(label, failures, len(completions), tolerant)

@@ -1,5 +1,6 @@
 "The documentation site builds offline, its links lead somewhere, and what it says of the log is what a run logs."
 import importlib.util
+import math
 import re
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from copd_nb import engine
 from copd_nb.claims import CLAIMS
 from copd_nb.copd import copd, divergence_band
 from copd_nb.engine import Config, train
@@ -104,7 +107,21 @@ def test_what_a_page_loads_from_elsewhere_is_found(tmp_path):
 def every_other_fails(completions, examples): return [Failed("no score") if i % 2 else 0.0 for i, _ in enumerate(completions)]
 
 
-def test_the_page_on_metrics_names_what_is_logged(tmp_path):
+def all_goes_wrong(monkeypatch):
+    "Let memory run out in the first rollouts, and the loss of the first stream be NaN."
+    sampled, gradient, first = engine.sample_many, engine.stream_gradient, dict(memory=True, loss=True)
+    def short(*args):
+        if first.pop("memory", False): raise torch.OutOfMemoryError("no memory left")
+        return sampled(*args)
+    def spoilt(*args):
+        found, loss = gradient(*args)
+        return found, math.nan if first.pop("loss", False) else loss
+    monkeypatch.setattr(engine, "sample_many", short)
+    monkeypatch.setattr(engine, "stream_gradient", spoilt)
+
+
+def test_the_page_on_metrics_names_what_is_logged(tmp_path, monkeypatch):
+    all_goes_wrong(monkeypatch)
     page = (ROOT / "docs" / "metrics.md").read_text()
     config = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=2, probe_k=(10, 5), eval_every=1, eval_prompts=2, eval_samples=1, device="cpu")
     run = train(copd(["text", "image"], cycles=2, s_rl=1, s_opd=1, control=divergence_band(0.1, 0.2)), [replace(text(8), reward=every_other_fails), image(8, 8)], tiny_policy(), config, tmp_path / "run", progress=False)
@@ -116,4 +133,4 @@ def test_the_page_on_metrics_names_what_is_logged(tmp_path):
         named |= {"overlap@5"} if kind == "probe" else set()
         assert logged <= named, f"{kind}: not on the page: {logged - named}"
         seen = set(run.events[run.events["kind"] == kind].columns) | {"events.jsonl", "run.events"}
-        assert named - seen <= {"teacher", "delta_clipped_share"}, f"{kind}: not logged: {named - seen}"
+        assert named - seen <= {"teacher", "delta_clipped_share", "micro_prompts", "micro_tokens"}, f"{kind}: not logged: {named - seen}"

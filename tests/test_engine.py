@@ -21,7 +21,7 @@ from copd_nb.runs import EventLog, Run, latest_checkpoint, request_stop, stop_re
 from copd_nb.schedule import OPD, RL, SFT, Phase, Schedule, Update
 
 TINY = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=0, eval_every=0, probe_prompts=4, eval_prompts=8,
-              learning_rate=1e-4, warmup=2, device="cpu")
+              learning_rate=1e-4, warmup=2, checkpoint_every=20, device="cpu")
 PAIR = ["text", "image"]
 COPD = copd(PAIR, cycles=2, s_rl=2, s_opd=2, beta=0.5)
 
