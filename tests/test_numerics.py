@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb import engine
-from copd_nb.baselines import expert
 from copd_nb.capabilities import Example
 from copd_nb.divergences import (
     divergence, entropy, kl, overlap_mass, sequence_mean, symmetric_kl, token_logprobs, token_mean, topk_mask, topk_overlap, topk_reverse_kl,
