@@ -19,6 +19,11 @@ def _log_probs(
     "Log-softmax in at least float32."
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
+def _under(log_p: Tensor, x: Tensor) -> Tensor:
+    "p·x id by id, 0 where p is, whatever x may be; (…, V) twice → (…, V)."
+    p = log_p.exp()
+    return p * torch.where(p > 0, x, 0)
+
 # %% ../nbs/11_divergences.ipynb #f0e35b1a
 def token_logprobs(
     logits: Tensor,  # (B, T, V)
@@ -36,7 +41,7 @@ def entropy(
 ) -> Tensor:  # (B, T) nats, between 0 and log V
     "Shannon entropy of every next-token distribution, (B, T, V) → (B, T)."
     log_p = _log_probs(logits)
-    return -(log_p.exp() * log_p).sum(-1)
+    return -_under(log_p, log_p).sum(-1)
 
 # %% ../nbs/11_divergences.ipynb #e58e5e03
 def _same_vocabulary(a_logits: Tensor, b_logits: Tensor) -> None:
@@ -49,7 +54,7 @@ def _same_vocabulary(a_logits: Tensor, b_logits: Tensor) -> None:
 # %% ../nbs/11_divergences.ipynb #124ef6bc
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     "KL(p‖q) from log-probabilities, (…, V) → (…)."
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return _under(log_p, log_p - log_q).sum(-1)
 
 # %% ../nbs/11_divergences.ipynb #4064ec8c
 def kl(
@@ -61,11 +66,14 @@ def kl(
     return _kl(_log_probs(p_logits), _log_probs(q_logits))
 
 # %% ../nbs/11_divergences.ipynb #5ed7da6c
+_FLOOR = -1e30  # nats; e to this is 0 in every precision
+
 def _jsd(student_log: Tensor, teacher_log: Tensor, alpha: float) -> Tensor:
     "Generalised Jensen–Shannon divergence from log-probabilities, `alpha` on the teacher."
     if not 0 < alpha < 1: raise ValueError(f"alpha is {alpha}: the mixture weight of jsd must lie between 0 and 1, both excluded")
-    mixture = torch.logaddexp(teacher_log + math.log(alpha), student_log + math.log1p(-alpha))
-    return alpha * _kl(teacher_log, mixture) + (1 - alpha) * _kl(student_log, mixture)
+    t, s = teacher_log.clamp(min=_FLOOR), student_log.clamp(min=_FLOOR)
+    mixture = torch.logaddexp(t + math.log(alpha), s + math.log1p(-alpha))
+    return alpha * _kl(t, mixture) + (1 - alpha) * _kl(s, mixture)
 
 # %% ../nbs/11_divergences.ipynb #da16acf6
 def divergence(
@@ -90,7 +98,8 @@ def symmetric_kl(
     "Jeffreys' divergence KL(a‖b) + KL(b‖a) per token, (B, T, V) twice → (B, T); ValueError for vocabularies that differ."
     _same_vocabulary(a_logits, b_logits)
     a, b = _log_probs(a_logits), _log_probs(b_logits)
-    return ((a.exp() - b.exp()) * (a - b)).sum(-1)
+    p, q = a.exp(), b.exp()
+    return ((p - q) * torch.where((p > 0) | (q > 0), a - b, 0)).sum(-1)
 
 # %% ../nbs/11_divergences.ipynb #b120b53d
 def topk_mask(
@@ -127,6 +136,11 @@ def overlap_mass(
     return mass_a, mass_b
 
 # %% ../nbs/11_divergences.ipynb #9c086bef
+def _tail(log_p: Tensor, top: Tensor) -> Tensor:
+    "Log of the mass outside of `top`, −∞ for none, (…, V) twice → (…)."
+    tail = log_p.clamp(min=_FLOOR).masked_fill(top, -math.inf).logsumexp(-1)
+    return torch.where(tail > _FLOOR / 2, tail, -math.inf)
+
 def topk_reverse_kl(
     student_logits: Tensor,  # (B, T, V)
     teacher_logits: Tensor,  # (B, T, V)
@@ -136,9 +150,8 @@ def topk_reverse_kl(
     _same_vocabulary(student_logits, teacher_logits)
     top, s, t = topk_mask(student_logits, k), _log_probs(student_logits), _log_probs(teacher_logits)
     if k == s.shape[-1]: return _kl(s, t)
-    kept = torch.where(top, s.exp() * (s - t), 0).sum(-1)
-    s_tail, t_tail = (x.masked_fill(top, -math.inf).logsumexp(-1) for x in (s, t))
-    return kept + s_tail.exp() * (s_tail - t_tail)
+    kept, (s_tail, t_tail) = _under(s, torch.where(top, s - t, 0)).sum(-1), (_tail(x, top) for x in (s, t))
+    return kept + _under(s_tail, s_tail - t_tail)
 
 # %% ../nbs/11_divergences.ipynb #cb01cae6
 def _select(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,11 +64,13 @@ def completion_mask(
 
 # %% ../nbs/10_rollouts.ipynb #9cfa5e76
 def _invert(logits: Tensor, u: Tensor) -> Tensor:
-    "(n, V) logits and (n,) uniform numbers in [0, 1) → (n,) ids."
-    cumulative = logits.softmax(-1).cumsum(-1)
+    "(n, V) logits and (n,) uniform numbers in [0, 1) → (n,) ids, none without probability."
+    p = logits.softmax(-1)
+    cumulative = p.cumsum(-1)
     total = cumulative[:, -1:]
     below = torch.minimum(u[:, None].to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the end
-    return torch.searchsorted(cumulative, below, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)  # NaN logits lie beyond the end
+    ids = torch.searchsorted(cumulative, below, right=True).clamp(max=logits.shape[-1] - 1)  # NaN lies beyond the end
+    return torch.where(p.gather(-1, ids) > 0, ids, logits.argmax(-1, keepdim=True))[:, 0]
 
 # %% ../nbs/10_rollouts.ipynb #15f04010
 @dataclass(eq=False)

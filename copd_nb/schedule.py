@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -261,6 +262,7 @@ def _check_branches(schedule: Schedule) -> None:
         _require(branch != BASE, f"{BASE!r} is the frozen starting point and cannot be a branch name")
         _require(names.count(branch) == 1, f"branch {branch!r} is listed twice")
         _require(start in (BASE, *names), f"branch {branch!r} starts from unknown {start!r}; allowed: {[BASE, *names]}")
+    for branch in names:
         _check_ancestry(branch, schedule.starts)
 
 
@@ -281,17 +283,23 @@ def _check_signal(signal: Signal, where: str, learner: str, branches: list[str],
         allowed = [BASE, *branches]
         _require(signal.teacher in allowed, f"{where}: unknown teacher {signal.teacher!r}; allowed: {allowed}")
         _require(signal.teacher != learner, f"{where}: the branch cannot teach itself; choose another teacher")
-        _require(signal.beta > 0, f"{where}: beta must be > 0, not {signal.beta}")
+        _require(0 < signal.beta < math.inf, f"{where}: beta must be > 0 and finite, not {signal.beta}")
         _require(signal.estimator in ESTIMATORS, f"{where}: unknown estimator {signal.estimator!r}; allowed: {list(ESTIMATORS)}")
+
+
+def _counts(number: int) -> bool:
+    "Whether something is a whole number from 1 on."
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 def _check_phase(phase: Phase, index: int, branches: list[str], capabilities: list[str] | None) -> None:
     "Steps, learning rate, updates and signals of one phase."
     where = f"phase {index} {phase.title!r}"
-    _require(phase.name.isprintable() and bool(phase.name), f"{where}: the name must be printable text, not {phase.name!r}")
-    whole = isinstance(phase.steps, int) and not isinstance(phase.steps, bool) and phase.steps >= 1
-    _require(whole, f"{where}: steps must be an integer ≥ 1, not {phase.steps!r}")
-    _require(phase.lr > 0, f"{where}: lr must be > 0, not {phase.lr}")
+    readable = isinstance(phase.name, str) and phase.name.isprintable() and phase.name
+    _require(bool(readable), f"{where}: the name must be printable text, not {phase.name!r}")
+    _require(_counts(phase.steps), f"{where}: steps must be an integer ≥ 1, not {phase.steps!r}")
+    _require(phase.cycle is None or _counts(phase.cycle), f"{where}: cycle must be an integer ≥ 1 or None, not {phase.cycle!r}")
+    _require(0 < phase.lr < math.inf, f"{where}: lr must be > 0 and finite, not {phase.lr}")
     _require(bool(phase.updates), f"{where} has no updates")
     learners = [update.branch for update in phase.updates]
     for update in phase.updates:
@@ -299,8 +307,8 @@ def _check_phase(phase: Phase, index: int, branches: list[str], capabilities: li
         _require(update.branch in branches, f"{where} updates unknown branch {update.branch!r}; allowed: {branches}")
         _require(learners.count(update.branch) == 1, f"{here} is updated twice; put all its signals in one update")
         _require(bool(update.signals), f"{here} has no signals; allowed: RL(...), OPD(...) and SFT(...)")
-        targets = [(s.stream, s.capability) for s in update.signals]
-        _require(len(set(targets)) == len(targets), f"{here} has duplicate signals: {[stream for stream, _ in targets]}")
+        targets = [f"{s.stream}/{s.capability}" for s in update.signals]
+        _require(len(set(targets)) == len(targets), f"{here} has duplicate signals: {[s.stream for s in update.signals]}")
         for signal in update.signals:
             _check_signal(signal, here, update.branch, branches, capabilities)
 
@@ -312,6 +320,9 @@ def _check_merge(merge: Merge) -> None:
     _require(merge.method in METHODS, f"unknown merge method {merge.method!r}; allowed: {list(METHODS)}")
     fits = merge.weights is None or len(merge.weights) == len(merge.branches)
     _require(fits, f"merge has {len(merge.weights or ())} weights for {len(merge.branches)} branches; give one each or None")
+    sound = merge.weights is None or all(0 <= w < math.inf for w in merge.weights) and any(merge.weights)
+    _require(sound, f"merge weights must be finite and not negative, with a sum above 0, not {merge.weights}")
+    _require(merge.method != "slerp" or len(merge.branches) == 2, f"slerp merges exactly 2 branches, not {list(merge.branches)}")
     _require(0 < merge.density <= 1, f"merge density must be in (0, 1], not {merge.density}")
 
 
@@ -327,7 +338,7 @@ def _check_result(schedule: Schedule) -> None:
 
 def _check_control(control: Control) -> None:
     "Rule, names and types of the settings; whether a value is in its range is checked where the rule is."
-    _require(control.rule in CONTROLS, f"unknown control {control.rule!r}; allowed: {list(CONTROLS)}")
+    _require(control.rule in list(CONTROLS), f"unknown control {control.rule!r}; allowed: {list(CONTROLS)}")
     names, allowed = [name for name, _ in control.settings], CONTROLS[control.rule]
     for name, value in control.settings:
         where = f"control {control.rule!r}, setting {name!r}"
@@ -396,11 +407,14 @@ def from_dict(
     cls: Schedule,
     data: dict,  # made by `to_dict`
 ) -> Schedule:
-    "The inverse of `to_dict`; ValueError if the schema is another."
-    _require(data.get("schema") == SCHEMA, f"schema is {data.get('schema')!r}, not {SCHEMA!r}")
-    result = Merge(**data["result"]) if isinstance(data["result"], dict) else data["result"]
-    control = Control(**data["control"]) if "control" in data else None
-    return cls(data["name"], data["branches"], [_phase(phase) for phase in data["phases"]], result, control)
+    "The inverse of `to_dict`; ValueError if the schema is another or the data have another form."
+    try:
+        _require(data.get("schema") == SCHEMA, f"schema is {data.get('schema')!r}, not {SCHEMA!r}")
+        result = Merge(**data["result"]) if isinstance(data["result"], dict) else data["result"]
+        control = Control(**data["control"]) if "control" in data else None
+        return cls(data["name"], data["branches"], [_phase(phase) for phase in data["phases"]], result, control)
+    except (AttributeError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(f"this is no schedule as `to_dict` makes it ({type(error).__name__}: {error})") from error
 
 
 @patch

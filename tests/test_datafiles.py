@@ -2,13 +2,17 @@
 import io
 import json
 import re
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from copd_nb import datafiles
@@ -119,6 +123,36 @@ def test_files_that_are_none(folder):
     with pytest.raises(ValueError, match="unknown ending"): read_examples(folder / "prompts.csv")
     (folder / "prompts.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match="can't be read as Parquet"): read_examples(folder / "prompts.parquet")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+questions = st.lists(texts.filter(str.strip), min_size=1, max_size=6, unique=True)
+DAMAGE = {"cut": lambda row, at: json.dumps(row)[:1 + at % (len(json.dumps(row)) - 1)], "no object": lambda row, at: json.dumps([row]), "number": lambda row, at: json.dumps(row | dict(prompt=at)),
+          "blank": lambda row, at: json.dumps(row | dict(prompt=" " * (at % 3))), "no prompt": lambda row, at: json.dumps(dict(answer="1")), "answer": lambda row, at: json.dumps(row | dict(answer=[at])),
+          "no name": lambda row, at: json.dumps(row | dict(capability="a/b")), "no file": lambda row, at: json.dumps(row | dict(images=[f"none{at}.png"]))}
+
+
+@settings(max_examples=25)
+@given(questions, st.data())
+def test_any_text_comes_back_from_every_kind_of_file(prompts, data):
+    rows = [dict(prompt=p, answer=data.draw(st.none() | texts), extra=data.draw(st.none() | texts)) for p in prompts]
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("a.jsonl", "a.json", "a.parquet"):
+            found = read_examples(save(Path(place) / name, rows))
+            assert [(e.prompt, e.answer) for e in found] == [(r["prompt"], r["answer"] or "") for r in rows], name
+
+
+@settings(max_examples=32)
+@given(questions.filter(lambda q: len(q) > 1), st.sampled_from(sorted(DAMAGE)), st.data())
+def test_damage_in_any_row_is_named_with_its_number(prompts, kind, data):
+    rows = [json.dumps(dict(prompt=p, answer="1")) for p in prompts]
+    at = data.draw(st.integers(0, len(rows) - 1))
+    rows[at] = DAMAGE[kind](json.loads(rows[at]), data.draw(st.integers(0, 100)))
+    gaps = data.draw(st.lists(st.sampled_from(["", " ", "\t"]), max_size=2))  # blank lines count as lines of the file
+    with tempfile.TemporaryDirectory() as place:
+        path = write(Path(place), *gaps, *rows)
+        with pytest.raises(ValueError, match=f"^row {at + 1 + len(gaps)} of prompts.jsonl: "): read_examples(path)
+        assert at + 1 + len(gaps) in set(problems(path).row)
 
 
 # Columns, folders, splits

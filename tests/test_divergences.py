@@ -160,6 +160,33 @@ def test_overlap_is_symmetric_and_full_for_equal_policies(pair):
 
 
 @settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 9), st.floats(0.1, 30))
+def test_overlaps_are_bounded_symmetric_and_indifferent_to_the_names_of_ids(seed, k, spread):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(4, 9, generator=generator, dtype=torch.float64) * spread for _ in range(2))
+    overlap, (mass_a, mass_b), order = topk_overlap(a, b, k), overlap_mass(a, b, k), torch.randperm(9, generator=generator)
+    assert (max(0, 2 * k - 9) / k <= overlap).all() and (overlap <= 1).all() and (overlap * k - (overlap * k).round()).abs().max() < 1e-5
+    assert torch.equal(overlap, topk_overlap(b, a, k)) and torch.equal(overlap, topk_overlap(a[:, order], b[:, order], k))
+    for mass, back, moved in zip((mass_a, mass_b), overlap_mass(b, a, k)[::-1], overlap_mass(a[:, order], b[:, order], k)):
+        assert torch.equal(mass, back) and torch.allclose(mass, moved, atol=1e-12) and ((0 <= mass) & (mass <= 1 + 1e-12)).all()
+        assert torch.equal(mass > 0, overlap > 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.1, 30), st.floats(0.05, 0.95), st.floats(-1e3, 1e3))
+def test_divergences_are_bounded_symmetric_and_indifferent_to_names_and_shifts(seed, spread, alpha, shift):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(4, 9, generator=generator, dtype=torch.float64) * spread for _ in range(2))
+    order = torch.randperm(9, generator=generator)
+    jsd = divergence(a, b, "jsd", alpha)
+    assert ((-1e-12 <= jsd) & (jsd <= -alpha * math.log(alpha) - (1 - alpha) * math.log1p(-alpha) + 1e-12)).all()  # at most the entropy of the weights
+    assert torch.allclose(jsd, divergence(b, a, "jsd", 1 - alpha), atol=1e-12) and torch.equal(symmetric_kl(a, b), symmetric_kl(b, a))
+    for value in (kl, symmetric_kl, lambda x, y: divergence(x, y, "jsd", alpha), lambda x, y: topk_reverse_kl(x, y, 4), lambda x, y: entropy(x)):
+        assert (value(a, b) >= -1e-12).all() and torch.allclose(value(a, b), value(a[:, order] + shift, b[:, order] - shift), rtol=1e-9, atol=1e-9)
+    assert (entropy(a) <= math.log(9) + 1e-12).all()
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.1, 20))
 def test_topk_reverse_kl_is_a_growing_lower_bound(seed, spread):
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
 "The engine: what a step means, what a resume gives, what is refused."
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pandas as pd
 import pytest
@@ -14,6 +14,7 @@ from copd_nb.baselines import expert, merged_experts, mixed_rlvr, mopd, static_o
 from copd_nb.capabilities import Capability
 from copd_nb.copd import copd
 from copd_nb.engine import Branch, Config, Training, by_length, collect, config_from, gradients_of, learn, probe_list, stream_gradient, train, train_step
+from copd_nb.jobs import Job
 from copd_nb.minis import base, minis, video
 from copd_nb.objectives import grpo_advantages
 from copd_nb.policies import Policy
@@ -445,3 +446,27 @@ def test_several_probe_sizes_are_logged_and_survive_the_manifest(suite, start, t
     assert config_from(run.manifest["config"]) == config
     assert train(expert("text", 1), suite, start, config, tmp_path / "run", progress=False).finished
     with pytest.raises(ValueError, match="probe_k"): train(expert("text", 1), suite, start, replace(config, probe_k=(1, 10_000)), tmp_path / "x", progress=False)
+
+
+def altered(name, value):
+    "Another allowed value of a config field."
+    if name in engine._CHOICES: return next(c for c in engine._CHOICES[name] if c != value)
+    if isinstance(value, bool): return not value
+    if isinstance(value, tuple): return (0.8, 0.95)
+    if value is None: return "cpu" if name == "device" else 1
+    return value * 2 + 1
+
+
+def test_every_field_of_a_config_but_the_distance_of_checkpoints_makes_another_run(suite, start):
+    config = Config()
+    def identity(config): return engine._manifest(COPD, suite, start, config, {})["content_hash"]
+    def name(config): return Job(COPD, config).name
+    changed = {f.name: replace(config, **{f.name: altered(f.name, getattr(config, f.name))}) for f in fields(config)}
+    hashes, names = {f: identity(c) for f, c in changed.items()}, {f: name(c) for f, c in changed.items()}
+    assert hashes.pop("checkpoint_every") == identity(config) == identity(replace(config))
+    assert len({*hashes.values(), identity(config)}) == len(hashes) + 1
+    assert len({*names.values(), name(config)}) == len(names) + 1 and name(config) == name(replace(config))
+    assert identity(replace(config, probe_k=10)) != identity(replace(config, probe_k=(10, 5)))
+    others = [replace(COPD, phases=COPD.phases[:2]), replace(COPD, result="text"), copd(PAIR, cycles=2, s_rl=2, s_opd=2, beta=0.25)]
+    assert len({engine._manifest(s, suite, start, config, {})["content_hash"] for s in (COPD, *others)}) == len({Job(s, config).name for s in (COPD, *others)}) == 4
+    assert identity(config) == engine._manifest(replace(COPD, name="other"), suite, start, config, {})["content_hash"]  # the display name is no content

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from copd_nb.baselines import expert, merged_experts
@@ -141,6 +143,20 @@ def test_merging_equals_the_merge_of_full_copies(method):
     found = merged.dense_state()
     assert max((found[n] - x).abs().max() for n, x in wanted.items()) < 1e-6
     with torch.no_grad(): assert (logits(merged) - logits(plain.with_state(wanted))).abs().max() < 1e-4
+
+
+@settings(max_examples=4)
+@given(st.integers(1, 4), st.floats(0.5, 20), st.lists(st.floats(0, 2), min_size=2, max_size=4).filter(lambda w: sum(w) > 0.1), st.sampled_from(["linear", "task_arithmetic"]))
+def test_merged_adapters_add_up_to_the_merged_change_of_full_weights(rank, alpha, weights, method):
+    plain = language_model()
+    base = lora(plain, rank=rank, alpha=alpha)
+    branches, shares = [stirred(base, i) for i in range(len(weights))], [w / (sum(weights) if method == "linear" else 1) for w in weights]
+    merged, start = merge(branches, method, weights, base=plain), plain.state_dict()
+    assert isinstance(merged, LoraPolicy)
+    own = [dict(b.named_parameters()) for b in branches]
+    for n in base.shared.layers:
+        change = sum(s * alpha / rank * p[f"{n}.lora_B.weight"].double() @ p[f"{n}.lora_A.weight"].double() for s, p in zip(shares, own))
+        assert (merged.dense_state()[f"{n}.weight"].double() - start[f"{n}.weight"].double() - change).abs().max() < 1e-5 * (1 + change.abs().max())
 
 
 def test_merging_from_a_base_that_has_moved_itself():

@@ -49,6 +49,29 @@ def test_order_does_not_matter(seed, order, weights):
         assert close(merged, shuffled)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 5), st.data())
+def test_a_linear_merge_lies_between_its_branches_and_ties_between_them_and_the_base(seed, count, data):
+    weights = data.draw(st.lists(st.floats(0, 5), min_size=count, max_size=count).filter(lambda w: sum(w) > 1e-3))
+    base, *models = states(count + 1, seed)
+    merged, elected = merge(models, "linear", weights), merge(models, "ties", weights, base, data.draw(st.floats(0.05, 1)))
+    used = [m for m, w in zip(models, weights) if w]
+    for key in ("matrix", "vector", "number"):
+        column, around = torch.stack([m[key] for m in used]), torch.stack([m[key] for m in (*used, base)])
+        assert (column.amin(0) <= merged[key]).all() and (merged[key] <= column.amax(0)).all()
+        assert (around.amin(0) <= elected[key]).all() and (elected[key] <= around.amax(0)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.floats(0, 1), st.floats(1e-3, 1e3), st.sampled_from(METHODS), st.floats(0.05, 1))
+def test_weights_count_by_their_ratio_and_a_merge_with_itself_changes_nothing(seed, t, size, method, density):
+    base, a, b = states(3, seed)
+    again = merge([a, a], method, [1 - t, t] if method != "dare" else None, base, 1.0, seed)
+    assert close(again, a)
+    if method not in ("task_arithmetic", "dare"): assert close(merge([a, b], method, [1 - t, t], base, density), merge([a, b], method, [(1 - t) * size, t * size], base, density), 1e-5)
+    if method == "slerp": assert close(merge([a, b], method, [1 - t, t]), merge([b, a], method, [t, 1 - t]))
+
+
 def test_linear_against_a_loop_and_by_scale():
     models, weights = states(3), [1.0, 2.0, 5.0]
     merged = merge(models, weights=weights)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from copd_nb.minis import tiny_policy
 from copd_nb.policies import weights_hash
@@ -118,6 +120,26 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
         log.truncate(start)
         log.append(ROWS[2:])  # and a resumed run goes on behind whole rows
         assert log.rows() == [ROWS[0], ROWS[2]]
+
+
+values = st.none() | st.booleans() | st.integers(-2 ** 53, 2 ** 53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+log_rows = st.lists(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), values, max_size=4), max_size=6)
+
+
+@settings(max_examples=40)
+@given(log_rows, log_rows, log_rows, st.data())
+def test_a_log_cut_anywhere_after_a_checkpoint_goes_on_with_whole_rows(tmp_path_factory, kept, lost, new, data):
+    log = EventLog(tmp_path_factory.mktemp("log") / "events.jsonl")
+    log.append(kept)
+    mark = log.size  # what a checkpoint notes
+    log.append(lost)
+    written = log.path.read_bytes()
+    cut = data.draw(st.integers(mark, len(written)))
+    log.path.write_bytes(written[:cut])
+    assert log.rows() == [*kept, *lost][:written[:cut].count(b"\n")]  # what a reader sees meanwhile
+    log.truncate(mark)
+    log.append(new)
+    assert log.rows() == [*kept, *new] and log.path.read_bytes()[:mark] == written[:mark]
 
 
 def test_damage_inside_the_log_is_an_error(tmp_path):
@@ -244,6 +266,23 @@ def test_weights_hash_changes_with_one_bit_a_name_and_the_vocabulary():
 def test_content_hash():
     assert content_hash({"a": 1, "b": [1, 2]}) == content_hash({"b": [1, 2], "a": 1}) and len(content_hash()) == 16
     assert len({content_hash(x) for x in (1, "1", 1.0, [1], None, True)} | {content_hash(), content_hash(1, 1), content_hash([1, 1])}) == 9
+
+
+content_values = st.recursive(values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=4), max_leaves=10)
+
+
+def turned(value):
+    "The same content with the keys of every mapping in the opposite order."
+    if isinstance(value, dict): return {k: turned(v) for k, v in reversed(value.items())}
+    return [turned(v) for v in value] if isinstance(value, list) else value
+
+
+@settings(max_examples=50)
+@given(content_values, content_values)
+def test_content_has_one_hash_in_any_order_of_keys_and_another_if_anything_differs(one, other):
+    assert content_hash(one) == content_hash(turned(one)) == content_hash(json.loads(json.dumps(one)))
+    assert (content_hash(one) == content_hash(other)) == (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
+    assert content_hash(one, other) != content_hash([one, other]) and len(content_hash(one)) == 16
 
 
 def test_list_runs(tmp_path):

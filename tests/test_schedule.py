@@ -56,8 +56,8 @@ REFUSED = {
     "capability name": (with_signals(RL("a:b")), r"capability name 'a:b' is not allowed: use letters"),
     "teacher": (with_signals(OPD("b", "z")), r"phase 0 'one', branch 'a': unknown teacher 'z'; allowed: \['base', 'a', 'b'\]"),
     "self": (with_signals(OPD("b", "a")), r"branch 'a': the branch cannot teach itself"),
-    "beta": (with_signals(OPD("b", "b", beta=0)), r"beta must be > 0, not 0.0"),
-    "nan beta": (with_signals(OPD("b", "b", beta=float("nan"))), r"beta must be > 0, not nan"),
+    "beta": (with_signals(OPD("b", "b", beta=0)), r"beta must be > 0 and finite, not 0.0"),
+    "nan beta": (with_signals(OPD("b", "b", beta=float("nan"))), r"beta must be > 0 and finite, not nan"),
     "estimator": (with_signals(OPD("b", "b", estimator="k1")), r"unknown estimator 'k1'; allowed: \['sampled', .*'topk', 'unlikely'\]"),
     "duplicate rl": (with_signals(RL("a"), RL("a")), r"duplicate signals: \['rl', 'rl'\]"),
     "duplicate sft": (with_signals(SFT("a"), SFT("a")), r"duplicate signals: \['sft', 'sft'\]"),
@@ -71,7 +71,7 @@ REFUSED = {
     "phase name": (small(phases=[Phase("a\nb", 1, [Update("a", [RL("a")])])]), r"the name must be printable text, not 'a\\nb'"),
     "zero steps": (small(phases=[Phase("one", 0, [Update("a", [RL("a")])])]), r"steps must be an integer ≥ 1, not 0"),
     "half steps": (small(phases=[Phase("one", 1.5, [Update("a", [RL("a")])])]), r"steps must be an integer ≥ 1, not 1.5"),
-    "lr": (small(phases=[Phase("one", 1, [Update("a", [RL("a")])], lr=0)]), r"lr must be > 0, not 0.0"),
+    "lr": (small(phases=[Phase("one", 1, [Update("a", [RL("a")])], lr=0)]), r"lr must be > 0 and finite, not 0.0"),
     "no branches": (small(branches=[]), r"schedule 'small' has no branches"),
     "branch name": (small(branches={"a b": "base"}), r"branch name 'a b' is not allowed"),
     "dots": (small(branches={"..": "base"}), r"branch name '..' is not allowed"),
@@ -91,6 +91,14 @@ REFUSED = {
     "method": (small(result=Merge(["a", "b"], "mean")), r"unknown merge method 'mean'; allowed: \['linear', .*'slerp'\]"),
     "weights": (small(result=Merge(["a", "b"], weights=[1])), r"merge has 1 weights for 2 branches"),
     "density": (small(result=Merge(["a", "b"], density=0)), r"merge density must be in \(0, 1\], not 0.0"),
+    "no weight": (small(result=Merge(["a", "b"], weights=[0, 0])), r"merge weights must be finite and not negative, with a sum above 0, not \(0.0, 0.0\)"),
+    "negative weight": (small(result=Merge(["a", "b"], weights=[2, -1])), r"merge weights must be finite and not negative"),
+    "endless weight": (small(result=Merge(["a", "b"], weights=[1, float("inf")])), r"merge weights must be finite"),
+    "arc of three": (small(branches=["a", "b", "c"], phases=[Phase("one", 1, [Update(n, [RL("a")]) for n in "abc"])], result=Merge("abc", "slerp")), r"slerp merges exactly 2 branches"),
+    "endless beta": (with_signals(OPD("b", "b", beta=float("inf"))), r"beta must be > 0 and finite, not inf"),
+    "endless lr": (small(phases=[Phase("one", 1, [Update("a", [RL("a")])], lr=float("inf"))]), r"lr must be > 0 and finite, not inf"),
+    "cycle": (small(phases=[Phase("one", 1, [Update("a", [RL("a")])], cycle="1")]), r"cycle must be an integer ≥ 1 or None, not '1'"),
+    "number for a name": (small(phases=[Phase(3, 1, [Update("a", [RL("a")])])]), r"the name must be printable text, not 3"),
 }
 
 
@@ -187,6 +195,72 @@ def test_foreign_json_is_refused():
     data["phases"][0]["updates"][0]["signals"][0]["kind"] = "dpo"
     with pytest.raises(ValueError, match=r"unknown signal kind 'dpo'; allowed: \['rl', 'opd', 'sft'\]"):
         Schedule.from_dict(data)
+
+
+plain = st.none() | st.booleans() | st.integers(-2, 40) | st.floats() | st.sampled_from(["a", "b", "base", "rl", "opd", "ties", "", "a b", "..", "topk"])
+anything = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["kind", "capability", "branch", "a"]), inner, max_size=3), max_leaves=4)
+
+
+@st.composite
+def valid_schedules(draw):
+    "Schedules that may be run: branches with starts, phases that train all of them at least once, a result."
+    names = ["a", "b", "c"][:draw(st.integers(1, 3))]
+    starts = [(n, draw(st.sampled_from(["base", *names[:i]]))) for i, n in enumerate(names)]
+
+    def signal(learner, capability):
+        teachers = ["base", *(n for n in names if n != learner)]
+        return draw(st.one_of(st.just(RL(capability)), st.just(SFT(capability)), st.builds(OPD, st.just(capability), st.sampled_from(teachers), weight, st.sampled_from(ESTIMATORS))))
+
+    def update(learner): return Update(learner, [signal(learner, c) for c in draw(st.lists(st.sampled_from("xyz"), min_size=1, max_size=3, unique=True))])
+
+    def phase(learners): return Phase(draw(words), draw(st.integers(1, 9)), [update(n) for n in learners], draw(st.none() | st.integers(1, 4)), draw(weight))
+    chosen = draw(st.lists(st.lists(st.sampled_from(names), min_size=1, unique=True), max_size=3))
+    result, method = draw(st.sampled_from(names)), draw(st.sampled_from(METHODS))
+    if len(names) > 1 and draw(st.booleans()):
+        members = names[:2] if method == "slerp" else names
+        result = Merge(members, method, draw(st.none() | st.just([1, 2, 3][:len(members)])), draw(st.floats(0.1, 1)))
+    return Schedule(draw(st.sampled_from(["s", "a.b-c_1"])), starts, [phase(names), *map(phase, chosen)], result)
+
+
+@given(valid_schedules())
+@settings(max_examples=25)
+def test_every_valid_schedule_is_accepted_and_comes_back_from_json(schedule):
+    assert schedule.validate("xyz") is schedule
+    again = Schedule.from_dict(json.loads(json.dumps(schedule.to_dict(), sort_keys=True))).validate("xyz")
+    assert again == schedule and again.content_hash() == schedule.content_hash() and hash(again) == hash(schedule)
+
+
+def places(value, path=()):
+    "Every place in JSON data, as the keys that lead to it."
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def change_and_check(schedule, data):
+    "Replace or leave out something in a schedule's JSON data: what comes is a schedule that works, or a ValueError."
+    changed = schedule.to_dict()
+    for _ in range(data.draw(st.integers(1, 2))):
+        *path, key = data.draw(st.sampled_from(list(places(changed))))
+        holder = changed
+        for step in path: holder = holder[step]
+        if data.draw(st.booleans()): holder[key] = data.draw(anything)
+        else: del holder[key]
+        if not changed: return
+    try: again = Schedule.from_dict(changed).validate()
+    except ValueError as error: assert str(error)
+    else: assert Schedule.from_dict(json.loads(json.dumps(again.to_dict()))) == again and again.critical_steps > 0 and again._repr_html_()
+
+
+@given(valid_schedules(), st.data())
+@settings(max_examples=50)
+def test_a_schedule_changed_at_any_place_is_valid_or_refused_with_a_value_error(schedule, data): change_and_check(schedule, data)
+
+
+@pytest.mark.slow
+@given(valid_schedules(), st.data())
+@settings(max_examples=5000)
+def test_thousands_of_changed_schedules_are_valid_or_refused(schedule, data): change_and_check(schedule, data)
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
