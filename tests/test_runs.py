@@ -222,7 +222,7 @@ def test_branches_and_results_of_an_unfinished_run(tmp_path):
     run = create_run(tmp_path / "r", manifest())
     for ask in (lambda: run.branch("text"), lambda: run.result):
         with pytest.raises(KeyError, match="'r|r has no final branch.*not finished"): ask()
-    assert "running" in repr(run) and "expert" in run._repr_html_() and run.events.empty
+    assert "interrupted" in repr(run) and "expert" in run._repr_html_() and run.events.empty
 
 
 def test_finished_branches_load(tmp_path):
