@@ -35,6 +35,7 @@ from .costs import Cost, ModelShape, Workload
 from .evaluation import evaluate, summary
 from .heads import token_divergence, token_scores
 from .merging import merge
+from .monitors import Watch, repetition, sameness, thresholds_from
 from .objectives import clip_share, clipped_surrogate, delta_stats, grpo_advantages, loss_denominator, opd_advantages, unlikely_advantages
 from .policies import Head, LoraPolicy, Policy, Prefill, Prompts, check_same_vocabulary, weights_hash
 from .probes import probe_pairs
@@ -90,6 +91,7 @@ class Config:
     eval_prompts: int = 128  # held-out prompts of each capability in them
     eval_samples: int = 2  # sampled completions a prompt in them
     checkpoint_every: int = 1  # steps between checkpoints, the most that a crash can cost; also written at the end of a phase
+    warn: tuple | None = ()  # thresholds of monitors that are not the default, a mapping is accepted; None for no monitors
 
     def __post_init__(self):
         if self.skip_limit < 0: raise ValueError(f"config skip_limit={self.skip_limit!r}: must be 0 or more")
@@ -99,6 +101,7 @@ class Config:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed: raise ValueError(f"config {name}={getattr(self, name)!r}: one of {', '.join(allowed)}")
         object.__setattr__(self, "betas", tuple(self.betas))
+        if self.warn is not None: object.__setattr__(self, "warn", thresholds_from(self.warn).changed)
         if not isinstance(self.probe_k, int): object.__setattr__(self, "probe_k", tuple(self.probe_k))
 
 _CHOICES = dict(optimizer_state=("keep", "reset", "separate"), advantage_scale=("std", "none"), reduction=("token", "sequence", "constant"),
@@ -146,6 +149,13 @@ class Training:
 
     @property
     def log(self) -> EventLog: return EventLog(self.run.path / "events.jsonl")
+
+    @cached_property
+    def watch(self) -> Watch:
+        "What the monitors know: a function of the log, so that a resumed run warns as it would have."
+        watch = Watch(thresholds_from(self.config.warn))
+        watch.see(self.log.rows())
+        return watch
 
     def branch(self, name: str) -> Branch:
         "A branch, copied from where it starts when it is first needed."
@@ -571,6 +581,7 @@ def _signal_rows(training: Training, batch: Batch) -> Iterator[dict]:
         row = dict(stream=batch.stream, capability=signal.capability, teacher=getattr(signal, "teacher", None),
                    entropy=((batch.entropy[rows] * mask).sum() / mask.sum()).item(), length=mask.sum(1).mean().item(),
                    finished=out.finished[rows].float().mean().item(), padding=batch.padded / max(1, batch.real + batch.padded))
+        if batch.stream != "sft": row |= dict(repetition=repetition(out.ids[rows], mask), sameness=sameness(t for t, mine in zip(out.texts, rows.tolist()) if mine))
         if batch.rewards is not None: row |= dict(reward=batch.rewards[rows].mean().item(), failed=sum(f.capability == signal.capability for f in batch.failures))
         if batch.teacher_logp is not None: row |= {f"delta_{k}": v for k, v in delta_stats(batch.teacher_logp[rows], old, mask, config.delta_clip).items()}
         if batch.advantages is not None: row["clip_share"] = clip_share(logp, old, batch.advantages[rows], mask, config.clip_low, config.clip_high).item()
@@ -723,6 +734,7 @@ def _take_expert(training: Training, phase: Phase, store: Path, place: dict) -> 
         tensors, state = load_checkpoint(store / f"{done:06d}")
         _unpack(training, tensors, state["branches"])
         training.log.append(row | place | dict(global_step=place["global_step"] + row["step"] + 1) for row in state["rows"])
+        vars(training).pop("watch", None)  # it has not seen these rows
     return done
 
 def _keep_expert(training: Training, phase: Phase, store: Path, place: dict):
@@ -741,6 +753,7 @@ def _every(interval: int, step: int, steps: int) -> bool:
 def _log(training: Training, place: dict, step: int, rows: list[dict]):
     "Append rows with their place in the schedule, those noted on the way first."
     noted, training.notes = training.notes, []
+    if training.config.warn is not None: rows = rows + training.watch.see(dict(kind="train") | row for row in rows)
     training.log.append(dict(kind="train") | place | dict(step=step, global_step=place["global_step"] + step + 1) | row for row in noted + rows)
 
 # %% ../nbs/25_engine.ipynb #3edad432
@@ -856,7 +869,7 @@ def machine(
 def _manifest(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, starts: dict[str, Policy]) -> dict:
     "What was asked for, with its content hash."
     prints = {n: c.fingerprint for n, c in capabilities.items()}
-    identity = dict(schedule=schedule.content_hash(), config={k: v for k, v in asdict(config).items() if k != "checkpoint_every"},
+    identity = dict(schedule=schedule.content_hash(), config={k: v for k, v in asdict(config).items() if k not in ("checkpoint_every", "warn")},
                     capabilities=prints, base=weights_hash(base))
     if starts: identity["starts"] = {n: weights_hash(p) for n, p in sorted(starts.items())}
     own = {"starts": identity["starts"]} if starts else {}

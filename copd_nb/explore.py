@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from .copd import TOPOLOGIES, copd
 from .costs import Workload, human
-from .plots import UNITS, dynamics, learning_curves, probe_values, training_curves
+from .plots import UNITS, dynamics, learning_curves, probe_values, training_curves, warnings_table
 from .results import BUDGETS, learning_curve
 from .runs import Run, list_runs, request_stop, stop_requested
 from .schedule import ESTIMATORS, Schedule, budget_curve
@@ -394,7 +394,7 @@ class Tail:
         return had
 
 # %% ../nbs/42_explore.ipynb #508ed31b
-WATCHED = ("reward", "loss", "gradient_norm", "entropy", "length", "overlap", "symmetric_kl")
+WATCHED = ("reward", "loss", "gradient_norm", "entropy", "length", "repetition", "sameness", "overlap", "symmetric_kl")
 
 class MonitorState:
     "A run folder as it is now."
@@ -447,14 +447,19 @@ class MonitorState:
         columns = ["phase", "global_step", "branch", "stream", "reward", "loss", "gradient_norm", "entropy", "length", "seconds"]
         return events.reindex(columns=columns).groupby(["branch", "stream"], sort=False).tail(1)
 
+    def warnings(self) -> str:
+        "HTML of the latest five warnings of the monitors, the newest first; nothing where there is none."
+        said = warnings_table(pd.DataFrame(self.tail.rows))
+        with pd.option_context("display.max_colwidth", None): return table(said.tail(5).iloc[::-1], f"{len(said)} warnings of the monitors") if len(said) else ""
+
     def html(self) -> str:
-        "Status, progress, curve, last rows."
+        "Status, progress, warnings, curve, last rows."
         (done, total), status = self.progress, self.status
         problem = f"<p><b>{escape(f'{type(self.error).__name__}: {self.error}')}</b></p>" if self.error else ""
         bar = f'<progress value="{done}" max="{max(1, total)}" aria-label="steps" style="width:12em"></progress>'
         head = f"<h4>{escape(self.path.name)}: {status}</h4><p>{bar} step {done} of {total or 'unknown'}, {len(self.tail.rows):,} rows logged</p>{problem}"
         if not self.tail.rows: return card(head, "<p>nothing is logged yet</p>")
-        return card(head, figure(self.draw, f"{self.metric} by step"), table(self.latest().round(4), "last update of every branch and signal"))
+        return card(head, self.warnings(), figure(self.draw, f"{self.metric} by step"), table(self.latest().round(4), "last update of every branch and signal"))
 
 # %% ../nbs/42_explore.ipynb #a47d42fb
 class RunMonitor(Explorer):

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'BUDGETS', 'score_arrays', 'main_table', 'compare', 'gap_to_experts', 'learning_curve', 'equal_budgets',
-           'cost_table']
+           'cost_table', 'warned', 'monitor_sentences']
 
 # %% ../nbs/32_results.ipynb #c3f89a05
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from .runs import Run
+from .monitors import MONITORS
+from .runs import EventLog, Run
 from .schedule import budget_curve
 from .stats import Interval, at_budget, common_budget, crossed_bootstrap, macro_difference, macro_interval, verdict
 
@@ -113,3 +115,30 @@ def cost_table(
         sums = train[["generated", "scored", "trained", "flops", "seconds"]].sum().to_dict()
         rows.append(dict(paradigm=label, total_steps=end.total_steps, critical_steps=run.schedule.critical_steps, **sums))
     return pd.DataFrame(rows).groupby("paradigm", sort=False).mean().reset_index()
+
+# %% ../nbs/32_results.ipynb #a2f95e02
+def _warnings(run: Run) -> list[dict]:
+    "The warnings of a run, in order."
+    return [row for row in EventLog(run.path / "events.jsonl").rows() if row["kind"] == "warning"]
+
+def warned(
+    runs: Iterable[Run],
+) -> list[str]:  # one sentence, or none where nothing was said
+    "How many runs have warnings, and how many warnings there are by monitor."
+    found = {run.path: [row["monitor"] for row in _warnings(run)] for run in runs}
+    counts = Counter(name for names in found.values() for name in names)
+    told = ", ".join(f"{name} {counts[name]}" for name in MONITORS if counts[name])
+    return [f"Monitors warned in {sum(map(bool, found.values()))} of {len(found)} runs (warnings: {told}); the logs say where."] if counts else []
+
+# %% ../nbs/32_results.ipynb #c81d3a57
+def monitor_sentences(
+    run: Run,
+) -> list[str]:  # one a monitor
+    "What each monitor said of a run."
+    if run.manifest["config"].get("warn") is None: return ["No monitor watched this run."]
+    rows = _warnings(run)
+    def one(name: str, said: list[dict]) -> str:
+        if not said: return f"Monitor {name}: no warning."
+        first, more = said[0], "" if len(said) == 1 else f" {len(said)} warnings in all."
+        return f"Monitor {name}, branch {first['branch']}, {first['capability']}, step {first['global_step']}: {first['message']}{more}"
+    return [one(name, [row for row in rows if row["monitor"] == name]) for name in MONITORS]

@@ -21,7 +21,8 @@ from .runs import Run, is_written, write_json
 
 # %% ../nbs/43_tracking.ipynb #edcfc436
 PLACE = ("kind", "phase", "phase_index", "cycle", "step", "global_step")  # where a row stands in the schedule
-KINDS = dict(train=("branch", "stream"), probe=("a", "b", "capability", "owner"), eval=("model", "capability"), control=("branch", "setting"))  # what tells the rows of a kind apart
+KINDS = dict(train=("branch", "stream"), probe=("a", "b", "capability", "owner"), eval=("model", "capability"), control=("branch", "setting"),
+             warning=("monitor", "branch", "stream", "capability"))  # what tells the rows of a kind apart
 
 def scalars(
     row: dict,  # an event
