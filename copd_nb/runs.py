@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import copd_nb
 from .policies import Policy
 from .schedule import Merge, Schedule
 
@@ -190,7 +191,7 @@ def environment() -> dict:
 # %% ../nbs/24_runs.ipynb #5b1f0e6b
 def _places() -> dict[str, str]:
     "Folders of this machine and what stands for them, the longest first."
-    known = {Path(os.path.expanduser("~")): "~", Path(__file__).parents[1]: "<copd_nb>", Path(sys.base_prefix): "<python>", Path(sys.prefix): "<python>", Path.cwd(): "."}
+    known = {Path(os.path.expanduser("~")): "~", Path(copd_nb.__file__).parents[1]: "<copd_nb>", Path(sys.base_prefix): "<python>", Path(sys.prefix): "<python>", Path.cwd(): "."}
     every = {str(p): shown for path, shown in known.items() for p in (path, path.resolve())}
     return {p: every[p] for p in sorted(every, key=len, reverse=True) if p.startswith("/") and p not in ("/", "/usr", "/usr/local")}
 
