@@ -95,9 +95,9 @@ def check_parameters(
     for key, value in parameters.items():
         _check_json(key, value)
         default, open_ = ast.literal_eval(known[key]["default"]), "None" in known[key]["help"]
-        like = OPTIONAL[key] if default is None else default
+        like, such = (OPTIONAL[key], "") if default is None else (default, f", such as the default {default!r}")
         if not (_fits(value, like) or value is None and (default is None or open_)):
-            raise ValueError(f"parameter {key!r} of report {name!r} is {str(value)[:80]!r}: {_kind(like)}{' or null' if default is None or open_ else ''} is needed, such as the default {known[key]['default']}")
+            raise ValueError(f"parameter {key!r} of report {name!r} is {str(value)[:80]!r}: {_kind(like)}{' or null' if default is None or open_ else ''} is needed{such}")
     if preset := parameters.get("preset"): check_name(preset, "preset")  # it becomes a part of the folder's name
 
 # %% ../nbs/51_reports.ipynb #6d1f2a03
