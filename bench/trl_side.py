@@ -48,7 +48,7 @@ def load(model: Path):
     "Model and processor of a checkpoint."
     if json.loads((model / "config.json").read_text())["model_type"] == "qwen3_vl":
         return Qwen3VLForConditionalGeneration.from_pretrained(model), load_processor(model, "qwen3_vl")
-    return Qwen3ForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model, padding_side="left")
+    return Qwen3ForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
 
 
 def dataset(folder: Path, capability: str) -> Dataset:

@@ -57,12 +57,12 @@ class Example:
         return f'<div>{frames} <code>{text}</code> <small>{escape(self.capability)} {self.id}</small></div>'
 
 # %% ../nbs/00_capabilities.ipynb #479e6c54
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 def check_name(name: str, what: str) -> str:
     "Return `name` if it can name a folder, else raise ValueError."
     if NAME.fullmatch(name): return name
-    raise ValueError(f"{what} name {name!r} is not allowed: letters, digits, '_', '.' and '-', starting with a letter or digit")
+    raise ValueError(f"{what} name {name[:120]!r} is not allowed: letters, digits, '_', '.' and '-', starting with a letter or digit, at most 100")
 
 # %% ../nbs/00_capabilities.ipynb #96fab8ea
 def _check_splits(name: str, train: Sequence[Example], test: Sequence[Example]):

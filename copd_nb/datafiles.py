@@ -26,7 +26,7 @@ from pyarrow import ArrowException
 from transformers import AutoConfig
 
 from .capabilities import Capability, Example, check_name, held_out_by_hash
-from .processors import decode_video, load_processor
+from .processors import chat_text, decode_video, load_processor
 from .rewards import Boxed, Tagged
 from .verifiers import check_answer, named_reward
 
@@ -67,8 +67,9 @@ def _image(folder: Path, source: str | dict) -> np.ndarray:
 # %% ../nbs/08_datafiles.ipynb #843ae435
 def _array(path: Path) -> np.ndarray:
     "Frames from a `.npy` file; its header is checked before the frames are read."
-    try: frames = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error: raise ValueError(f"{path.name!r} is no array: {error}") from error
+    try:
+        with np.errstate(over="ignore"): frames = np.lib.format.open_memmap(path, mode="r")  # no archive, no pickled objects
+    except (OSError, OverflowError, TypeError, ValueError) as error: raise ValueError(f"{path.name!r} is no array: {error}") from error
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(f"{path.name!r} holds {frames.dtype} of shape {frames.shape}: a video is uint8 (T, H, W, 3)")
     _fits(frames.shape[2], frames.shape[1], len(frames))
@@ -241,10 +242,20 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
     except (OSError, ValueError, ArrowException) as error: raise ValueError(f"{path.name} can't be read as Parquet: {error}") from error
 
+def _check_saved(path: Path):
+    "ValueError if a folder that `datasets` saved names splits or files that are not in it."
+    several = path / "dataset_dict.json"
+    splits = json.loads(several.read_text(encoding="utf-8"))["splits"] if several.is_file() else []
+    for part in [check_name(s, "split") for s in splits] or ["."]:
+        state = json.loads(_inside(path, f"{part}/state.json").read_text(encoding="utf-8"))
+        for file in state["_data_files"]: _inside(path / part, file["filename"])
+
 def _folder_rows(path: Path, split: str | None) -> Iterator[tuple[int, dict]]:
     "Row numbers and rows of a folder that `datasets` saved."
-    try: data = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error: raise ValueError(f"{path.name} is no folder that `save_to_disk` of `datasets` wrote: {error}") from error
+    try:
+        _check_saved(path)
+        data = datasets.load_from_disk(str(path))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error: raise ValueError(f"{path.name} is no folder that `save_to_disk` of `datasets` wrote: {error}") from error
     if isinstance(data, dict):
         if split is None and len(data) == 1: split = next(iter(data))
         if split not in data: raise ValueError(f"{path.name} has no split {split!r}: {', '.join(data)}")
@@ -373,7 +384,7 @@ def _tokens(processor, example: Example) -> int:
     content = [{"type": k[:-1]} for k, v in visual.items() for _ in v] + [{"type": "text", "text": example.prompt}]
     chat = [{"role": "user", "content": content if hasattr(processor, "tokenizer") else example.prompt}]
     has_template = getattr(processor, "tokenizer", processor).chat_template is not None
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) if has_template else example.prompt
+    text = chat_text(processor, chat) if has_template else example.prompt
     return len(processor(text=[text], **visual)["input_ids"][0])
 
 def model_problems(
@@ -384,7 +395,8 @@ def model_problems(
 ) -> list[tuple[int, str, str]]:  # row (0 for all), column, problem
     "What a model can't do with some prompts."
     if not (Path(model) / "config.json").is_file(): raise FileNotFoundError(f"there is no checkpoint in {model}: config.json is missing")
-    config = AutoConfig.from_pretrained(model)
+    try: config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except ValueError as error: raise ValueError(f"{model} is no model that transformers knows: {str(error).splitlines()[0]}") from error
     processor, context, found = load_processor(model, config.model_type), config.get_text_config().max_position_embeddings, []
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.chat_template is None: found.append((0, "", f"{Path(model).name} has no chat template: prompts would go in as they stand"))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, DynamicCache, PreTrainedModel
@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from .attention import NO_MASK, Decoding, Packed, PromptKeys, Slots, use_packed_attention
 from .capabilities import Example
-from .processors import load_processor
+from .processors import chat_text, load_processor
 
 # %% ../nbs/06_policies.ipynb #0883d498
 @dataclass(frozen=True, eq=False)
@@ -245,7 +245,7 @@ def _chat_text(policy: Policy, example: Example) -> str:
     visual = [{"type": "image"}] * len(example.images) + [{"type": "video"}] * len(example.videos)
     content = [*visual, {"type": "text", "text": example.prompt}] if policy.processor is not policy.tokenizer else example.prompt
     chat = [{"role": "user", "content": content}]
-    return policy.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    return chat_text(policy.processor, chat)
 
 # %% ../nbs/06_policies.ipynb #82c49fd3
 _VISUAL = dict(images=("pixel_values", "image_grid_thw"), videos=("pixel_values_videos", "video_grid_thw"))
@@ -696,11 +696,37 @@ def _model_class(config, path: str) -> type[PreTrainedModel]:
         if name == "AutoModelForCausalLM" or isinstance(found, type) and issubclass(found, PreTrainedModel) and found.can_generate(): return found
     raise ValueError(f"{path} names the class {config.architectures}: it has to be a language or vision-language model of transformers with an output head; no remote code is run")
 
+def _check_weights(folder: Path):
+    "ValueError unless all weights of a checkpoint folder are safetensors, in the folder itself."
+    found = list(folder.glob("*.safetensors"))
+    if not found: raise ValueError(f"{folder} holds no safetensors: other forms of weights, but for one GGUF file, are not read")
+    for index in folder.glob("*.safetensors.index.json"):
+        try: names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (AttributeError, KeyError, TypeError, ValueError) as error: raise ValueError(f"{index} is no index of weights: {error!r}") from error
+        if odd := sorted(n for n in map(str, names) if Path(n).name != n or not n.endswith(".safetensors")): raise ValueError(f"{index} names {odd}: only safetensors in its own folder are read")
+    for file in found:
+        with _opened(file): pass
+
+@contextmanager
+def _opened(file: Path) -> Iterator:
+    "An open safetensors file; ValueError for a file that is none."
+    try: opened = safe_open(file, "pt")
+    except (SafetensorError, OSError) as error: raise ValueError(f"{file} is no safetensors file that can be read ({error}): nothing else is read") from error
+    with opened as tensors: yield tensors
+
+def _check_config(config, path: str):
+    "ValueError for what a config wants from elsewhere: attention from a hub, which is code, and weights of another folder."
+    parts = [config, *(part for name in config.sub_configs if (part := getattr(config, name, None)) is not None)]
+    if asked := sorted(a for part in parts if "/" in (a := str(getattr(part, "_attn_implementation", "")))): raise ValueError(f"{path} wants attention from {asked[0]!r}: no remote code is run")
+    weights = getattr(config, "transformers_weights", None)
+    if weights is not None and Path(str(weights)).name != weights: raise ValueError(f"{path} wants weights from {weights!r}: only safetensors in its own folder are read")
+
 def _from_folder(path: str, dtype: torch.dtype, device_map) -> tuple[PreTrainedModel, object]:
     "Model and processor of a checkpoint folder or hub name."
-    if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")): raise ValueError(f"{path} holds no safetensors: other forms of weights, but for one GGUF file, are not read")
+    if Path(path).is_dir(): _check_weights(Path(path))
     try: config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except ValueError as error: raise ValueError(f"{path} is no model that transformers {transformers.__version__} knows: {str(error).splitlines()[0]}") from error
+    _check_config(config, path)
     kind = _model_class(config, path)
     with _no_bars(): model = kind.from_pretrained(path, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False)
     return model, load_processor(path, config.model_type)
@@ -740,13 +766,13 @@ def _check_gguf(file: Path):
 def _from_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, object]:
     "Model and tokenizer of a GGUF file; the model is an ordinary one in memory."
     _check_gguf(file)
-    with _no_bars(): loaded = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+    with _no_bars(): loaded = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False)
     config = copy.deepcopy(loaded.config)
     del config.quantization_config
     with torch.random.fork_rng(): model = type(loaded)(config).to(dtype)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     tokenizer.padding_side = "left"
     return model, tokenizer
 
@@ -757,12 +783,13 @@ def _plain_adapter(config, path: str) -> dict:
     "The layers that an adapter's config names; ValueError for kinds of adapters that are more than B·A."
     odd = [k for k in ("use_dora", "use_rslora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save") if getattr(config, k, None)]
     if config.peft_type != "LORA" or odd or config.bias != "none": raise ValueError(f"{path} holds an adapter with {odd or [config.peft_type, config.bias]}: only plain LoRA is read")
+    if not isinstance(config.base_model_name_or_path, str): raise ValueError(f"{path} holds an adapter that names no base: base_model_name_or_path is needed")
     targets = config.target_modules
     return dict(target_modules=targets if isinstance(targets, str) else sorted(targets), exclude_modules=config.exclude_modules)
 
 def _written(path: str) -> dict[str, str]:
     "What an adapter's file says of its base: hash and dtype; nothing where another program wrote it."
-    with safe_open(Path(path) / "adapter_model.safetensors", "pt") as file: return file.metadata() or {}
+    with _opened(Path(path) / "adapter_model.safetensors") as file: return file.metadata() or {}
 
 def _load_adapter(path: str, name: str, dtype: torch.dtype | None, **options) -> LoraPolicy:
     "A LoRA policy and its base, in the dtype that it was trained on if none is asked for."

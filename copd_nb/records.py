@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jsonschema import Draft202012Validator
 
-from .runs import environment, write_text
+from .runs import environment, without_places, write_text
 
 # %% ../nbs/34_records.ipynb #ae60d2cd
 SCHEMA = "copd_nb.results/1"
@@ -94,8 +94,8 @@ def write_results(
 ) -> dict:  # the record, to be displayed as application/json
     "Check and write the record of a report; ValueError names what does not fit."
     _need_new(more)
-    record = plain(dict(schema=SCHEMA, report=report, parameters=parameters, environment=environment(), headline=headline, tables=tables,
-                        shown=list(shown), limits=list(limits), claims=claims or {}, **more))
+    record = without_places(plain(dict(schema=SCHEMA, report=report, parameters=parameters, environment=environment(), headline=headline, tables=tables,
+                        shown=list(shown), limits=list(limits), claims=claims or {}, **more)))
     check_results(record)
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     write_text(Path(out_dir) / "results.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WriteError', 'writing', 'write_text', 'write_json', 'new_folder', 'locked', 'save_checkpoint', 'load_checkpoint',
            'EventLog', 'request_stop', 'stop_requested', 'withdraw_stop', 'is_written', 'interruptible', 'content_hash',
-           'environment', 'Run', 'create_run', 'latest_checkpoint', 'list_runs']
+           'environment', 'without_places', 'Run', 'create_run', 'latest_checkpoint', 'list_runs']
 
 # %% ../nbs/24_runs.ipynb #be02f436
 import contextlib
@@ -14,9 +14,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
@@ -30,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import copd_nb
 from .policies import Policy
 from .schedule import Merge, Schedule
 
@@ -127,16 +130,29 @@ def save_checkpoint(
         write_json(folder / "state.json", dict(state, files={f"{s}.safetensors": _digest(folder / f"{s}.safetensors") for s in tensors}))
 
 # %% ../nbs/24_runs.ipynb #b07e018c
+def _files(state, path: Path) -> dict[str, str]:
+    "Names and checksums of a checkpoint's files; ValueError for a state that has none, and for names that lead out of the folder."
+    files = state.get("files") if isinstance(state, dict) else None
+    if not isinstance(files, dict): raise ValueError(f"checkpoint {path} has a state.json without files: remove it to use an older one")
+    if odd := [name for name in files if Path(name).name != name or not name.endswith(".safetensors")]:
+        raise ValueError(f"checkpoint {path} names files {odd}: only safetensors in its own folder are read")
+    return files
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    "Tensors of a safetensors file; ValueError for any other file."
+    try: return load_file(path)
+    except SafetensorError as error: raise ValueError(f"{path} is no safetensors file ({error}): nothing else is read") from error
+
 def load_checkpoint(
     path: Path,  # a folder written by `save_checkpoint`
 ) -> tuple[dict[str, dict[str, Tensor]], dict]:  # tensors, state
     "Read a checkpoint; ValueError names a missing or damaged file."
     try: state = json.loads((path / "state.json").read_text())
     except (OSError, ValueError) as error: raise ValueError(f"checkpoint {path} has no readable state.json ({error}): remove it to use an older one") from error
-    for name, digest in state["files"].items():
+    for name, digest in _files(state, path).items():
         if not (path / name).exists() or _digest(path / name) != digest:
             raise ValueError(f"checkpoint file {path / name} is missing or damaged (SHA-256 differs): remove {path} to use an older one or to start anew")
-    return {Path(name).stem: load_file(path / name) for name in state.pop("files")}, state
+    return {Path(name).stem: _tensors(path / name) for name in state.pop("files")}, state
 
 # %% ../nbs/24_runs.ipynb #4cb135d9
 def _clean(value): return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -234,6 +250,26 @@ def environment() -> dict:
     return dict(versions={p: version(p) for p in packages}, threads=torch.get_num_threads(), commit=_git_commit(),
                 started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
+# %% ../nbs/24_runs.ipynb #5b1f0e6b
+def _places() -> dict[str, str]:
+    "Folders of this machine and what stands for them, the longest first."
+    known = {Path(os.path.expanduser("~")): "~", Path(copd_nb.__file__).parents[1]: "<copd_nb>", Path(sys.base_prefix): "<python>", Path(sys.prefix): "<python>", Path.cwd(): "."}
+    every = {str(p): shown for path, shown in known.items() for p in (path, path.resolve())}
+    return {p: every[p] for p in sorted(every, key=len, reverse=True) if p.startswith("/") and p not in ("/", "/usr", "/usr/local")}
+
+def without_places(
+    value,  # text, or lists and objects of texts, nested as you like
+):  # the same, shortened
+    "Take folders of this machine out of all texts."
+    places = _places()
+    before, after = r"(^|//|[^\w+/]|\x1b\[[\d;]*m)", r"(?![\w-]|\.\w)"  # not in the middle of a longer name, nor of a picture's letters
+    pattern = re.compile(f"{before}({'|'.join(map(re.escape, places))}){after}")
+    def short(v):
+        if isinstance(v, str): return pattern.sub(lambda m: m[1] + places[m[2]], v) if any(p in v for p in places) else v
+        if isinstance(v, dict): return {short(k): short(x) for k, x in v.items()}
+        return [short(x) for x in v] if isinstance(v, list) else v
+    return short(value)
+
 # %% ../nbs/24_runs.ipynb #66833284
 class Run:
     "A run folder, finished or not."
@@ -284,7 +320,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         m = self.manifest
-        return f"<b>{escape(self.path.name)}</b> {self.status}, seed {m['config']['seed']}, {len(self.events)} events{self.schedule._repr_html_()}"
+        return f"<b>{escape(self.path.name)}</b> {escape(str(self.status))}, seed {escape(str(m['config']['seed']))}, {len(self.events)} events{self.schedule._repr_html_()}"
 
     def __repr__(self) -> str: return f"Run({self.path.name!r}, {self.status})"
 

@@ -238,7 +238,7 @@ class Control:
         return f"{self.rule} ({values})" if values else self.rule
 
 # %% ../nbs/21_schedule.ipynb #c3881a98
-_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]+")
+_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,100}")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -250,7 +250,7 @@ def _require(condition: bool, message: str) -> None:
 def _check_name(kind: str, name: str) -> None:
     "A name must be usable as a folder name."
     allowed = isinstance(name, str) and _NAME.fullmatch(name)
-    _require(bool(allowed), f"{kind} name {name!r} is not allowed: use letters, digits, '_', '.' and '-'")
+    _require(bool(allowed), f"{kind} name {str(name)[:120]!r} is not allowed: use letters, digits, '_', '.' and '-', at most 100")
 
 # %% ../nbs/21_schedule.ipynb #ec27435d
 def _check_branches(schedule: Schedule) -> None:

@@ -13,7 +13,7 @@ from copd_nb.baselines import expert, merged_experts, mixed_rlvr, mopd, static_o
 from copd_nb.claims import claims_markdown
 from copd_nb.copd import copd
 from copd_nb.records import read_results
-from copd_nb.reports import STUDIES, Entry, entries
+from copd_nb.reports import STUDIES, Entry, entries, inert
 from copd_nb.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +37,18 @@ def with_mathml(text: str) -> str:
     return "".join(part if i % 2 else FORMULA.sub(math, part) for i, part in enumerate(CODE.split(text)))
 
 
+def harmless(value):
+    "What a record holds, with all its texts inert."
+    if isinstance(value, str): return inert(value)
+    if isinstance(value, dict): return {inert(k): harmless(v) for k, v in value.items()}
+    return [harmless(v) for v in value] if isinstance(value, list) else value
+
+
+def published() -> list[Entry]:
+    "Published reports, their records inert."
+    return [Entry(e.folder, harmless(e.record), e.fault) for e in entries(REPORTS)]
+
+
 def setting(key: str) -> str:
     "A setting and measure of the comparison in words."
     return key.replace("_branch", " branches").replace("/", ", ")
@@ -55,7 +67,7 @@ def table(rows: list[dict], names: list[str]) -> list[str]:
 
 def results(names: list[str]) -> str:
     "What the committed comparison says about some paradigms: tables, and sentences with intervals."
-    content, parts = read_results(RESULTS), []
+    content, parts = harmless(read_results(RESULTS)), []
     for key, rows in content["tables"].items():
         if not any(r["paradigm"] in names for r in rows): continue
         shown = table(rows, ["base", *names])
@@ -68,7 +80,7 @@ def results(names: list[str]) -> str:
 
 def chosen(names: str) -> list[Entry]:
     "Published reports by name, or all."
-    found = [e for e in entries(REPORTS) if names == "all" or e.name in names.split(", ")]
+    found = [e for e in published() if names == "all" or e.name in names.split(", ")]
     if not found: raise ValueError(f"docs/reports has no report {names}")
     return found
 
@@ -76,7 +88,7 @@ def chosen(names: str) -> list[Entry]:
 def studies(names: str, root: str) -> str:
     "A section for each published report: what it asks, what it found, its limits; `root` leads from the page to the site's root."
     def section(e: Entry) -> str:
-        lines = [f"### {e.title}", f"{e.about} · [the report]({root}reports/{e.folder.name}/{e.name}.html)", "\n".join(f"- {x}" for x in e.record["shown"]), "Limits:", "\n".join(f"- {x}" for x in e.record["limits"])]
+        lines = [f"### {inert(e.title)}", f"{e.about} · [the report]({root}reports/{e.folder.name}/{e.name}.html)", "\n".join(f"- {x}" for x in e.record["shown"]), "Limits:", "\n".join(f"- {x}" for x in e.record["limits"])]
         return "\n\n".join(lines)
     return "\n\n".join(map(section, chosen(names)))
 
@@ -101,8 +113,8 @@ def means(tables: dict[str, list[dict]]) -> list[str]:
 
 def measured() -> str:
     "README's part on results: the comparison's means and verdicts, a sentence a study, the claims."
-    content, found = read_results(RESULTS), entries(REPORTS)
-    heads = [f"- [{e.title}](docs/reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found if e.brief and e.name in STUDIES]
+    content, found = harmless(read_results(RESULTS)), published()
+    heads = [f"- [{inert(e.title)}](docs/reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found if e.brief and e.name in STUDIES]
     said = [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items() for v in rows if "mixed RLVR" in (v["paradigm"], v["other"])]
     made = f"{len(content['parameters']['seeds'])} training seeds, {content['parameters']['steps']} steps a capability, 95 % intervals over seeds and examples; `make report PRESET=standard`, commit {content['environment']['commit']}."
     return "\n".join([*means(content["tables"]), "", made, "", "CoPD and mixed RLVR, from paired differences:", "", *said, "", "**The studies**", "", *heads, "", "**The paper's claims**", "", claims_markdown([e.record for e in found])])
