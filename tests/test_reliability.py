@@ -22,7 +22,7 @@ from copd_nb.engine import Config, halved, train
 from copd_nb.minis import minis, tiny_policy
 from copd_nb.policies import Policy
 from copd_nb.rewards import score, within
-from copd_nb.runs import EventLog, Run, WriteError, latest_checkpoint, load_checkpoint
+from copd_nb.runs import EventLog, Run, latest_checkpoint, load_checkpoint
 from copd_nb.stats import t_interval
 
 HERE = Path(__file__).parent

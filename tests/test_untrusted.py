@@ -33,7 +33,6 @@ from copd_nb.capabilities import Capability, Example, check_name
 from copd_nb.claims import finding
 from copd_nb.costs import Cost
 from copd_nb.datafiles import problems, read_examples
-from copd_nb.minis import tiny_policy
 from copd_nb.plots import AccuracyTable
 from copd_nb.policies import Policy, lora
 from copd_nb.records import write_results
