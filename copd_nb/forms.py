@@ -55,7 +55,7 @@ def check(
     fault = next(form.iter_errors(value), None)
     if fault is None: return value
     text = fault.message if len(fault.message) <= 2 * SHOWN else f"{fault.message[:SHOWN]} … {fault.message[-SHOWN:]}"
-    place = "/".join(map(str, fault.absolute_path)) or whole
+    place = "/".join(map(str, fault.absolute_path)).encode("utf-8", "backslashreplace").decode() or whole
     raise ValueError(f"{place[-2 * SHOWN:]}: {text}")
 
 # %% ../nbs/17_forms.ipynb #420ad838
@@ -71,7 +71,7 @@ def record(
     return dict(type="object", required=list(required), properties=required | (optional or {}), **dict(additionalProperties=False) if closed else {})
 
 # %% ../nbs/17_forms.ipynb #1a8f714c
-TEXT = dict(type="string")
+TEXT = dict(type="string", pattern=r"^[^\ud800-\udfff]*$")
 REAL = dict(type="number", minimum=-1e300, maximum=1e300)
 
 # %% ../nbs/17_forms.ipynb #93d866f5

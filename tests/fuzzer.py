@@ -1,6 +1,6 @@
 """Damaged inputs for every reader of files, and what a reader may do with them.
 
-`python tests/fuzzer.py READER INPUTS SEED` tries a number of inputs; what breaks the contract goes to `tests/corpus/READER/`, where `test_fuzz.py` tries it again in every run.
+`python tests/fuzzer.py INPUTS SEED READER …` tries so many inputs times the share of each reader, in a process for each; what breaks the contract goes to `tests/corpus/`, where `test_fuzz.py` tries it again in every run.
 Inputs are seeds that were damaged: bits, lengths and pieces of the bytes, or values, types and keys of the JSON in them. An input that makes a reader do what no input has made it do before is damaged further.
 
 A fuzzer of bytes that is guided by coverage (atheris 3.0) was tried on schedules: of 595,000 inputs the last 277,000 reached no new branch, because damaged bytes are hardly ever JSON. The damage to values
@@ -8,6 +8,7 @@ would have to be written for it, too, and it has wheels for some platforms only.
 """
 import hashlib
 import json
+import os
 import random
 import re
 import resource
@@ -114,12 +115,12 @@ def read_record(path): json.dumps(read_results(path), ensure_ascii=False, allow_
 
 
 READERS = {
-    "jsonl": Reader("rows.jsonl", read_rows, 10, "lines", _pictures),
+    "jsonl": Reader("rows.jsonl", read_rows, 5, "lines", _pictures),
     "json": Reader("rows.json", read_rows, 5, "json", _pictures),
     "parquet": Reader("rows.parquet", read_rows, 5, "bytes", _pictures),
     "manifest": Reader("store/b/manifest.json", read_run, 40, "json"),
     "store": Reader("store/b/manifest.json", read_store, 5, "json", _store),
-    "events": Reader("events.jsonl", lambda path: EventLog(path).rows(), 640, "lines"),
+    "events": Reader("events.jsonl", lambda path: EventLog(path).rows(), 645, "lines"),
     "frame": Reader("run/events.jsonl", lambda path: Run(path.parent).events, 10, "lines", lambda folder: shutil.copy(CORPUS / "manifest" / "seed-plan.json", folder / "manifest.json")),
     "state": Reader("000007/state.json", read_state, 110, "json", _checkpoint),
     "tensors": Reader("000007/text~weights.safetensors", read_tensors, 60, "bytes", _checkpoint),
@@ -145,6 +146,7 @@ def attempt(name: str, data: bytes, folder: Path) -> str:
     try: reader.read(path)
     except ValueError as error:
         if name != "schedule" and path.name not in str(error) and str(path.parent) not in str(error): raise Breach(f"the message doesn't name the file: {error!r:.300}") from error
+        if str(error) != str(error).encode("utf-8", "replace").decode(): raise Breach(f"the message can't be printed: {error!r:.300}") from error
         return re.sub(r"'[^']*'|\"[^\"]*\"|[\d.]+|/\S+", "·", str(error))[-90:]
     except (Hang, Exception) as error: raise Breach(f"{type(error).__name__}: {error!s:.300}") from error
     finally: signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -294,16 +296,31 @@ def lines_reached(name: str, pool: list[bytes], folder: Path) -> int:
 def mapped_memory() -> int: return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def main(name: str, inputs: str, seed: str):
+def keep(name: str, data: bytes, said: str):
+    "Write an input that broke a reader into its corpus, and say so."
+    path = CORPUS / SAME.get(name, name) / f"found-{hashlib.sha256(data).hexdigest()[:12]}"
+    path.write_bytes(data)
+    print(f"{path}: {said}", file=sys.stderr, flush=True)
+
+
+def explored(name: str, inputs: int, seed: int, folder: Path):
+    "Try inputs in this process, keep what broke the reader, and print what was found."
     began = time.process_time()
     if sys.platform == "linux": resource.setrlimit(resource.RLIMIT_AS, (mapped_memory() + MEMORY, resource.RLIM_INFINITY))
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        found = explore(name, int(inputs), int(seed), place_for(name, Path(folder)))
-    for data, said in found.pop("broken").items():
-        path = CORPUS / SAME.get(name, name) / f"found-{hashlib.sha256(data).hexdigest()[:12]}"
-        path.write_bytes(data)
-        print(f"{path}: {said}", file=sys.stderr)
-    print(json.dumps(dict(reader=name, **found, seconds=round(time.process_time() - began, 1))))
+    found = explore(name, inputs, seed, place_for(name, folder))
+    for data, said in found.pop("broken").items(): keep(name, data, said)
+    print(json.dumps(dict(reader=name, **found, seconds=round(time.process_time() - began, 1))), flush=True)
+
+
+def main(inputs: str, seed: str, *names: str):
+    "A process for each reader: where it dies, the input that lies there killed it."
+    for name in names:
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+            child = os.fork()
+            if not child:
+                explored(name, int(inputs) * READERS[name].share, int(seed), Path(folder))
+                os._exit(0)
+            if status := os.waitpid(child, 0)[1]: keep(name, (Path(folder) / READERS[name].file).read_bytes(), f"its process died with status {status}")
 
 
 if __name__ == "__main__": main(*sys.argv[1:])

@@ -47,7 +47,7 @@ def test_a_pair_of_surrogates_is_a_letter(): assert parse(b'"\\ud83d\\ude00"', s
 @pytest.mark.parametrize("value, said", [
     ([], r"the whole: \[\] is not of type 'object'"), ({"name": "a"}, "the whole: 'weights' is a required property"), ({"name": 1, "weights": []}, "name: 1 is not of type 'string'"),
     ({"name": "a", "weights": [1, True]}, "weights/1: True is not of type 'number'"), ({"name": "a", "weights": [10 ** 400]}, "weights/0: .*greater than the maximum"),
-    ({"name": "a", "weights": [], "more": {"b": 1}}, "more/b: 1 is not"), ({"name": "a", "weights": [], "else": 1}, "the whole: Additional properties"), ({"name": "a", "weights": [float("inf")]}, "weights/0: inf")])
+    ({"name": "a", "weights": [], "more": {"b": 1}}, "more/b: 1 is not"), ({"name": "\ud800", "weights": []}, "name: .*does not match"), ({"name": "a", "weights": [], "more": {"\ud800": 1}}, r"more/\\ud800: 1 is not"), ({"name": "a", "weights": [], "else": 1}, "the whole: Additional properties"), ({"name": "a", "weights": [float("inf")]}, "weights/0: inf")])
 def test_the_first_fault_is_named_by_its_path(value, said):
     with pytest.raises(ValueError, match=said): check(value, FORM)
 
