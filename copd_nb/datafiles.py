@@ -13,6 +13,7 @@ import io
 import json
 import re
 import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,7 +135,7 @@ def _options(value) -> list[tuple[str, str]]:
     "Letters and texts of the options of a question."
     if isinstance(value, str):
         try: value = ast.literal_eval(value)
-        except (SyntaxError, ValueError): raise ValueError(f"options {value[:80]!r} are no list: a list, a dictionary or the text of a list is needed") from None
+        except (MemoryError, RecursionError, SyntaxError, ValueError): raise ValueError(f"options {value[:80]!r} are no list: a list, a dictionary or the text of a list is needed") from None
     if value is None: return []
     if isinstance(value, dict): return [(k, str(v)) for k, v in value.items() if not _empty(v)]
     return [(letter, re.sub(rf"^\(?{letter}[.:)]\s*", "", str(v))) for letter, v in zip(LETTERS, value)]
@@ -209,6 +210,11 @@ def _parts(row: dict, folder: Path, columns: Columns, longest: int) -> Iterator[
     yield "images", columns.images, lambda: _pictures(_image, row, columns.images, folder, columns)
     yield "videos", columns.videos, lambda: _pictures(_video, row, columns.videos, folder, columns, columns.suffix)
 
+def _mark(row, columns: Columns) -> str | None:
+    "The id of a row as text."
+    mark = _found(row, columns.id) if isinstance(row, dict) else None
+    return None if mark is None or isinstance(mark, (list, dict)) else str(mark)
+
 def _read(row, folder: Path, columns: Columns, longest: int = LONGEST) -> tuple[Example | None, list[tuple[str, str]]]:
     "One row as an example, or None with all its problems as (column, text)."
     if isinstance(row, Exception): return None, [("", str(row))]
@@ -216,23 +222,33 @@ def _read(row, folder: Path, columns: Columns, longest: int = LONGEST) -> tuple[
     parts, wrong = {}, []
     for part, column, read in _parts(row, folder, columns, longest):
         try: parts[part] = read()
-        except (KeyError, OSError, TypeError, ValueError) as error: wrong.append((str(column), str(error)))
+        except (KeyError, OSError, RecursionError, TypeError, ValueError) as error: wrong.append((str(column), str(error)))
+    if isinstance(_found(row, columns.id), (list, dict)): wrong.append((columns.id, f"column {columns.id!r} holds a list or an object: text or a number is needed"))
     return (None, wrong) if wrong else (Example(**parts), [])
 
 # %% ../nbs/08_datafiles.ipynb #496de5de
+def _json(data: bytes):
+    "A JSON value in UTF-8 whose texts can be written again; ValueError for anything else."
+    text = data.decode("utf-8-sig")
+    try: value = json.loads(text)
+    except RecursionError: raise ValueError("it is nested too deeply") from None
+    if re.search(r"\\u[dD]", text): json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs can't
+    return value
+
 def _json_rows(path: Path) -> Iterator[tuple[int, dict | Exception]]:
     "Line numbers and values of a JSONL file, or of a list in one; a line that is no JSON gives its error."
     with open(path, "rb") as lines:
-        if path.suffix == ".json" and lines.read(64).lstrip()[:1] == b"[":
+        if path.suffix == ".json" and lines.read(64).removeprefix(BOM_UTF8).lstrip()[:1] == b"[":
             lines.seek(0)
-            try: yield from enumerate(json.load(lines), 1)
+            try: rows = _json(lines.read())
             except ValueError as error: raise ValueError(f"{path.name} is no JSON: {error}") from error
+            yield from enumerate(rows, 1)
             return
         lines.seek(0)
         for number, line in enumerate(lines, 1):
             if not line.strip(): continue
-            try: row = json.loads(line)
-            except (ValueError, RecursionError) as error: row = ValueError(f"is no JSON: {error}")
+            try: row = _json(line)
+            except ValueError as error: row = ValueError(f"is no JSON: {error}")
             yield number, row
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
@@ -286,12 +302,12 @@ def _examples(path: Path, columns: Columns, split: str | None, longest: int, lim
         if limit is not None and len(seen) >= limit: break
         example, wrong = _read(row, _place(path), columns, longest)
         if wrong: raise ValueError(f"row {number} of {path.name}: {wrong[0][1]}")
-        mark = _found(row, columns.id)
-        first = seen.get(example.id) or ids.get(str(mark))
+        mark = _mark(row, columns)
+        first = seen.get(example.id) or ids.get(mark)
         if first and repeats == "refuse": raise ValueError(f"row {number} of {path.name} repeats row {first}: prompts and ids must differ")
         if first: continue
         seen[example.id] = number
-        if mark is not None: ids[str(mark)] = number
+        if mark is not None: ids[mark] = number
         yield number, example
     if not seen: raise ValueError(f"{path.name} holds no prompts")
 
@@ -362,6 +378,8 @@ def capability_from(
     if test is None: train, held = _split_by_hash(train)
     else: held = list(_examples(other, other_columns, test_split, longest, limit, repeats))
     train, held = _apart(train, held, path, other, repeats), held[:held_out]
+    for rows, file, kind in ((train, path, "training"), (held, other, "held-out")):
+        if not rows: raise ValueError(f"{file.name} leaves capability {name!r} no {kind} prompts: at least one is needed")
     for rows, file in ((train, path), (held, other)): _check_answers(rows, file, reward)
     return Capability(name, *([replace(e, capability=name) for _, e in rows] for rows in (train, held)), scorer)
 
@@ -427,8 +445,8 @@ def _file_problems(path: Path, columns: Columns, split: str | None, reward, long
             first, answer = seen.setdefault(prompt_key(example), (number, example.answer))
             if first != number: wrong.append((columns.prompt, f"repeats row {first}" + " with another answer" * (answer != example.answer)))
             if reward is not None and (text := answer_problem(reward, example)): wrong.append((columns.answer, text))
-        mark = _found(row, columns.id) if isinstance(row, dict) else None
-        if mark is not None and (first := ids.setdefault(str(mark), number)) != number: wrong.append((columns.id, f"{mark!r} is the id of row {first}, too"))
+        mark = _mark(row, columns)
+        if mark is not None and (first := ids.setdefault(mark, number)) != number: wrong.append((columns.id, f"{mark!r} is the id of row {first}, too"))
         found += [(path.name, number, column, text) for column, text in wrong]
     missing = _missing(columns, present, reward) if present else []
     found = [f for f in found if f[2] not in {c for c, _ in missing}]

@@ -517,9 +517,9 @@ class RunMonitor(Explorer):
 def config_table(
     store: str | Path,  # a folder of run folders
 ) -> pd.DataFrame:  # columns run, schedule, status, seed, steps, and every setting
-    "The runs of a store with their settings."
+    "The runs of a store with their settings, without damaged ones."
     rows = []
-    for row in list_runs(store).itertuples():
+    for row in list_runs(store).query("status != 'damaged'").itertuples():
         manifest = Run(row.path).manifest
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()}
         steps = sum(p["steps"] * len(p["updates"]) for p in manifest["schedule"]["phases"])

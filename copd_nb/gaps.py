@@ -457,7 +457,7 @@ def run_label(schedule: Schedule) -> str:
 
 def _chosen(store: str | Path | Iterable[str | Path]) -> list[Run]:
     "The finished runs of a store, or those that are named."
-    paths = list_runs(store).path if isinstance(store, (str, Path)) else store
+    paths = list_runs(store).query("status == 'finished'").path if isinstance(store, (str, Path)) else store
     return [r for r in map(Run, paths) if r.finished]
 
 def store_scores(

@@ -15,22 +15,21 @@ import numpy as np
 import pandas as pd
 from jsonschema import Draft202012Validator
 
+from .forms import check, listed, mapped, parse, read_bytes
 from .runs import environment, without_places, write_text
 
 # %% ../nbs/34_records.ipynb #ae60d2cd
 SCHEMA = "copd_nb.results/1"
 VERDICTS = ("holds", "does not hold", "not detected", "not testable here")
 
-def _list_of(items: dict) -> dict: return dict(type="array", items=items)
-def _map_to(values: dict) -> dict: return dict(type="object", additionalProperties=values)
-
 _TEXT, _NUMBER, _OBJECT = dict(type="string", minLength=1), dict(type=["number", "null"]), dict(type="object")
 _CELL = dict(type=["string", "number", "boolean", "null"])
 _FINDING = dict(value=_NUMBER, low=_NUMBER, high=_NUMBER, unit=_TEXT, seeds=dict(type="integer", minimum=0), verdict=dict(enum=list(VERDICTS)), sentence=_TEXT)
-_RECORD = dict(schema=dict(const=SCHEMA), report=_TEXT, parameters=_OBJECT, environment=_OBJECT, headline=_TEXT, tables=_map_to(_list_of(_map_to(_CELL))),
-               shown=_list_of(_TEXT), limits=_list_of(_TEXT), claims=_map_to({"$ref": "#/$defs/finding"}))
+_RECORD = dict(schema=dict(const=SCHEMA), report=_TEXT, parameters=_OBJECT, environment=_OBJECT, headline=_TEXT, tables=mapped(listed(mapped(_CELL))),
+               shown=listed(_TEXT), limits=listed(_TEXT), claims=mapped({"$ref": "#/$defs/finding"}))
 RESULTS_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "required": list(_RECORD), "properties": _RECORD,
                   "$defs": dict(finding=dict(type="object", required=list(_FINDING), properties=_FINDING))}
+_FORM = Draft202012Validator(RESULTS_SCHEMA)
 
 # %% ../nbs/34_records.ipynb #2526c465
 def _key(key) -> str: return "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
@@ -60,18 +59,16 @@ def check_results(
     record: dict,  # what `results.json` holds
 ):
     "ValueError with the path of the first fault, in the order of the schema."
-    fault = next(Draft202012Validator(RESULTS_SCHEMA).iter_errors(record), None)
-    if fault is None: return
-    place = "/".join(map(str, fault.absolute_path)) or "the record"
-    raise ValueError(f"not a results record: {place}: {fault.message}")
+    try: check(record, _FORM, "the record")
+    except ValueError as error: raise ValueError(f"not a results record: {error}") from None
 
 def read_results(
     path: str | Path,  # a results.json
 ) -> dict:
     "A record, checked; ValueError names the file and the fault."
-    def refuse(word): raise ValueError(f"it holds {word}, which is not JSON")
+    data = read_bytes(path)
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
+        record = parse(data, strict=True)
         check_results(record)
     except ValueError as error: raise ValueError(f"{path}: {error}") from error
     return record

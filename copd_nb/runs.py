@@ -28,11 +28,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from jsonschema import Draft202012Validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import copd_nb
+from .forms import TEXT, mapped, parse, read_bytes, read_json, record
 from .policies import Policy
 from .schedule import Merge, Schedule
 
@@ -129,15 +131,11 @@ def save_checkpoint(
         for stem, named in tensors.items(): save_file({k: v.detach().clone().contiguous() for k, v in named.items()}, folder / f"{stem}.safetensors")
         write_json(folder / "state.json", dict(state, files={f"{s}.safetensors": _digest(folder / f"{s}.safetensors") for s in tensors}))
 
-# %% ../nbs/24_runs.ipynb #b07e018c
-def _files(state, path: Path) -> dict[str, str]:
-    "Names and checksums of a checkpoint's files; ValueError for a state that has none, and for names that lead out of the folder."
-    files = state.get("files") if isinstance(state, dict) else None
-    if not isinstance(files, dict): raise ValueError(f"checkpoint {path} has a state.json without files: remove it to use an older one")
-    if odd := [name for name in files if Path(name).name != name or not name.endswith(".safetensors")]:
-        raise ValueError(f"checkpoint {path} names files {odd}: only safetensors in its own folder are read")
-    return files
+# %% ../nbs/24_runs.ipynb #3c12b41b
+_FILES = mapped(TEXT) | dict(propertyNames=dict(pattern=r"^[A-Za-z0-9_.:~-]{1,230}\.safetensors$"))  # in this folder only
+_STATE = Draft202012Validator(record(dict(files=_FILES), closed=False))
 
+# %% ../nbs/24_runs.ipynb #b07e018c
 def _tensors(path: Path) -> dict[str, Tensor]:
     "Tensors of a safetensors file; ValueError for any other file."
     try: return load_file(path)
@@ -147,12 +145,20 @@ def load_checkpoint(
     path: Path,  # a folder written by `save_checkpoint`
 ) -> tuple[dict[str, dict[str, Tensor]], dict]:  # tensors, state
     "Read a checkpoint; ValueError names a missing or damaged file."
-    try: state = json.loads((path / "state.json").read_text())
+    try: state = read_json(path / "state.json", _STATE)
     except (OSError, ValueError) as error: raise ValueError(f"checkpoint {path} has no readable state.json ({error}): remove it to use an older one") from error
-    for name, digest in _files(state, path).items():
+    for name, digest in state["files"].items():
         if not (path / name).exists() or _digest(path / name) != digest:
             raise ValueError(f"checkpoint file {path / name} is missing or damaged (SHA-256 differs): remove {path} to use an older one or to start anew")
     return {Path(name).stem: _tensors(path / name) for name in state.pop("files")}, state
+
+# %% ../nbs/24_runs.ipynb #b436508f
+def _row(path: Path, number: int, line: bytes) -> dict:
+    "One line of a log; ValueError names file and line."
+    try: row = parse(line)
+    except ValueError as error: raise ValueError(f"{path} holds a line that is not JSON, line {number}: {error}") from error
+    if not isinstance(row, dict): raise ValueError(f"{path} holds a line that is no object, line {number}: {repr(row)[:80]}")
+    return parse(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")) if b"\\ud" in line.lower() else row
 
 # %% ../nbs/24_runs.ipynb #4cb135d9
 def _clean(value): return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -183,10 +189,9 @@ class EventLog:
         if self.size > size: os.truncate(self.path, size)
 
     def rows(self) -> list[dict]:
-        "All whole rows; a torn last line is left out, any other damage is an error."
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
-        try: return [json.loads(line) for line in lines]
-        except ValueError as error: raise ValueError(f"{self.path} holds a line that is not JSON: {error}") from error
+        "All whole rows; a torn last line is left out, any other damage is an error that names the line."
+        lines = read_bytes(self.path).split(b"\n")[:-1] if self.path.exists() else []
+        return [_row(self.path, number, line) for number, line in enumerate(lines, 1)]
 
 # %% ../nbs/24_runs.ipynb #1c0186a5
 def request_stop(
@@ -270,6 +275,12 @@ def without_places(
         return [short(x) for x in v] if isinstance(v, list) else v
     return short(value)
 
+# %% ../nbs/24_runs.ipynb #d5c4e597
+_PLAN = record(dict(name=TEXT), closed=False)
+_MANIFEST = Draft202012Validator(record(
+    dict(schedule=_PLAN, config=record(dict(seed=dict(type="integer")), closed=False), content_hash=TEXT, status=TEXT),
+    dict(realised=_PLAN, peak_memory=dict(type="number")), closed=False))
+
 # %% ../nbs/24_runs.ipynb #66833284
 class Run:
     "A run folder, finished or not."
@@ -278,11 +289,13 @@ class Run:
         if not (self.path / "manifest.json").exists(): raise FileNotFoundError(f"{self.path} holds no run: manifest.json is missing")
 
     @property
-    def manifest(self) -> dict: return json.loads((self.path / "manifest.json").read_text())
+    def manifest(self) -> dict:
+        "What was asked for and how it stands; ValueError for a damaged file."
+        return read_json(self.path / "manifest.json", _MANIFEST)
 
     @property
     def status(self) -> str:
-        "running, stopped (it was asked to), finished, or interrupted: begun, and no process holds it."
+        "running, stopped (it was asked to), failed (by an error), finished, or interrupted: begun, and no process holds it."
         status = self.manifest["status"]
         return "interrupted" if status == "running" and not is_written(self.path) else status
 
@@ -292,13 +305,17 @@ class Run:
     @property
     def planned(self) -> Schedule:
         "The schedule that was asked for; the content hash is its."
-        return Schedule.from_dict(self.manifest["schedule"])
+        return self._schedule("schedule")
 
     @property
     def schedule(self) -> Schedule:
         "The schedule as it runs: the plan, or what its control has made of it so far."
+        return self._schedule("realised")
+
+    def _schedule(self, key: str) -> Schedule:
         m = self.manifest
-        return Schedule.from_dict(m.get("realised", m["schedule"]))
+        try: return Schedule.from_dict(m.get(key, m["schedule"])).validate()
+        except ValueError as error: raise ValueError(f"{self.path / 'manifest.json'}: {error}") from error
 
     @property
     def events(self) -> pd.DataFrame:
@@ -349,9 +366,10 @@ def latest_checkpoint(run: Run) -> Path | None:
 def list_runs(
     store: str | Path,  # a folder of run folders
 ) -> pd.DataFrame:  # path, schedule name, status, seed, content hash
-    "What a run store holds."
+    "What a run store holds; a run whose manifest can't be read is there with the status damaged."
     rows = []
     for path in sorted(Path(store).glob("*/manifest.json")):
-        m = json.loads(path.read_text())
+        try: m = Run(path.parent).manifest | dict(status=Run(path.parent).status)
+        except ValueError: m = dict(schedule=dict(name=None), status="damaged", config=dict(seed=None), content_hash=None)
         rows.append(dict(path=str(path.parent), schedule=m["schedule"]["name"], status=m["status"], seed=m["config"]["seed"], content_hash=m["content_hash"]))
-    return pd.DataFrame(rows, columns=["path", "schedule", "status", "seed", "content_hash"])
+    return pd.DataFrame(rows, columns=["path", "schedule", "status", "seed", "content_hash"], dtype=object).infer_objects()

@@ -16,8 +16,10 @@ from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastcore.basics import patch
+from jsonschema import Draft202012Validator
 
 from .costs import Cost, Workload
+from .forms import REAL, TEXT, check, listed, mapped, record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -374,10 +376,7 @@ def _signal_dict(signal: Signal) -> dict:
 
 def _signal(data: dict) -> Signal:
     "The inverse of `_signal_dict`."
-    values = dict(data)
-    kind = values.pop("kind")
-    _require(kind in _KINDS, f"unknown signal kind {kind!r}; allowed: {list(_KINDS)}")
-    return _KINDS[kind](**values)
+    return _KINDS[data["kind"]](**{key: value for key, value in data.items() if key != "kind"})
 
 
 def _phase_dict(phase: Phase) -> dict:
@@ -389,6 +388,19 @@ def _phase_dict(phase: Phase) -> dict:
 def _phase(data: dict) -> Phase:
     "The inverse of `_phase_dict`."
     return Phase(**data | {"updates": [Update(u["branch"], [_signal(s) for s in u["signals"]]) for u in data["updates"]]})
+
+# %% ../nbs/21_schedule.ipynb #ca934a14
+_KIND = {"kind": {"enum": list(_KINDS)}}
+_PLAIN = record(_KIND | {"capability": TEXT})
+_TAUGHT = record(_KIND | {"capability": TEXT, "teacher": TEXT}, {"beta": REAL, "estimator": TEXT})
+_SIGNAL = {"type": "object", "properties": _KIND, "if": {"properties": {"kind": {"const": "opd"}}}, "then": _TAUGHT, "else": _PLAIN}
+_UPDATE = record({"branch": TEXT, "signals": listed(_SIGNAL)})
+_PHASE = record({"name": TEXT, "steps": {"type": "integer"}, "updates": listed(_UPDATE)}, {"cycle": {"type": ["integer", "null"]}, "lr": REAL})
+_MERGE = record({"branches": listed(TEXT)}, {"method": TEXT, "weights": listed(REAL) | {"type": ["array", "null"]}, "density": REAL})
+_CONTROL = record({"rule": TEXT}, {"settings": mapped(REAL | {"type": ["number", "string", "null"]})})
+_PAIR = listed(TEXT) | {"minItems": 2, "maxItems": 2}
+_FORM = Draft202012Validator(record(
+    {"schema": TEXT, "name": TEXT, "branches": listed(_PAIR), "phases": listed(_PHASE), "result": _MERGE | {"type": ["object", "string"]}}, {"control": _CONTROL}))
 
 # %% ../nbs/21_schedule.ipynb #219640c3
 @patch
@@ -407,14 +419,13 @@ def from_dict(
     cls: Schedule,
     data: dict,  # made by `to_dict`
 ) -> Schedule:
-    "The inverse of `to_dict`; ValueError if the schema is another or the data have another form."
-    try:
-        _require(data.get("schema") == SCHEMA, f"schema is {data.get('schema')!r}, not {SCHEMA!r}")
-        result = Merge(**data["result"]) if isinstance(data["result"], dict) else data["result"]
-        control = Control(**data["control"]) if "control" in data else None
-        return cls(data["name"], data["branches"], [_phase(phase) for phase in data["phases"]], result, control)
-    except (AttributeError, KeyError, OverflowError, TypeError) as error:
-        raise ValueError(f"this is no schedule as `to_dict` makes it ({type(error).__name__}: {error})") from error
+    "The inverse of `to_dict`; ValueError if the schema is another or the form is not right. Whether it can run is said by `validate`."
+    schema = data.get("schema") if isinstance(data, dict) else data
+    _require(schema == SCHEMA, f"schema is {repr(schema)[:80]}, not {SCHEMA!r}")
+    check(data, _FORM)
+    result = Merge(**data["result"]) if isinstance(data["result"], dict) else data["result"]
+    control = Control(**data["control"]) if "control" in data else None
+    return cls(data["name"], data["branches"], [_phase(phase) for phase in data["phases"]], result, control)
 
 
 @patch

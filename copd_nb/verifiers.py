@@ -274,7 +274,7 @@ def _check_math(answer: str) -> str | None:
 def _check_json(read: Callable, answer: str) -> str | None:
     "What a reader of JSON answers objects to."
     try: read(answer)
-    except ValueError as error: return f"can't be used: {error}"
+    except (ValueError, RecursionError) as error: return f"can't be used: {error}"
 
 def _check_number(answer: str) -> str | None:
     try: finite = math.isfinite(float(answer.replace(",", "")))

@@ -155,6 +155,36 @@ def test_damage_in_any_row_is_named_with_its_number(prompts, kind, data):
         assert at + 1 + len(gaps) in set(problems(path).row)
 
 
+@pytest.mark.parametrize("line", [b"[" * 5000, b'{"prompt": "\\ud800"}', b'{"\\udfff": 1, "prompt": "a"}', b'{"prompt": "\xed\xa0\x80"}', b'{"prompt": ' + b"9" * 5000 + b"}", b"\xff"])
+def test_a_line_that_is_no_json_in_utf8_is_listed(tmp_path, line):
+    (path := tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "a"}\n' + line + b"\n")
+    assert problems(path)[["file", "row"]].values.tolist() == [["rows.jsonl", 2]]
+    with pytest.raises(ValueError, match="row 2 of rows.jsonl: is no JSON"): read_examples(path)
+    (path := tmp_path / "rows.json").write_bytes(b"[" + line + b"]")
+    with pytest.raises(ValueError, match="rows.json is no JSON"): problems(path)
+
+
+@pytest.mark.parametrize("row, column", [(dict(options="-" * 5000 + "1"), "options"), (dict(options="[" * 3000), "options"), (dict(id=["a"]), "id"), (dict(id={"a": 1}), "id"), (dict(answer="[" * 5000), "answer")])
+def test_a_value_that_is_nested_without_end_is_listed(tmp_path, row, column):
+    path = write(tmp_path, dict(prompt="a", answer="x") | row)
+    columns = Columns(options="options") if column == "options" else Columns()
+    found = problems(path, columns, "instructions" if column == "answer" else None)
+    assert found.row.unique().tolist() == [1] and set(found.column) == ({"prompt", "answer"} if column == "options" else {column})
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    for name, text in (("rows.jsonl", '{"prompt": "é"}'), ("rows.json", '[{"prompt": "é"}]')):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert read_examples(tmp_path / name)[0].prompt == "é"
+
+
+def test_a_file_that_leaves_a_split_empty_is_named(tmp_path):
+    for n, kind in ((1, "held-out"), (60, "training")):
+        with pytest.raises(ValueError, match=f"few.jsonl leaves capability 'sums' no {kind} prompts"):
+            path = save(tmp_path / "few.jsonl", [dict(prompt=p["prompt"], answer="1") for p in sums(n)])
+            capability_from(path, "sums", "exact", **dict(test=save(tmp_path / "same.jsonl", sums(n)), repeats="drop") if kind == "training" else {})
+
+
 # Columns, folders, splits
 
 def sums(n=60, start=0): return [dict(prompt=f"{a} + {a + 1} =", answer=str(2 * a + 1)) for a in range(start, start + n)]

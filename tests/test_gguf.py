@@ -104,3 +104,44 @@ def test_a_truncated_file(share, tmp_path):
     path = write(tmp_path / "tiny.gguf")
     path.write_bytes(path.read_bytes()[:int(path.stat().st_size * share)])
     with pytest.raises(ValueError, match="tiny.gguf is no GGUF file that can be read"): Policy.load(path)
+
+
+def patched(path, name, value):
+    "The same file with another number under a name (4 bytes)."
+    data, key = bytearray(path.read_bytes()), name.encode()
+    at = data.index(len(key).to_bytes(8, "little") + key) + 8 + len(key) + 4
+    data[at:at + 4] = value.to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name, value", [("block_count", 2 ** 31), ("embedding_length", 2 ** 30), ("feed_forward_length", 2 ** 31), ("attention.head_count", 2 ** 20), ("attention.head_count_kv", 2 ** 31), ("vocab_size", 2 ** 31)])
+def test_sizes_that_the_tensors_dont_bear_out_are_refused_before_anything_is_built(name, value, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    with pytest.raises(ValueError, match=f"tiny.gguf is no GGUF file that can be read: ValueError: llama.{name} is {value}: .* a number from 0 to"): Policy.load(patched(write(tmp_path / "tiny.gguf"), f"llama.{name}", value))
+
+
+@pytest.mark.parametrize("name, value", [("block_count", 3), ("embedding_length", 32), ("feed_forward_length", 64), ("attention.head_count", 0)])
+def test_sizes_that_make_another_model_are_refused(name, value, tmp_path):
+    with pytest.raises(ValueError, match="tiny.gguf (holds no model that can be built|lacks 9 tensors)"): Policy.load(patched(write(tmp_path / "tiny.gguf"), f"llama.{name}", value))
+
+
+def test_a_file_without_one_tensor_is_no_model_with_random_weights(tmp_path, monkeypatch):
+    every = tensors
+    monkeypatch.setattr("test_gguf.tensors", lambda llama: [t for t in every(llama) if t[0] != "blk.1.ffn_up.weight"])
+    with pytest.raises(ValueError, match="tiny.gguf lacks 1 tensors of its model, the first is model.layers.1.mlp.up_proj.weight"): Policy.load(write(tmp_path / "tiny.gguf"))
+
+
+@pytest.mark.parametrize("length", [2 ** 40, 2 ** 63])
+@pytest.mark.parametrize("kind", [0, 4, 8, 9])
+def test_a_list_that_claims_more_entries_than_the_file_has_is_refused_at_once(length, kind, tmp_path):
+    "Bytes, numbers, texts, lists."
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(b"GGUF" + b"".join(n.to_bytes(size, "little") for n, size in ((3, 4), (0, 8), (1, 8), (1, 8))) + b"a" + b"".join(n.to_bytes(size, "little") for n, size in ((9, 4), (kind, 4), (length, 8))) + b"\0" * 40)
+    with pytest.raises(ValueError, match="tiny.gguf is no GGUF file that can be read"): Policy.load(path)
+
+
+def test_a_head_with_more_values_than_any_model_has_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "tiny.gguf")
+    monkeypatch.setattr("copd_nb.policies.GGUF_READS", 100)
+    with pytest.raises(ValueError, match="more than 100 values"): Policy.load(path)

@@ -1,4 +1,5 @@
 "Run folders: whole or absent files, checkpoints, a log that survives a torn line, locks, identities."
+import hashlib
 import json
 import math
 import shutil
@@ -292,7 +293,7 @@ def test_list_runs(tmp_path):
     (tmp_path / "else").mkdir()
     write_json(tmp_path / "run-1" / "manifest.json", dict(Run(tmp_path / "run-1").manifest, status="finished"))
     found = list_runs(tmp_path)
-    assert list(found.columns) == columns and found.seed.tolist() == [0, 1] and found.status.tolist() == ["running", "finished"]
+    assert list(found.columns) == columns and found.seed.tolist() == [0, 1] and found.status.tolist() == ["interrupted", "finished"]
     assert found.path.tolist() == [str(tmp_path / f"run-{s}") for s in (0, 1)]
     assert found.content_hash.tolist() == [manifest(s)["content_hash"] for s in (0, 1)]
     assert set(found.schedule) == {"expert-text"}
@@ -324,3 +325,69 @@ def test_a_held_lock_is_seen_and_not_disturbed(tmp_path):
             with locked(tmp_path / "run"): pass
     assert not is_written(tmp_path / "run")
     with locked(tmp_path / "run"): pass
+
+
+DAMAGE = ["", "{", "[]", "null", "\x00", '{"a":' * 5000, b"\xff\xfe", "{}", {"status": 1}, {"config": []}, {"config": {"seed": "0"}}, {"config": {"seed": 0.5}}, {"schedule": "copd"}, {"schedule": {"name": 3}}, {"content_hash": None},
+          {"realised": 1}, {"peak_memory": "2"}]
+
+
+def damage(folder, how):
+    "Write a damaged manifest: text, bytes, or a whole one with other values."
+    whole = dict(manifest(), status="running")
+    (folder / "manifest.json").write_bytes(how if isinstance(how, bytes) else (json.dumps(whole | how) if isinstance(how, dict) else how).encode())
+
+
+@pytest.mark.parametrize("how", DAMAGE, ids=lambda how: str(how)[:30])
+def test_a_damaged_manifest_is_an_error_that_names_it_and_the_other_runs_are_listed(tmp_path, how):
+    for name in ("a", "b"): create_run(tmp_path / name, manifest())
+    damage(tmp_path / "a", how)
+    for ask in (lambda r: r.manifest, lambda r: r.finished, lambda r: r.schedule, lambda r: r.result, repr, lambda r: create_run(r.path, manifest())):
+        with pytest.raises(ValueError, match=str(tmp_path / "a" / "manifest.json")): ask(Run(tmp_path / "a"))
+    found = list_runs(tmp_path)
+    assert found.status.tolist() == ["damaged", "running"] and found.schedule.isna().tolist() == [True, False] and found.seed.iloc[1] == 0
+    assert str(tmp_path / "a") in found.to_string(index=False, max_colwidth=None)
+
+
+def test_a_schedule_that_cant_run_is_an_error_that_names_the_manifest(tmp_path):
+    run = create_run(tmp_path / "r", manifest())
+    for key, change in (("schedule", {"branches": []}), ("schedule", {"schema": "copd_nb.schedule/2"}), ("realised", {"phases": [{"name": "a"}]}), ("realised", {"result": "image"})):
+        write_json(run.path / "manifest.json", dict(manifest(), status="running") | {key: SCHEDULE.to_dict() | change})
+        with pytest.raises(ValueError, match=f"{run.path / 'manifest.json'}: "): run.schedule
+
+
+def test_a_configuration_may_hold_infinity(tmp_path):
+    given = manifest()
+    given["config"]["max_grad_norm"] = math.inf
+    assert create_run(tmp_path / "r", given).manifest["config"]["max_grad_norm"] == math.inf
+
+
+@pytest.mark.parametrize("line, said", [(b"1", "is no object, line 2: 1"), (b"[" * 5000, "not JSON, line 2: .*nested"), (b'"\xff"', "not JSON, line 2: 'utf-8'"), (b"9" * 5000, "not JSON, line 2: Exceeds"), (b"", "not JSON, line 2")])
+def test_a_damaged_row_is_named_by_its_line(tmp_path, line, said):
+    (tmp_path / "events.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    with pytest.raises(ValueError, match=f"events.jsonl holds a line that .*{said}"): EventLog(tmp_path / "events.jsonl").rows()
+
+
+def test_half_of_a_surrogate_pair_is_read_as_a_question_mark(tmp_path):
+    run = create_run(tmp_path / "r", manifest())
+    EventLog(run.path / "events.jsonl").append([dict(text="a\ud800b 😀", n=0.1)])
+    assert EventLog(run.path / "events.jsonl").rows() == [dict(text="a?b 😀", n=0.1)] and run.events.text.tolist() == ["a?b 😀"]
+
+
+def test_a_last_line_that_is_torn_in_a_letter_is_left_out(tmp_path):
+    (tmp_path / "events.jsonl").write_bytes('{"a": "x"}\n{"a": "é'.encode()[:-1])
+    assert EventLog(tmp_path / "events.jsonl").rows() == [{"a": "x"}]
+
+
+@pytest.mark.parametrize("name", ["../text.safetensors", "/etc/passwd", "a/b.safetensors", "text.pt", "", "x" * 300 + ".safetensors", "\x00.safetensors"])
+def test_a_checkpoint_reads_no_file_outside_of_its_folder(tmp_path, name):
+    save_checkpoint(tmp_path / "c", TENSORS, {})
+    (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files={name: "0"})))
+    with pytest.raises(ValueError, match="no readable state.json"): load_checkpoint(tmp_path / "c")
+
+
+def test_a_file_of_tensors_that_was_damaged_before_it_was_signed(tmp_path):
+    save_checkpoint(tmp_path / "c", TENSORS, {})
+    data = b"\xff" * 40
+    (tmp_path / "c" / "text.safetensors").write_bytes(data)
+    (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files={"text.safetensors": hashlib.sha256(data).hexdigest()})))
+    with pytest.raises(ValueError, match=f"checkpoint {tmp_path / 'c'} holds a file that is no safetensors"): load_checkpoint(tmp_path / "c")

@@ -193,7 +193,7 @@ def test_foreign_json_is_refused():
         Schedule.from_dict(small().to_dict() | {"schema": "other/1"})
     data = small().to_dict()
     data["phases"][0]["updates"][0]["signals"][0]["kind"] = "dpo"
-    with pytest.raises(ValueError, match=r"unknown signal kind 'dpo'; allowed: \['rl', 'opd', 'sft'\]"):
+    with pytest.raises(ValueError, match=r"phases/0/updates/0/signals/0/kind: 'dpo' is not one of \['rl', 'opd', 'sft'\]"):
         Schedule.from_dict(data)
 
 
@@ -261,6 +261,28 @@ def test_a_schedule_changed_at_any_place_is_valid_or_refused_with_a_value_error(
 @given(valid_schedules(), st.data())
 @settings(max_examples=5000)
 def test_thousands_of_changed_schedules_are_valid_or_refused(schedule, data): change_and_check(schedule, data)
+
+
+PLACES = [(("name",), 3), (("branches",), {"a": "base"}), (("branches", 0), ["a"]), (("branches", 0, 1), None), (("phases",), None), (("phases", 0), []), (("phases", 0, "steps"), "3"), (("phases", 0, "steps"), True),
+          (("phases", 0, "lr"), 10 ** 400), (("phases", 0, "lr"), "1"), (("phases", 0, "lr"), float("inf")), (("phases", 0, "cycle"), "1"), (("phases", 0, "else"), 1), (("phases", 0, "updates", 0, "signals"), "rl"),
+          (("phases", 0, "updates", 0, "signals", 0), {"kind": "rl"}), (("phases", 0, "updates", 0, "signals", 0), {"kind": "rl", "capability": "a", "teacher": "b"}), (("phases", 0, "updates", 0, "signals", 0), {"kind": ["rl"]}),
+          (("phases", 0, "updates", 0, "signals", 0), {"kind": "opd", "capability": "a"}), (("phases", 0, "updates", 0, "signals", 0), {"kind": "opd", "capability": "a", "teacher": "b", "beta": "0.1"}),
+          (("result",), ["a", "b"]), (("result",), {"branches": ["a", "b"], "weights": ["1", "2"]}), (("result",), {"method": "ties"}), (("control",), None), (("control",), {"rule": "token_share", "settings": [["floor", 1]]}),
+          (("control",), {"rule": "token_share", "settings": {"floor": [1]}}), (("future",), 1)]
+
+
+@pytest.mark.parametrize("place, value", PLACES, ids=str)
+def test_a_value_of_the_wrong_type_is_named_by_its_place(place, value):
+    data = small().to_dict()
+    inner = data
+    for key in place[:-1]: inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(ValueError, match="/".join(map(str, place)).replace("/else", "").replace("future", "the whole")): Schedule.from_dict(data)
+
+
+@pytest.mark.parametrize("data", [None, [], "copd", 3, {}, {"schema": "copd_nb.schedule/2"}, {"schema": ["copd_nb.schedule/1"]}, {"schema": "x" * 10 ** 6}], ids=lambda d: str(d)[:30])
+def test_another_schema_is_refused_in_few_words(data):
+    with pytest.raises(ValueError, match="^schema is .{,82}, not 'copd_nb.schedule/1'$"): Schedule.from_dict(data)
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
