@@ -16,7 +16,7 @@ from copd_nb.engine import Config, config_from, train
 from copd_nb.explore import MonitorState
 from copd_nb.minis import image, text, tiny_policy
 from copd_nb.monitors import MONITORS, Thresholds, Watch, repetition, said, sameness, thresholds_from
-from copd_nb.results import monitor_sentences, warned
+from copd_nb.results import incidents, monitor_sentences, warned
 from copd_nb.runs import EventLog, Run
 from copd_nb.tracking import scalars
 
@@ -246,7 +246,7 @@ def test_monitors_change_nothing_about_a_training(whole, suite, start, tmp_path)
 
 def run_with(tmp_path, *warnings, warn=()):
     "A run folder whose log holds these warnings."
-    (tmp_path / "manifest.json").write_text(json.dumps(dict(config=dict(warn=warn), status="stopped", schedule=SCHEDULE.to_dict())))
+    (tmp_path / "manifest.json").write_text(json.dumps(dict(config=dict(warn=warn, seed=0), status="stopped", content_hash="none", schedule=SCHEDULE.to_dict())))
     log = EventLog(tmp_path / "events.jsonl")
     log.append([r | dict(global_step=1, phase="p", seconds=1.0) for r in rows(1, reward=0.1, length=3.0)])
     log.append([dict(kind="warning", global_step=9 + i, branch="a", stream="rl", capability="c", value=1.0, bound=0.5, **w) for i, w in enumerate(warnings)])
@@ -258,6 +258,9 @@ def test_reports_tell_how_often_which_monitor_warned(tmp_path):
     silent, loud = run_with(tmp_path / "a"), run_with(tmp_path / "b", dict(monitor="length", message="Long."), dict(monitor="length", message="Longer."), dict(monitor="hacking", message="One answer."))
     assert warned([silent]) == [] and warned([]) == []
     assert warned([silent, loud, loud]) == ["Monitors warned in 1 of 2 runs (warnings: length 2, hacking 1); the logs say where."]
+    EventLog(loud.path / "events.jsonl").append([dict(kind="skipped", reason="NaN"), dict(kind="memory", part="update"), dict(kind="memory", part="update")])
+    assert incidents([silent]) == [] and incidents([silent, loud, loud]) == ["In 2 runs, updates left out because loss or gradient was not finite: 1; times that memory ran out and less was computed at once: 2."]
+    assert warned([loud])[1:] == incidents([loud])
     told = monitor_sentences(loud)
     assert len(told) == len(MONITORS) and told[0] == "Monitor length, branch a, c, step 9: Long. 2 warnings in all." and told[1] == "Monitor entropy: no warning."
     assert monitor_sentences(run_with(tmp_path / "c", warn=None)) == ["No monitor watched this run."]
