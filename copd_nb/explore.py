@@ -457,7 +457,7 @@ class MonitorState:
         (done, total), status = self.progress, self.status
         problem = f"<p><b>{escape(f'{type(self.error).__name__}: {self.error}')}</b></p>" if self.error else ""
         bar = f'<progress value="{done}" max="{max(1, total)}" aria-label="steps" style="width:12em"></progress>'
-        head = f"<h4>{escape(self.path.name)}: {status}</h4><p>{bar} step {done} of {total or 'unknown'}, {len(self.tail.rows):,} rows logged</p>{problem}"
+        head = f"<h4>{escape(self.path.name)}: {escape(status)}</h4><p>{bar} step {done} of {total or 'unknown'}, {len(self.tail.rows):,} rows logged</p>{problem}"
         if not self.tail.rows: return card(head, "<p>nothing is logged yet</p>")
         return card(head, self.warnings(), figure(self.draw, f"{self.metric} by step"), table(self.latest().round(4), "last update of every branch and signal"))
 

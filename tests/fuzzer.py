@@ -84,7 +84,7 @@ def read_run(path):
 def read_store(path):
     "A damaged run is shown as damaged, and the other one as it is."
     found = list_runs(path.parents[1])
-    assert len(found) == 2 and found.seed.iloc[0] == 7 and found.status.iloc[0] == "running"
+    assert len(found) == 2 and found.seed.iloc[0] == 7 and found.status.iloc[0] == "interrupted"
     assert (found.status.iloc[1] == "damaged") == pd.isna(found.content_hash.iloc[1])
 
 

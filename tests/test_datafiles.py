@@ -330,7 +330,7 @@ def test_every_problem_is_reported_with_its_row(folder):
     found = problems(write(folder, *rows), reward="numeric", longest=40)
     said = [(r.row, r.column, r.problem) for r in found.itertuples()]
     for row, column, text in [(1, "", "is no JSON"), (3, "prompt", "'prompt' is 7"), (3, "answer", r"\[1\]"), (3, "images", "no file 'none.png'"), (3, "videos", "no file 'none.npy'"),
-                              (4, "prompt", "repeats row 2 with another answer"), (4, "id", "1 is the id of row 2, too"), (5, "prompt", "repeats row 2 with another answer"),
+                              (4, "prompt", "repeats row 2 with another answer"), (4, "id", "'1' is the id of row 2, too"), (5, "prompt", "repeats row 2 with another answer"),
                               (5, "answer", "'many'"), (6, "prompt", "None"), (7, "prompt", "50 characters"), (8, "", "no object")]:
         assert [s for s in said if s[:2] == (row, column) and re.search(text, s[2])], (row, column, text, said)
     assert len(said) == 12 and set(found.file) == {"prompts.jsonl"}

@@ -44,6 +44,7 @@ CASES = dict(intervals=(plots.intervals, (SCORES,), "low", ("(%)", "paradigm")),
 
 @pytest.fixture(autouse=True)
 def closed():
+    plt.close("all")  # other tests of this process may have left some
     yield
     plt.close("all")
 

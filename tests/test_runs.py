@@ -344,7 +344,7 @@ def test_a_damaged_manifest_is_an_error_that_names_it_and_the_other_runs_are_lis
     for ask in (lambda r: r.manifest, lambda r: r.finished, lambda r: r.schedule, lambda r: r.result, repr, lambda r: create_run(r.path, manifest())):
         with pytest.raises(ValueError, match=str(tmp_path / "a" / "manifest.json")): ask(Run(tmp_path / "a"))
     found = list_runs(tmp_path)
-    assert found.status.tolist() == ["damaged", "running"] and found.schedule.isna().tolist() == [True, False] and found.seed.iloc[1] == 0
+    assert found.status.tolist() == ["damaged", "interrupted"] and found.schedule.isna().tolist() == [True, False] and found.seed.iloc[1] == 0
     assert str(tmp_path / "a") in found.to_string(index=False, max_colwidth=None)
 
 
@@ -390,4 +390,4 @@ def test_a_file_of_tensors_that_was_damaged_before_it_was_signed(tmp_path):
     data = b"\xff" * 40
     (tmp_path / "c" / "text.safetensors").write_bytes(data)
     (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files={"text.safetensors": hashlib.sha256(data).hexdigest()})))
-    with pytest.raises(ValueError, match=f"checkpoint {tmp_path / 'c'} holds a file that is no safetensors"): load_checkpoint(tmp_path / "c")
+    with pytest.raises(ValueError, match=f"{tmp_path / 'c'}/.* is no safetensors file"): load_checkpoint(tmp_path / "c")

@@ -185,7 +185,7 @@ def test_a_checkpoint_of_a_run_is_safetensors_in_its_own_folder(tmp_path):
     digest = hashlib.sha256(data).hexdigest()
     (tmp_path / "other.safetensors").write_bytes(data)
     (tmp_path / "10" / "text.pkl").write_bytes(data)
-    for files, message in (({"text.safetensors": digest}, "is no safetensors file"), ({"../other.safetensors": digest}, "in its own folder"), ({"text.pkl": digest}, "only safetensors"), (None, "without files")):
+    for files, message in (({"text.safetensors": digest}, "is no safetensors file"), ({"../other.safetensors": digest}, "has no readable state.json"), ({"text.pkl": digest}, "does not match"), (None, "files: None is not of type")):
         (tmp_path / "10" / "state.json").write_text(json.dumps(state | dict(files=files)))
         with pytest.raises(ValueError, match=message): load_checkpoint(tmp_path / "10")
     (tmp_path / "10" / "state.json").write_bytes(data)
@@ -527,7 +527,7 @@ def drawn(p): return Schedule("s", {"b": "base"}, [Phase(" ".join(p.split()), 1,
 
 def run(p, tmp_path):
     folder = tmp_path / "store" / re.sub("[/\0]", "|", p)[:60]
-    made = create_run(folder, dict(schedule=drawn(p).to_dict(), config=dict(seed=p, probe_k=10), content_hash=p))
+    made = create_run(folder, dict(schedule=drawn(p).to_dict(), config=dict(seed=0, probe_k=10), content_hash=p))
     write_json(folder / "manifest.json", made.manifest | dict(status=p))
     rows = [dict(kind="train", branch=p, stream=p, phase=p, phase_index=0, step=i, global_step=i, reward=0.5, seconds=1.0) for i in (0, 1)]
     rows += [dict(kind="probe", a=p, b="b", owner=p, capability=p, phase=p, phase_index=0, step=i, global_step=i, overlap=0.5) for i in (0, 1)]
