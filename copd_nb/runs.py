@@ -351,7 +351,7 @@ def create_run(
         found = Run(path).manifest["content_hash"]
         if found == manifest["content_hash"]: return Run(path)
         raise ValueError(f"run folder {path} holds another run (content {found}, asked for {manifest['content_hash']}): use another folder, or remove it")
-    if path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+    if path.exists() and any(p.name not in (".lock", ".manifest.json.new") for p in path.iterdir()):
         raise ValueError(f"run folder {path} is not empty and holds no run: use another folder")
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "manifest.json", dict(manifest, status="running", **environment()))

@@ -373,6 +373,20 @@ def test_encoded_prompts_are_kept_and_shared_with_clones(tiny, monkeypatch):
     assert clone.encode([e, e]).ids.shape[0] == 2
 
 
+def test_encoded_prompts_take_bounded_memory(shipped, monkeypatch):
+    policy, examples = shipped.clone(), [*TEXT, *IMAGE, *VIDEO]
+    policy._encoded = type(shipped._encoded)()
+    policy.encode(examples)
+    sizes = [policy._encoded.weight(row) for row in policy._encoded.values()]
+    assert policy._encoded.size == sum(sizes) > 0 and list(policy._encoded) == [e.id for e in examples]
+    monkeypatch.setattr("copd_nb.policies.KEPT_BYTES", sum(sizes[-2:]))
+    assert torch.equal(policy.encode(examples).ids, shipped.encode(examples).ids)  # what is asked for at once may be more
+    assert list(policy._encoded) == [e.id for e in examples[-2:]] and policy._encoded.size == sum(sizes[-2:])
+    policy.encode(examples[-2:-1])
+    policy.encode(examples[:1])
+    assert policy._encoded.size <= sum(sizes[-2:]) and list(policy._encoded)[-1] == examples[0].id
+
+
 def test_prompts_encoded_together_equal_those_encoded_alone(shipped):
     together, examples = shipped.clone(), [*BATCHES["mixed"], *TEXT, *VIDEO, *IMAGE, *TEXT]
     alone = shipped.clone()

@@ -213,6 +213,10 @@ def test_a_locked_or_empty_folder_is_new(tmp_path):
     with locked(tmp_path / "r"): assert create_run(tmp_path / "r", manifest()).manifest["status"] == "running"
     (tmp_path / "empty").mkdir()
     create_run(tmp_path / "empty", manifest())
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".manifest.json.new").write_text("{")  # in its first write
+    assert create_run(tmp_path / "killed", manifest()).manifest["status"] == "running"
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["manifest.json"]
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
