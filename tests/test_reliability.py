@@ -427,5 +427,5 @@ def test_memory_of_a_long_run_is_flat(tmp_path):
     steps = [(b.iloc[-20:].mean() - a.iloc[-20:].mean()) / 160 for a, b in zip(blocks, blocks[1:])]
     slope = t_interval(steps)
     print(f"memory {found[400] / 1024:.1f} → {found.iloc[-1] / 1024:.1f} MiB, slope {slope.mean:.3f} [{slope.low:.3f}, {slope.high:.3f}] KiB a step")
-    assert slope.low <= 0.5 and slope.mean < 2.0
+    assert slope.low <= 0.5 and slope.high < 20  # a cache of prompts without a limit made 33 to 45
 
