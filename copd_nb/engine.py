@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'Config', 'config_from', 'Branch', 'Training', 'Batch', 'halved', 'fitting', 'roll_out', 'by_length',
-           'collect', 'stream_loss', 'stream_gradient', 'move', 'gradients_of', 'learn', 'model_shape', 'train_step',
-           'probe_list', 'probe', 'merged', 'checkpoint', 'resume', 'run_phase', 'accelerator_for', 'machine',
-           'peak_memory', 'train', 'workload']
+           'portions', 'collect', 'stream_loss', 'stream_gradient', 'move', 'gradients_of', 'learn', 'model_shape',
+           'train_step', 'probe_list', 'probe', 'merged', 'checkpoint', 'resume', 'run_phase', 'accelerator_for',
+           'machine', 'peak_memory', 'train', 'workload']
 
 # %% ../nbs/25_engine.ipynb #46f5203c
 import copy
@@ -15,11 +15,11 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -37,7 +37,7 @@ from .heads import token_divergence, token_scores
 from .merging import merge
 from .monitors import Watch, repetition, sameness, thresholds_from
 from .objectives import clip_share, clipped_surrogate, delta_stats, grpo_advantages, loss_denominator, opd_advantages, unlikely_advantages
-from .policies import Head, LoraPolicy, Policy, Prefill, Prompts, check_same_vocabulary, weights_hash
+from .policies import Group, Head, LoraPolicy, Policy, Prefill, Prompts, check_same_vocabulary, full_tensor, shard, spread_like, weights_hash
 from .probes import probe_pairs
 from .rewards import Failure, score
 from .rollouts import Request, Rollouts, completion_mask, generator, sample, sample_many
@@ -300,7 +300,7 @@ def _sampled(training: Training, name: str, streams: dict[tuple, Prompts]) -> li
     "The completions of some streams, as many at a time as the limits say."
     policy, config = training.branch(name).policy, training.config
     requests = [_request(training, name, signals, prompts) for signals, prompts in streams.items()]
-    keep = config.keep_prefill and not config.micro_prompts and not config.rollout_rows
+    keep = config.keep_prefill and not config.micro_prompts and not config.rollout_rows and policy.group.size == 1
     with torch.set_grad_enabled(keep), training.accelerator.autocast():
         outs = sample_many(policy, requests, config.max_new_tokens, config.temperature, config.drop_finished, config.rollout_rows)
     return [Batch(signals, out if keep else replace(out, start=None)) for signals, out in zip(streams, outs)]
@@ -319,13 +319,15 @@ def roll_out(training: Training, name: str, streams: list[tuple], step: int) -> 
 # %% ../nbs/25_engine.ipynb #de6ba380
 def _score_rewards(training: Training, batch: Batch):
     "Rewards and advantages of an RL batch; notes completions whose verifier failed."
-    out, rewards = batch.rollouts, torch.zeros(len(batch.rollouts.ids))
-    for signal in batch.signals:
-        at = batch.rows_of(signal.capability).nonzero()[:, 0].tolist()
-        completions, examples = [out.texts[i] for i in at], [out.examples[i] for i in at]
-        scores = score(training.capabilities[signal.capability], completions, examples, out.finished[at].tolist(), training.config.failed_reward, batch.failures.append, training.config.reward_seconds)
-        rewards[at] = torch.tensor(scores)
-    batch.rewards = rewards.to(out.ids.device)
+    out, rewards, group = batch.rollouts, torch.zeros(len(batch.rollouts.ids)), training.base.group
+    def judge():
+        for signal in batch.signals:
+            at = batch.rows_of(signal.capability).nonzero()[:, 0].tolist()
+            completions, examples = [out.texts[i] for i in at], [out.examples[i] for i in at]
+            scores = score(training.capabilities[signal.capability], completions, examples, out.finished[at].tolist(), training.config.failed_reward, batch.failures.append, training.config.reward_seconds)
+            rewards[at] = torch.tensor(scores)
+    group.first(judge)
+    batch.rewards = group.total(rewards.to(out.ids.device))
     batch.advantages = grpo_advantages(batch.rewards, training.config.group_size, scale=training.config.advantage_scale)
 
 # %% ../nbs/25_engine.ipynb #942e9557
@@ -344,18 +346,43 @@ def by_length(
     return parts
 
 # %% ../nbs/25_engine.ipynb #1d6b5691
-def _passes(training: Training, policy: Policy, out: Rollouts, rows: Tensor, start: Prefill | None = None) -> Iterator[tuple[Prompts, Prefill, list]]:
-    "Prompts, their prefill, and (rows, owners) of each micro-batch; prompts without a row are left out unless already prefilled."
-    config, every = training.config, torch.arange(len(out.prompts), device=rows.device)
-    for chunk in every.split(config.micro_prompts or len(every)):
+def _share(config: Config, out: Rollouts, rows: Tensor, group: Group) -> list[list[Tensor]]:
+    "Rows of a process's own prompts: micro-batches, by the prompts that are prefilled together."
+    prompts, parts = group.share(len(out.prompts), rows.device), []
+    for chunk in prompts.split(config.micro_prompts or max(1, len(prompts))):
         mine = rows[torch.isin(rows // out.group_size, chunk)]
-        kept = start is not None and len(chunk) == len(every)
-        needed = every if kept else (mine // out.group_size).unique()
-        if not len(needed): continue
+        if len(mine): parts.append([mine[part] for part in by_length(out.lengths[mine], config.micro_tokens)])
+    return parts
+
+def _alike(parts: Sequence[Tensor], traits: Tensor, order: Tensor) -> list[Tensor]:
+    "Micro-batches that processes run at the same time, each with a further row for every trait (B, n) that others have and it lacks."
+    every = order[torch.isin(order, torch.cat(list(parts)))]
+    further = [every[traits[every, i]][:1] for i in range(traits.shape[1])]
+    return [torch.cat([part, *(row for i, row in enumerate(further) if not traits[part, i].any())]) for part in parts]
+
+def portions(
+    config: Config,
+    out: Rollouts,
+    rows: Tensor,  # (n,) that are to be run
+    size: int,  # processes
+) -> list[list[list[Tensor]]]:  # of each process: for each prefill its micro-batches of row numbers
+    "What each process runs: its own rows, and others' in places where it would have to wait for them."
+    plans = [_share(config, out, rows, Group(rank, size)) for rank in range(size)]
+    if size == 1: return plans
+    traits = torch.stack([torch.ones_like(out.lengths) > 0, (out.prompts.patches > 0).repeat_interleave(out.group_size), out.lengths > 1], 1)
+    none, order = rows[:0], out.lengths.argsort(stable=True)
+    columns = [[_alike(parts, traits, order) for parts in zip_longest(*chunks, fillvalue=none)] for chunks in zip_longest(*plans, fillvalue=[])]
+    return [[[parts[rank] for parts in chunk] for chunk in columns] for rank in range(size)]
+
+def _passes(training: Training, policy: Policy, out: Rollouts, plan: list[list[Tensor]], start: Prefill | None = None) -> Iterator[tuple[Prompts, Prefill, list]]:
+    "Prompts, their prefill, and (rows, owners) of each micro-batch of a plan; prompts without a row are left out unless already prefilled."
+    every = torch.arange(len(out.prompts), device=out.ids.device)
+    kept = start is not None and (training.config.micro_prompts or len(every)) >= len(every)
+    for parts in plan:
+        needed = every if kept else (torch.cat(parts) // out.group_size).unique()
         prompts = out.prompts if len(needed) == len(every) else policy.encode([out.prompts.examples[i] for i in needed.tolist()])
-        owner = torch.searchsorted(needed, mine // out.group_size)
         with training.accelerator.autocast(): began = start if kept else policy.prefill(prompts)
-        yield prompts, began, [(mine[part], owner[part]) for part in by_length(out.lengths[mine], config.micro_tokens)]
+        yield prompts, began, [(part, torch.searchsorted(needed, part // out.group_size)) for part in parts]
 
 # %% ../nbs/25_engine.ipynb #37b980af
 def _on_rows(values: Tensor, mask: Tensor) -> Tensor:
@@ -373,16 +400,20 @@ def _score_teacher(training: Training, batch: Batch):
     "The teacher's log-probs of an OPD batch, and its states where the estimator needs the vocabulary."
     signal, out, config = batch.signals[0], batch.rollouts, training.config
     teacher = training.policy(signal.teacher)
-    head, batch.teacher_logp = teacher.head(config.temperature), torch.zeros_like(out.mask)
+    head, batch.teacher_logp, group = teacher.head(config.temperature), torch.zeros_like(out.mask), teacher.group
     if signal.estimator != "sampled":
         batch.teacher_hidden = out.mask.new_zeros(*out.mask.shape, head.weight.shape[1])
         batch.teacher_head = head.frozen() if config.epochs > 1 else head  # with one epoch nobody moves before it is used
-    for prompts, start, parts in _passes(training, teacher, out, torch.arange(len(out.ids), device=out.ids.device)):
-        for rows, owner in parts:
-            ids, mask = out.ids[rows], out.mask[rows]
-            with training.accelerator.autocast(): hidden = teacher.completion_hidden(prompts, ids, mask, start, owner)
-            batch.teacher_logp[rows] = _on_rows(token_scores(head, hidden, ids[mask.bool()]).logp, mask)
-            if batch.teacher_hidden is not None: batch.teacher_hidden[rows] = _on_rows(hidden.float(), mask)
+    plan = _share(config, out, torch.arange(len(out.ids), device=out.ids.device), group)
+    with teacher.whole():
+        for prompts, start, parts in _passes(training, teacher, out, plan):
+            for rows, owner in parts:
+                ids, mask = out.ids[rows], out.mask[rows]
+                with training.accelerator.autocast(): hidden = teacher.completion_hidden(prompts, ids, mask, start, owner)
+                batch.teacher_logp[rows] = _on_rows(token_scores(head, hidden, ids[mask.bool()]).logp, mask)
+                if batch.teacher_hidden is not None: batch.teacher_hidden[rows] = _on_rows(hidden.float(), mask)
+    batch.teacher_logp = group.total(batch.teacher_logp)
+    if batch.teacher_hidden is not None: batch.teacher_hidden = group.total(batch.teacher_hidden)
 
 # %% ../nbs/25_engine.ipynb #3c249da9
 def collect(training: Training, update: Update, step: int) -> list[Batch]:
@@ -428,18 +459,26 @@ def _learning(config: Config, batch: Batch) -> Tensor:
     return rows[batch.advantages != 0] if batch.advantages.any() else rows
 
 # %% ../nbs/25_engine.ipynb #973d4db1
+def _own(group: Group, out: Rollouts, rows: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+    "Of some rows and their states those that are a process's own, and 0 with a gradient of zero to the others."
+    if group.size == 1: return rows, hidden, 0.0
+    mine = group.owns(rows // out.group_size)
+    tokens = mine.repeat_interleave(out.lengths[rows].long())
+    return rows[mine], hidden[tokens], 0 * hidden[~tokens].sum()
+
 def _learn_rows(training: Training, policy: Policy, batch: Batch, prompts: Prompts, start: Prefill, rows: Tensor, owner: Tensor, first: bool) -> Tensor:
     "Backward pass of some rows; notes their log-probs and entropies, returns their part of the loss."
     config, out, head = training.config, batch.rollouts, policy.head(training.config.temperature)
+    with training.accelerator.autocast(): hidden = policy.completion_hidden(prompts, out.ids[rows], out.mask[rows], start, owner)
+    rows, hidden, others = _own(policy.group, out, rows, hidden)
     ids, mask = out.ids[rows], out.mask[rows]
-    with training.accelerator.autocast(): hidden = policy.completion_hidden(prompts, ids, mask, start, owner)
     scores = token_scores(head, hidden, ids[mask.bool()], entropy=True)
     logp = _on_rows(scores.logp, mask)
     batch.logp[rows], batch.entropy[rows] = logp.detach(), _on_rows(scores.entropy, mask)
     if first: batch.old_logp[rows] = logp.detach()
-    loss = stream_loss(config, batch, rows, logp, head, hidden, _denominator(config, batch))
+    loss = stream_loss(config, batch, rows, logp, head, hidden, _denominator(config, batch)) + others
     training.accelerator.backward(loss)
-    _count(batch, policy, mask[:, 1:int(mask.sum(1).max())])
+    if len(rows): _count(batch, policy, mask[:, 1:int(mask.sum(1).max())])
     return loss.detach()
 
 # %% ../nbs/25_engine.ipynb #f5bb2010
@@ -449,14 +488,23 @@ def _gradient(training: Training, policy: Policy, batch: Batch) -> tuple[list[Te
     out, first, losses = batch.rollouts, batch.old_logp is None, []
     if first: batch.logp, batch.entropy = (torch.zeros_like(out.mask) if x is None else x.clone() for x in (out.logp, out.entropy))
     if first: batch.old_logp = batch.logp.clone()
-    rows = _learning(training.config, batch)
-    for prompts, start, parts in _passes(training, policy, out, rows, out.start if first else None):
+    rows, group = _learning(training.config, batch), policy.group
+    for prompts, start, parts in _passes(training, policy, out, portions(training.config, out, rows, group.size)[group.rank], out.start if first else None):
         leaf = start.leaf()
         losses += [_learn_rows(training, policy, batch, prompts, leaf, mine, owner, first) for mine, owner in parts]
         start.backward(leaf)
     gradient = [p.grad for p in policy.parameters()]
     policy.zero_grad()
-    return gradient, torch.stack(losses).sum().item()
+    if group.size > 1: _gather(group, batch, rows, first)
+    return gradient, group.total(torch.stack(losses).sum()).item()
+
+def _gather(group: Group, batch: Batch, rows: Tensor, first: bool):
+    "Put together what each process noted of its own among the rows that were run."
+    mine = rows[group.owns(rows // batch.rollouts.group_size)]
+    for name in ("logp", "entropy", *["old_logp"] * first):
+        grid = torch.zeros_like(batch.rollouts.mask)
+        grid[mine] = getattr(batch, name)[mine]
+        getattr(batch, name)[rows] = group.total(grid)[rows]
 
 def stream_gradient(training: Training, policy: Policy, batch: Batch) -> tuple[list[Tensor | None], float]:
     "Gradient of one stream (None where no parameter took part) and its loss; the batch notes log-probs and entropies."
@@ -488,7 +536,7 @@ def _add(gradients: list[list[Tensor | None]]) -> list[Tensor | None]:
     return [sum(c[1:], c[0]) if c else None for c in columns]
 
 def _norm(gradient: list[Tensor | None]) -> float:
-    return torch.nn.utils.get_total_norm([g for g in gradient if g is not None]).item()
+    return full_tensor(torch.nn.utils.get_total_norm([g for g in gradient if g is not None])).item()
 
 # %% ../nbs/25_engine.ipynb #f8da1550
 def move(training: Training, name: str, gradients: dict[str, list], lr: float) -> tuple[float, float]:
@@ -654,7 +702,7 @@ def _pack(branches: dict[str, Branch]) -> tuple[dict[str, dict[str, Tensor]], di
     tensors = {f"{n}~weights": b.policy.state_dict() for n, b in branches.items()}
     for n, b in branches.items():
         for kind, optimizer in b.optimizers.items():
-            moments = {f"{i}/{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+            moments = {f"{i}/{k}": full_tensor(torch.as_tensor(v)) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
             if moments: tensors[f"{n}~{kind}"] = moments
     return tensors, {n: dict(updates=b.updates, cursors=b.cursors, skipped=b.skipped) for n, b in branches.items()}
 
@@ -670,7 +718,9 @@ def _unpack(training: Training, tensors: dict[str, dict[str, Tensor]], counters:
                 branch.policy.load_state(named)
                 continue
             optimizer, state = _optimizer(training, branch, kind), {}
-            for key, value in named.items(): state.setdefault(int(key.split("/")[0]), {})[key.split("/")[1]] = value
+            for key, value in named.items():
+                i, k = key.split("/")
+                state.setdefault(int(i), {})[k] = value if k == "step" else spread_like(value, branch.policy.parameters()[int(i)])
             optimizer.load_state_dict(dict(optimizer.state_dict(), state=state))
 
 # %% ../nbs/25_engine.ipynb #318c4af4
@@ -843,12 +893,12 @@ def _check_starts(schedule: Schedule, base: Policy, starts: dict[str, Policy]):
         if _same_architecture(policy, base) or not (schedule.phases_of(name) or name in schedule.members): continue
         raise ValueError(f"the policy that branch {name!r} starts from has other parameters than the base: branches that learn or are merged need one architecture")
 
-def _placed(name: str, policy: Policy, config: Config, accelerator: Accelerator) -> Policy:
+def _placed(name: str, policy: Policy, config: Config, accelerator: Accelerator, group: Group = Group()) -> Policy:
     "A copy of a policy on the device of the training."
     copy = policy.clone(name).to(accelerator.device)
     copy.packs = policy.packs and config.pack
     if config.recompute: copy.recompute()
-    return copy
+    return shard(copy, group)
 
 def accelerator_for(config: Config) -> Accelerator:
     "Device and precision, by accelerate; with bf16 the model computes in bf16 over fp32 weights, the output head and all losses stay fp32."
