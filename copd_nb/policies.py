@@ -759,7 +759,10 @@ class ShardedPolicy(Policy):
         new.__dict__.update(like.__dict__, group=group, skeleton=_skeleton(like.model), layers=_fully_shard(like.model, group.mesh))
         return new
 
-    def run(self, **inputs): return self.model.states(**inputs)
+    def run(self, **inputs):
+        out = self.model.states(**inputs)
+        if not (self.is_whole or torch.is_grad_enabled()): self.model.reshard()  # else the backward pass does it
+        return out
 
     def _gather(self, whole: bool):
         "Bring all weights here, or let them go."
