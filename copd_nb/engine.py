@@ -381,7 +381,7 @@ def by_length(
         first += size
     return parts
 
-# %% ../nbs/25_engine.ipynb #1d6b5691
+# %% ../nbs/25_engine.ipynb #8f10451f
 def _share(config: Config, out: Rollouts, rows: Tensor, group: Group) -> list[list[Tensor]]:
     "Rows of a process's own prompts: micro-batches, by the prompts that are prefilled together."
     prompts, parts = group.share(len(out.prompts), rows.device), []
@@ -410,6 +410,7 @@ def portions(
     columns = [[_alike(parts, traits, order) for parts in zip_longest(*chunks, fillvalue=none)] for chunks in zip_longest(*plans, fillvalue=[])]
     return [[[parts[rank] for parts in chunk] for chunk in columns] for rank in range(size)]
 
+# %% ../nbs/25_engine.ipynb #1d6b5691
 def _passes(training: Training, policy: Policy, out: Rollouts, plan: list[list[Tensor]], start: Prefill | None = None) -> Iterator[tuple[Prompts, Prefill, list]]:
     "Prompts, their prefill, and (rows, owners) of each micro-batch of a plan; prompts without a row are left out unless already prefilled."
     every = torch.arange(len(out.prompts), device=out.ids.device)

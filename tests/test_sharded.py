@@ -5,6 +5,7 @@ import random
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,6 +237,13 @@ def test_a_group_of_one_changes_nothing():
     assert shard(policy, Group()) is policy and policy.group.size == 1
     x = torch.ones(2)
     assert Group().total(x) is x and Group().share(3).tolist() == [0, 1, 2]
+
+
+def test_a_group_does_not_lower_its_limits():
+    training = SimpleNamespace(base=SimpleNamespace(group=Group(0, 2)), config=TINY, notes=[])
+    assert not engine._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError()) and training.config is TINY and not training.notes
+    training.base.group = Group()
+    assert engine._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError()) and training.config.micro_tokens == 4
 
 
 def test_a_lora_policy_is_not_spread():
