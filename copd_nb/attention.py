@@ -7,7 +7,7 @@ __all__ = ['LONG', 'PACKED', 'FRAMES', 'NO_MASK', 'Slots', 'PromptKeys', 'Packed
            'frames_attention', 'use_packed_attention']
 
 # %% ../nbs/05_attention.ipynb #f012cee2
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -195,12 +195,12 @@ class Decoding:
 PACKED, FRAMES = "copd_packed", "copd_flash_frames"
 NO_MASK = torch.zeros(1, 1, 1, 1, dtype=torch.bool)  # four dimensions: passed on as it is, and not looked at
 
-def packed_attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling: float | None = None, packed=None, **kwargs):
-    "An attention function of `transformers`: (1, heads, N, d) packed tokens, or stock SDPA without `packed`."
+def packed_attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling: float | None = None, packed: Callable | None = None, **kwargs):
+    "An attention function of `transformers`: (1, heads, N, d) packed tokens by the method `attend` of what packs them, or stock SDPA without `packed`."
     if packed is None: return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x[0].transpose(0, 1) for x in (query * scale, key, value))
-    return packed.attend(module.layer_idx, q, k, v)[None], None
+    return packed(module.layer_idx, q, k, v)[None], None
 
 # %% ../nbs/05_attention.ipynb #a474a35a
 def frames_attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask, cu_seq_lens_q: Tensor, scaling: float | None = None, **kwargs):

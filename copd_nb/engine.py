@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'Config', 'config_from', 'Branch', 'Training', 'Batch', 'halved', 'fitting', 'roll_out', 'by_length',
-           'Answer', 'answer', 'roll', 'collect', 'stream_loss', 'stream_gradient', 'move', 'gradients_of', 'learn',
-           'model_shape', 'train_step', 'probe_list', 'probe', 'merged', 'checkpoint', 'resume', 'run_phase',
+           'portions', 'Answer', 'answer', 'roll', 'collect', 'stream_loss', 'stream_gradient', 'move', 'gradients_of',
+           'learn', 'model_shape', 'train_step', 'probe_list', 'probe', 'merged', 'checkpoint', 'resume', 'run_phase',
            'accelerator_for', 'machine', 'peak_memory', 'train', 'workload']
 
 # %% ../nbs/25_engine.ipynb #46f5203c
@@ -15,11 +15,11 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -38,7 +38,7 @@ from .heads import kept_divergence, kept_scores, token_divergence, token_scores
 from .merging import merge
 from .monitors import Watch, repetition, sameness, thresholds_from
 from .objectives import clip_share, clipped_surrogate, delta_stats, grpo_advantages, loss_denominator, opd_advantages, unlikely_advantages
-from .policies import Head, LoraPolicy, Policy, Prefill, Prompts, check_same_vocabulary, weights_hash
+from .policies import Group, Head, LoraPolicy, Policy, Prefill, Prompts, check_same_vocabulary, full_tensor, join_group, shard, spread_like, weights_hash
 from .probes import probe_at
 from .rewards import Failure, score
 from .rollouts import Address, Request, Rollouts, completion_mask, generator, sample, sample_many
@@ -256,7 +256,7 @@ def halved(
 
 def _shrink(training: Training, part: str, most: dict[str, int], least: dict[str, int], error: Exception) -> bool:
     "Halve the limits of a run after an error, and note it; False for other errors, and where no limit helps."
-    smaller = halved(training.config, most, least) if _out_of_memory(error) else None
+    smaller = halved(training.config, most, least) if _out_of_memory(error) and training.base.group.size == 1 else None
     if smaller is None: return False
     training.config = smaller
     training.notes.append(dict(kind="memory", part=part, reason=str(error)[:200], **{k: getattr(smaller, k) for k in LIMITS}))
@@ -336,7 +336,7 @@ def _sampled(training: Training, name: str, streams: dict[tuple, Prompts]) -> li
     "The completions of some streams, as many at a time as the limits say."
     policy, config = training.branch(name).policy, training.config
     requests = [_request(training, name, signals, prompts) for signals, prompts in streams.items()]
-    keep = config.keep_prefill and not config.micro_prompts and not config.rollout_rows
+    keep = config.keep_prefill and not config.micro_prompts and not config.rollout_rows and policy.group.size == 1
     with torch.set_grad_enabled(keep), training.accelerator.autocast():
         outs = sample_many(policy, requests, config.max_new_tokens, config.temperature, config.drop_finished, config.rollout_rows)
     return [Batch(signals, out if keep else replace(out, start=None)) for signals, out in zip(streams, outs)]
@@ -355,13 +355,15 @@ def roll_out(training: Training, name: str, streams: list[tuple], step: int) -> 
 # %% ../nbs/25_engine.ipynb #de6ba380
 def _score_rewards(training: Training, batch: Batch):
     "Rewards and advantages of an RL batch; notes completions whose verifier failed."
-    out, rewards = batch.rollouts, torch.zeros(len(batch.rollouts.ids))
-    for signal in batch.signals:
-        at = batch.rows_of(signal.capability).nonzero()[:, 0].tolist()
-        completions, examples = [out.texts[i] for i in at], [out.examples[i] for i in at]
-        scores = score(training.capabilities[signal.capability], completions, examples, out.finished[at].tolist(), training.config.failed_reward, batch.failures.append, training.config.reward_seconds)
-        rewards[at] = torch.tensor(scores)
-    batch.rewards = rewards.to(out.ids.device)
+    out, rewards, group = batch.rollouts, torch.zeros(len(batch.rollouts.ids)), training.base.group
+    def judge():
+        for signal in batch.signals:
+            at = batch.rows_of(signal.capability).nonzero()[:, 0].tolist()
+            completions, examples = [out.texts[i] for i in at], [out.examples[i] for i in at]
+            scores = score(training.capabilities[signal.capability], completions, examples, out.finished[at].tolist(), training.config.failed_reward, batch.failures.append, training.config.reward_seconds)
+            rewards[at] = torch.tensor(scores)
+    group.first(judge)
+    batch.rewards = group.total(rewards.to(out.ids.device))
     batch.advantages = grpo_advantages(batch.rewards, training.config.group_size, scale=training.config.advantage_scale)
 
 # %% ../nbs/25_engine.ipynb #942e9557
@@ -379,19 +381,45 @@ def by_length(
         first += size
     return parts
 
-# %% ../nbs/25_engine.ipynb #1d6b5691
-def _passes(training: Training, policy: Policy, out: Rollouts, rows: Tensor, start: Prefill | None = None) -> Iterator[tuple[Prompts, Prefill, list]]:
-    "Prompts, their prefill, and (rows, owners) of each micro-batch; prompts without a row are left out unless already prefilled."
-    config, every = training.config, torch.arange(len(out.prompts), device=rows.device)
-    for chunk in every.split(config.micro_prompts or len(every)):
+# %% ../nbs/25_engine.ipynb #8f10451f
+def _share(config: Config, out: Rollouts, rows: Tensor, group: Group) -> list[list[Tensor]]:
+    "Rows of a process's own prompts: micro-batches, by the prompts that are prefilled together."
+    prompts, parts = group.share(len(out.prompts), rows.device), []
+    for chunk in prompts.split(config.micro_prompts or max(1, len(prompts))):
         mine = rows[torch.isin(rows // out.group_size, chunk)]
-        kept = start is not None and len(chunk) == len(every)
-        needed = every if kept else (mine // out.group_size).unique()
-        if not len(needed): continue
+        if len(mine): parts.append([mine[part] for part in by_length(out.lengths[mine], config.micro_tokens)])
+    return parts
+
+def _alike(parts: Sequence[Tensor], traits: Tensor, order: Tensor) -> list[Tensor]:
+    "Micro-batches that processes run at the same time, each with a further row for every trait (B, n) that others have and it lacks."
+    every = order[torch.isin(order, torch.cat(list(parts)))]
+    further = [every[traits[every, i]][:1] for i in range(traits.shape[1])]
+    return [torch.cat([part, *(row for i, row in enumerate(further) if not traits[part, i].any())]) for part in parts]
+
+def portions(
+    config: Config,
+    out: Rollouts,
+    rows: Tensor,  # (n,) that are to be run
+    size: int,  # processes
+) -> list[list[list[Tensor]]]:  # of each process: for each prefill its micro-batches of row numbers
+    "What each process runs: its own rows, and others' in places where it would have to wait for them."
+    plans = [_share(config, out, rows, Group(rank, size)) for rank in range(size)]
+    if size == 1: return plans
+    traits = torch.stack([torch.ones_like(out.lengths) > 0, (out.prompts.patches > 0).repeat_interleave(out.group_size), out.lengths > 1], 1)
+    none, order = rows[:0], out.lengths.argsort(stable=True)
+    columns = [[_alike(parts, traits, order) for parts in zip_longest(*chunks, fillvalue=none)] for chunks in zip_longest(*plans, fillvalue=[])]
+    return [[[parts[rank] for parts in chunk] for chunk in columns] for rank in range(size)]
+
+# %% ../nbs/25_engine.ipynb #1d6b5691
+def _passes(training: Training, policy: Policy, out: Rollouts, plan: list[list[Tensor]], start: Prefill | None = None) -> Iterator[tuple[Prompts, Prefill, list]]:
+    "Prompts, their prefill, and (rows, owners) of each micro-batch of a plan; prompts without a row are left out unless already prefilled."
+    every = torch.arange(len(out.prompts), device=out.ids.device)
+    kept = start is not None and (training.config.micro_prompts or len(every)) >= len(every)
+    for parts in plan:
+        needed = every if kept else (torch.cat(parts) // out.group_size).unique()
         prompts = out.prompts if len(needed) == len(every) else policy.encode([out.prompts.examples[i] for i in needed.tolist()])
-        owner = torch.searchsorted(needed, mine // out.group_size)
         with training.accelerator.autocast(): began = start if kept else policy.prefill(prompts)
-        yield prompts, began, [(mine[part], owner[part]) for part in by_length(out.lengths[mine], config.micro_tokens)]
+        yield prompts, began, [(part, torch.searchsorted(needed, part // out.group_size)) for part in parts]
 
 # %% ../nbs/25_engine.ipynb #37b980af
 def _on_rows(values: Tensor, mask: Tensor) -> Tensor:
@@ -421,17 +449,25 @@ def _said(head: Head, hidden: Tensor, out: Rollouts, rows: Tensor, estimator: st
     elif estimator != "sampled": found["hidden"] = hidden.float()
     return {name: _on_rows(values, out.mask[rows]) for name, values in found.items()}
 
+def _unsaid(head: Head, out: Rollouts, estimator: str) -> dict[str, Tensor]:
+    "Room for what an estimator needs for all rows."
+    blank = torch.zeros_like(out.mask, dtype=torch.promote_types(head.weight.dtype, torch.float32))
+    if estimator == "topk": return dict(logp=blank, kept=blank.new_zeros(*blank.shape, out.top_ids.shape[-1] + 1))
+    return dict(logp=blank) if estimator == "sampled" else dict(logp=blank, hidden=out.mask.new_zeros(*blank.shape, head.weight.shape[1]))
+
 @torch.no_grad()
 def _scored(training: Training, teacher: Policy, head: Head, out: Rollouts, estimator: str) -> dict[str, Tensor]:
-    "One try at scoring all rows."
-    found = {}
-    for prompts, start, parts in _passes(training, teacher, out, torch.arange(len(out.ids), device=out.ids.device)):
-        for rows, owner in parts:
-            with training.accelerator.autocast(): hidden = teacher.completion_hidden(prompts, out.ids[rows], out.mask[rows], start, owner)
-            for name, values in _said(head, hidden, out, rows, estimator).items():
-                found.setdefault(name, values.new_zeros(*out.mask.shape, *values.shape[2:]))[rows] = values
-    return found
+    "One try at scoring all rows, by several processes a share each."
+    found = _unsaid(head, out, estimator)
+    plan = _share(training.config, out, torch.arange(len(out.ids), device=out.ids.device), teacher.group)
+    with teacher.whole():
+        for prompts, start, parts in _passes(training, teacher, out, plan):
+            for rows, owner in parts:
+                with training.accelerator.autocast(): hidden = teacher.completion_hidden(prompts, out.ids[rows], out.mask[rows], start, owner)
+                for name, values in _said(head, hidden, out, rows, estimator).items(): found[name][rows] = values
+    return {name: teacher.group.total(values) for name, values in found.items()}
 
+@torch.no_grad()
 def answer(training: Training, signal: OPD, out: Rollouts) -> Answer:
     "The teacher, which lives here, scores the rollouts of a learner, which may live elsewhere."
     began, teacher = time.perf_counter(), training.policy(signal.teacher)
@@ -499,18 +535,26 @@ def _learning(config: Config, batch: Batch) -> Tensor:
     return rows[batch.advantages != 0] if batch.advantages.any() else rows
 
 # %% ../nbs/25_engine.ipynb #973d4db1
+def _own(group: Group, out: Rollouts, rows: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+    "Of some rows and their states those that are a process's own, and 0 with a gradient of zero to the others."
+    if group.size == 1: return rows, hidden, 0.0
+    mine = group.owns(rows // out.group_size)
+    tokens = mine.repeat_interleave(out.lengths[rows].long())
+    return rows[mine], hidden[tokens], 0 * hidden[~tokens].sum()
+
 def _learn_rows(training: Training, policy: Policy, batch: Batch, prompts: Prompts, start: Prefill, rows: Tensor, owner: Tensor, first: bool) -> Tensor:
     "Backward pass of some rows; notes their log-probs and entropies, returns their part of the loss."
     config, out, head = training.config, batch.rollouts, policy.head(training.config.temperature)
+    with training.accelerator.autocast(): hidden = policy.completion_hidden(prompts, out.ids[rows], out.mask[rows], start, owner)
+    rows, hidden, others = _own(policy.group, out, rows, hidden)
     ids, mask = out.ids[rows], out.mask[rows]
-    with training.accelerator.autocast(): hidden = policy.completion_hidden(prompts, ids, mask, start, owner)
     scores = token_scores(head, hidden, ids[mask.bool()], entropy=True)
     logp = _on_rows(scores.logp, mask)
     batch.logp[rows], batch.entropy[rows] = logp.detach(), _on_rows(scores.entropy, mask)
     if first: batch.old_logp[rows] = logp.detach()
-    loss = stream_loss(config, batch, rows, logp, head, hidden, _denominator(config, batch))
+    loss = stream_loss(config, batch, rows, logp, head, hidden, _denominator(config, batch)) + others
     training.accelerator.backward(loss)
-    _count(batch, policy, mask[:, 1:int(mask.sum(1).max())])
+    if len(rows): _count(batch, policy, mask[:, 1:int(mask.sum(1).max())])
     return loss.detach()
 
 # %% ../nbs/25_engine.ipynb #f5bb2010
@@ -520,14 +564,27 @@ def _gradient(training: Training, policy: Policy, batch: Batch) -> tuple[list[Te
     out, first, losses = batch.rollouts, batch.old_logp is None, []
     if first: batch.logp, batch.entropy = (torch.zeros_like(out.mask) if x is None else x.clone() for x in (out.logp, out.entropy))
     if first: batch.old_logp = batch.logp.clone()
-    rows = _learning(training.config, batch)
-    for prompts, start, parts in _passes(training, policy, out, rows, out.start if first else None):
-        leaf = start.leaf()
-        losses += [_learn_rows(training, policy, batch, prompts, leaf, mine, owner, first) for mine, owner in parts]
-        start.backward(leaf)
+    rows, group, counted = _learning(training.config, batch), policy.group, (batch.real, batch.padded)
+    plan = portions(training.config, out, rows, group.size)[group.rank]
+    with policy.learning():
+        for prompts, start, parts in _passes(training, policy, out, plan, out.start if first else None):
+            leaf = start.leaf()
+            losses += [_learn_rows(training, policy, batch, prompts, leaf, mine, owner, first) for mine, owner in parts]
+            start.backward(leaf)
     gradient = [p.grad for p in policy.parameters()]
     policy.zero_grad()
-    return gradient, torch.stack(losses).sum().item()
+    if group.size > 1: _gather(group, batch, rows, first, counted)
+    return gradient, group.total(torch.stack(losses).sum()).item()
+
+def _gather(group: Group, batch: Batch, rows: Tensor, first: bool, counted: tuple[int, int]):
+    "Put together what each process noted of its own among the rows that were run, and counted beyond what it had."
+    more = group.total(torch.tensor([batch.real - counted[0], batch.padded - counted[1]], device=rows.device)).tolist()
+    batch.real, batch.padded = counted[0] + more[0], counted[1] + more[1]
+    mine = rows[group.owns(rows // batch.rollouts.group_size)]
+    for name in ("logp", "entropy", *["old_logp"] * first):
+        grid = torch.zeros_like(batch.rollouts.mask)
+        grid[mine] = getattr(batch, name)[mine]
+        getattr(batch, name)[rows] = group.total(grid)[rows]
 
 def stream_gradient(training: Training, policy: Policy, batch: Batch) -> tuple[list[Tensor | None], float]:
     "Gradient of one stream (None where no parameter took part) and its loss; the batch notes log-probs and entropies."
@@ -559,7 +616,7 @@ def _add(gradients: list[list[Tensor | None]]) -> list[Tensor | None]:
     return [sum(c[1:], c[0]) if c else None for c in columns]
 
 def _norm(gradient: list[Tensor | None]) -> float:
-    return torch.nn.utils.get_total_norm([g for g in gradient if g is not None]).item()
+    return full_tensor(torch.nn.utils.get_total_norm([g for g in gradient if g is not None])).item()
 
 # %% ../nbs/25_engine.ipynb #f8da1550
 def move(training: Training, name: str, gradients: dict[str, list], lr: float) -> tuple[float, float]:
@@ -741,8 +798,7 @@ def _pieces(state: dict[str, Tensor], most: int) -> list[list[str]]:
 
 def _piece(training: Training, name: str, names: list[str]) -> dict[str, Tensor]:
     "Some weights of a branch that lives here."
-    state = training.branch(name).policy.state_dict()
-    return {n: state[n] for n in names}
+    return training.branch(name).policy.part_of_state(names)
 
 def _weights(training: Training, names: Iterable[str]) -> dict[str, list]:
     "Handles of the weights, piece by piece, of those branches that don't live here."
@@ -816,7 +872,7 @@ def _pack(training: Training, name: str) -> dict[str, dict[str, Tensor]]:
     branch = training.branch(name)
     tensors = {f"{name}~weights": branch.policy.state_dict()}
     for kind, optimizer in branch.optimizers.items():
-        moments = {f"{i}/{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+        moments = {f"{i}/{k}": full_tensor(torch.as_tensor(v)) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
         if moments: tensors[f"{name}~{kind}"] = moments
     return tensors
 
@@ -838,7 +894,9 @@ def _restore(training: Training, name: str, files: dict[str, dict[str, Tensor]],
             branch.policy.load_state(named)
             continue
         optimizer, state = _optimizer(training, branch, kind), {}
-        for key, value in named.items(): state.setdefault(int(key.split("/")[0]), {})[key.split("/")[1]] = value
+        for key, value in named.items():
+            i, k = key.split("/")
+            state.setdefault(int(i), {})[k] = value if k == "step" else spread_like(value, branch.policy.parameters()[int(i)])
         optimizer.load_state_dict(dict(optimizer.state_dict(), state=state))
 
 def _unpack(training: Training, tensors: dict[str, dict[str, Tensor]], counters: dict):
@@ -1047,12 +1105,12 @@ def _check_starts(schedule: Schedule, base: Policy, starts: dict[str, Policy]):
         if _same_architecture(policy, base) or not (schedule.phases_of(name) or name in schedule.members): continue
         raise ValueError(f"the policy that branch {name!r} starts from has other parameters than the base: branches that learn or are merged need one architecture")
 
-def _placed(name: str, policy: Policy, config: Config, accelerator: Accelerator) -> Policy:
+def _placed(name: str, policy: Policy, config: Config, accelerator: Accelerator, group: Group = Group()) -> Policy:
     "A copy of a policy on the device of the training."
     copy = policy.clone(name).to(accelerator.device)
     copy.packs = policy.packs and config.pack
     if config.recompute: copy.recompute()
-    return copy
+    return shard(copy, group)
 
 def accelerator_for(config: Config) -> Accelerator:
     "Device and precision, by accelerate; with bf16 the model computes in bf16 over fp32 weights, the output head and all losses stay fp32."
@@ -1148,8 +1206,10 @@ def _train(training: Training, experts: str | Path | None, progress: bool) -> Ru
 def _seat(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, starts: dict[str, Policy], place: tuple, crew) -> Training:
     "What a worker of a cluster knows of a run."
     accelerator = accelerator_for(config)
-    return Training(schedule, capabilities, _placed("base", base, config, accelerator), config, accelerator, None,
-                    starts={n: _placed(n, p, config, accelerator) for n, p in starts.items()}, crew=crew)
+    rank, size, address = place
+    group = join_group(rank, size, f"tcp://{address}", accelerator.device.type) if size > 1 else Group()
+    return Training(schedule, capabilities, _placed("base", base, config, accelerator, group), config, accelerator, None,
+                    starts={n: _placed(n, p, config, accelerator, group) for n, p in starts.items()}, crew=crew)
 
 def _where(training: Training) -> dict: return machine(training.accelerator)
 

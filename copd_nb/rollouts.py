@@ -170,6 +170,15 @@ class Request:
         return torch.nn.functional.pad(numbers, (0, 0, self.greedy, 0), value=-1.0).flatten(0, 1)
 
 # %% ../nbs/10_rollouts.ipynb #1fa04b46
+def _rows(prompts: Tensor, group_size: int) -> Tensor:  # (n·G,)
+    "Numbers of the rows of some prompts (n,)."
+    return (prompts[:, None] * group_size + torch.arange(group_size, device=prompts.device)).flatten()
+
+def _part(policy: Policy, request: Request, prompts: Tensor) -> Request:
+    "The same for some of the prompts (n,), which are prefilled anew."
+    lengths = None if request.lengths is None else request.lengths[_rows(prompts, request.group_size)]
+    return Request(policy.encode([request.prompts.examples[i] for i in prompts.tolist()]), request.group_size, greedy=request.greedy, lengths=lengths, top_k=request.top_k)
+
 def _together(policy: Policy, requests: list[Request], drawn: list[Tensor], max_new_tokens: int, temperature: float, drop_finished: bool) -> list[Rollouts]:
     "Decode all rows of several requests at once."
     starts = [policy.prefill(r.prompts) if r.start is None else r.start for r in requests]
@@ -186,12 +195,9 @@ def _together(policy: Policy, requests: list[Request], drawn: list[Tensor], max_
 @torch.no_grad()
 def _in_turns(policy: Policy, request: Request, drawn: Tensor, max_new_tokens: int, temperature: float, drop_finished: bool, rows: int) -> Rollouts:
     "Decode a request group by group, as many at a time as `rows` allows; the draws belong to rows, so nothing else changes."
-    size, group, parts = max(1, rows // request.group_size), request.group_size, []
-    for at in range(0, len(request.prompts), size):
-        mine = slice(at * group, (at + size) * group)
-        lengths = None if request.lengths is None else request.lengths[mine]
-        part = Request(policy.encode(request.prompts.examples[at:at + size]), group, greedy=request.greedy, lengths=lengths, top_k=request.top_k)
-        parts += _together(policy, [part], [drawn[mine]], max_new_tokens, temperature, drop_finished)
+    parts = []
+    for some in torch.arange(len(request.prompts), device=drawn.device).split(max(1, rows // request.group_size)):
+        parts += _together(policy, [_part(policy, request, some)], [drawn[_rows(some, request.group_size)]], max_new_tokens, temperature, drop_finished)
     return _joined(policy, request, parts)
 
 def _joined(policy: Policy, request: Request, parts: list[Rollouts]) -> Rollouts:
@@ -202,6 +208,34 @@ def _joined(policy: Policy, request: Request, parts: list[Rollouts]) -> Rollouts
                     [t for p in parts for t in p.texts], None, stack("logp", 0), stack("entropy", 0), sum(p.decoded for p in parts),
                     stack("top_ids", 0, 1) if request.top_k else None, request.address)
 
+# %% ../nbs/10_rollouts.ipynb #6aa55d5e
+def _here(policy: Policy, requests: list[Request], drawn: list[Tensor], max_new_tokens: int, temperature: float, drop_finished: bool, rows: int | None) -> list[Rollouts]:
+    "Decode requests in this process."
+    if rows is not None and sum(map(len, drawn)) > rows: return [_in_turns(policy, r, d, max_new_tokens, temperature, drop_finished, rows) for r, d in zip(requests, drawn)]
+    return _together(policy, requests, drawn, max_new_tokens, temperature, drop_finished)
+
+# %% ../nbs/10_rollouts.ipynb #e5e646ed
+@torch.no_grad()
+def _by_share(policy: Policy, requests: list[Request], drawn: list[Tensor], *options) -> list[Rollouts]:
+    "Decode this process's prompts of each request, and gather those of all."
+    shares = [policy.group.share(len(r.prompts), policy.device) for r in requests]
+    mine = [(_part(policy, r, s), d[_rows(s, r.group_size)]) for r, d, s in zip(requests, drawn, shares) if len(s)]
+    with policy.whole(): found = iter(_here(policy, *map(list, zip(*mine)), *options) if mine else [])
+    return [_gathered(policy, r, s, next(found) if len(s) else None, options[0]) for r, s in zip(requests, shares)]
+
+def _gathered(policy: Policy, request: Request, share: Tensor, part: Rollouts | None, length: int) -> Rollouts:
+    "All rollouts of a request from those of each process's share (n,) of the prompts, without a prefill."
+    size, rows = len(request.prompts) * request.group_size, _rows(share, request.group_size)
+    def gather(name: str, dtype: torch.dtype, *last: int, value: float = 0) -> Tensor:
+        grid = torch.zeros(size, length, *last, dtype=dtype, device=policy.device)
+        if part is not None: grid[rows] = torch.nn.functional.pad(getattr(part, name), (*[0] * (2 * len(last)), 0, length - part.ids.shape[1]), value=value)
+        return policy.group.total(grid)
+    fed = policy.group.total(torch.tensor(0 if part is None else part.decoded, device=policy.device))
+    tops = gather("top_ids", torch.long, request.top_k) if request.top_k else rows.new_zeros(size, length, 0)
+    out = _Sampled(gather("ids", torch.long, value=policy.eos[0]), gather("logp", torch.float), gather("entropy", torch.float), fed, tops)
+    return _rollouts(policy, request, out, None)
+
+# %% ../nbs/10_rollouts.ipynb #35e8ba5f
 def sample_many(
     policy: Policy,
     requests: list[Request],  # at least one; forced lengths for all of them or for none
@@ -213,14 +247,14 @@ def sample_many(
     "Roll out a policy for several requests together. With gradients on, each prefill is kept in the graph for training."
     for r in requests: _check(r, max_new_tokens)
     drawn = [r.draws(max_new_tokens) for r in requests]
-    if rows is not None and sum(map(len, drawn)) > rows: return [_in_turns(policy, r, d, max_new_tokens, temperature, drop_finished, rows) for r, d in zip(requests, drawn)]
-    return _together(policy, requests, drawn, max_new_tokens, temperature, drop_finished)
+    run = _here if policy.group.size == 1 else _by_share
+    return run(policy, requests, drawn, max_new_tokens, temperature, drop_finished, rows)
 
 # %% ../nbs/10_rollouts.ipynb #103ac13b
 def _check(request: Request, length: int):
     if request.group_size < 1 or length < 1: raise ValueError(f"group_size={request.group_size}, max_new_tokens={length}: both must be positive")
 
-def _rollouts(policy: Policy, request: Request, out: _Sampled, start: Prefill) -> Rollouts:
+def _rollouts(policy: Policy, request: Request, out: _Sampled, start: Prefill | None) -> Rollouts:
     "Masks and texts of what was decoded."
     mask, finished = completion_mask(out.ids, policy.eos)
     width = int(mask.sum(1).max())
