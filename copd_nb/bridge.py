@@ -45,7 +45,7 @@ def settings_of(
                        learning_rate=config.learning_rate, adam_beta1=config.betas[0], adam_beta2=config.betas[1], weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
                        optim="adamw_torch_fused", bf16=config.precision == "bf16", fp16=False, use_cpu=config.device == "cpu", accelerator_config=dict(use_configured_state=True))
 
-# %% ../nbs/53_bridge.ipynb #1c01ad0c
+# %% ../nbs/53_bridge.ipynb #30164c1e
 @cache
 def _trainer_class() -> type:
     class Trainer(_trl().GRPOTrainer):
@@ -60,7 +60,6 @@ def _trainer_class() -> type:
 
 def _made(policy: Policy, config: Config, options: dict):  # a GRPOTrainer
     "A trainer of a policy's model, which is left as it was."
-    policy.activate()
     before, unused = vars(policy.model).get("forward"), Dataset.from_dict(dict(prompt=["-"]))
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
         args = _trl().GRPOConfig(folder, **settings_of(config) | options)
@@ -142,7 +141,7 @@ def _refuse_batch(batch: Batch):
         raise ValueError(f"stream {batch.stream!r} ({getattr(signal, 'estimator', 'supervised')}): TRL's loss takes an advantage for each sampled token, allowed are RL and OPD with estimator 'sampled' or 'unlikely'")
     if seen := [e.id for e in examples if e.videos]: raise ValueError(f"prompt {seen[0]} of stream {batch.stream!r} has a video: TRL's pass takes text and images only")
 
-# %% ../nbs/53_bridge.ipynb #15fe3a13
+# %% ../nbs/53_bridge.ipynb #49bfa2bf
 class TrlLearner:
     "Weighs and applies the signals of branches with a `GRPOTrainer` each."
 
@@ -177,9 +176,8 @@ class TrlLearner:
         "The optimiser of a branch, made by its trainer when first needed."
         trainer, branch = self.trainer(training, name), training.branch(name)
         if "all" not in branch.optimizers:
-            branch.policy.activate()
             trainer.optimizer = None
-            branch.optimizers["all"] = trainer.create_optimizer()
+            branch.optimizers["all"] = trainer.create_optimizer(torch.nn.ParameterList(branch.policy.parameters()))  # of a shared model, the branch's adapter alone
         return branch.optimizers["all"]
 
     def weigh(
@@ -225,7 +223,7 @@ class TrlLearner:
     ):
         "Put moments back."
         optimizer, state = self.optimizer(training, name), {}
-        for key, value in moments.items(): state.setdefault(int(key.split("/")[0]), {})[key.split("/")[1]] = value
+        for key, value in moments.items(): state.setdefault(int(key.split("/")[0]), {})[key.split("/")[1]] = value.clone()
         optimizer.load_state_dict(dict(optimizer.state_dict(), state=state))
 
 # %% ../nbs/53_bridge.ipynb #0cb4ac31
