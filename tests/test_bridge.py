@@ -105,12 +105,12 @@ def test_the_control_without_a_teacher_is_weighed_too(tmp_path):
 
 
 def test_later_epochs_clip_as_the_engine_does(tmp_path):
-    training, learner = begin("qwen3", replace(CONFIG, clip_low=0.03, clip_high=0.04), tmp_path), TrlLearner()
+    training, learner = begin("qwen3", replace(CONFIG, clip_low=0.01, clip_high=0.012), tmp_path), TrlLearner()
     batches, found = check(training, "text", learner, scored(training, "text"))
-    learner.move(training, "text", found, 3.0)
+    learner.move(training, "text", found, 0.1)
     again, _ = check(training, "text", learner, batches)
     rl = next(b for b in again if b.stream == "rl")
-    assert 0 < clip_share(rl.logp, rl.old_logp, rl.advantages, rl.rollouts.mask, 0.03, 0.04) < 1
+    assert 0 < clip_share(rl.logp, rl.old_logp, rl.advantages, rl.rollouts.mask, 0.01, 0.012) < 1
 
 
 @pytest.mark.parametrize("kind, decay", [("qwen3", 0.1), ("adapters", 0.0)])
