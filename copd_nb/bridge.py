@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OURS', 'OPTIONS', 'settings_of', 'lent', 'token_advantages', 'pass_inputs', 'TrlLearner']
 
-# %% ../nbs/53_bridge.ipynb #cc01f66a
+# %% ../nbs/53_bridge.ipynb #ed4a5891
 import copy
 import tempfile
 import time
@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from functools import cache
 
 import torch
+from accelerate import Accelerator, DistributedType
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from .engine import Batch, Config, Training, _denominator, _learning, _sizes, by_length, fitting, move
 from .objectives import opd_advantages, unlikely_advantages
@@ -122,7 +124,7 @@ def pass_inputs(
     kinds = torch.cat([prompts.ids, ids], 1) == policy.model.config.image_token_id
     return given | prompts.vision | dict(num_images=[len(e.images) for e in examples], mm_token_type_ids=kinds.long())
 
-# %% ../nbs/53_bridge.ipynb #78ba0aee
+# %% ../nbs/53_bridge.ipynb #2388c54a
 def _refuse_model(policy: Policy):
     "ValueError for a model whose passes TRL would compute otherwise."
     text = policy.model.config.get_text_config()
@@ -131,8 +133,11 @@ def _refuse_model(policy: Policy):
     if len(policy.banned) and getattr(text, "final_logit_softcapping", None):
         raise ValueError(f"{policy.name!r} has soft-capped logits and {len(policy.banned)} banned ids: TRL's head can't ban ids under a cap, use the built-in learner")
 
-def _refuse_config(config: Config):
+def _refuse_run(config: Config, accelerator: Accelerator):
+    "ValueError for optimisers that a trainer can't have, or whose gradients can't be read."
     if config.optimizer_state == "separate": raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimiser, allowed are 'keep' and 'reset'")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError("DeepSpeed keeps gradients in buffers of its own, where streams can't be told apart: shard the model with FSDP2 (torch's fully_shard), or use one process")
 
 def _refuse_batch(batch: Batch):
     "ValueError for a stream that TRL's loss can't express."
@@ -141,7 +146,7 @@ def _refuse_batch(batch: Batch):
         raise ValueError(f"stream {batch.stream!r} ({getattr(signal, 'estimator', 'supervised')}): TRL's loss takes an advantage for each sampled token, allowed are RL and OPD with estimator 'sampled' or 'unlikely'")
     if seen := [e.id for e in examples if e.videos]: raise ValueError(f"prompt {seen[0]} of stream {batch.stream!r} has a video: TRL's pass takes text and images only")
 
-# %% ../nbs/53_bridge.ipynb #49bfa2bf
+# %% ../nbs/53_bridge.ipynb #fb0ae945
 class TrlLearner:
     "Weighs and applies the signals of branches with a `GRPOTrainer` each."
 
@@ -161,12 +166,10 @@ class TrlLearner:
         "The trainer of a branch; ValueError for what TRL can't express."
         policy = training.branch(name).policy
         if name not in self._trainers or self._trainers[name][0] is not policy:
-            _refuse_config(training.config)
+            _refuse_run(training.config, training.accelerator)
             _refuse_model(policy)
             self._trainers[name] = policy, _made(policy, training.config, self.options)
-        trainer = self._trainers[name][1]
-        if (n := trainer.accelerator.num_processes) > 1: raise ValueError(f"a learner of TRL in {n} processes: a branch is one process, allowed is 1")
-        return trainer
+        return self._trainers[name][1]
 
     def optimizer(
         self,
@@ -226,30 +229,59 @@ class TrlLearner:
         for key, value in moments.items(): state.setdefault(int(key.split("/")[0]), {})[key.split("/")[1]] = value.clone()
         optimizer.load_state_dict(dict(optimizer.state_dict(), state=state))
 
-# %% ../nbs/53_bridge.ipynb #0cb4ac31
-def _parts(config: Config, out: Rollouts, rows: Tensor) -> list[Tensor]:
-    "Row numbers of each pass."
-    size = (config.micro_prompts or len(out.prompts)) * out.group_size
-    return [chunk[part] for chunk in rows.split(size) for part in by_length(out.lengths[chunk], config.micro_tokens)]
+# %% ../nbs/53_bridge.ipynb #dc6c6e88
+def _parts(config: Config, out: Rollouts, rows: Tensor, processes: int) -> list[Tensor]:
+    "Row numbers of each pass; the limits are those of one process."
+    size = (config.micro_prompts or len(out.prompts)) * out.group_size * processes
+    tokens = config.micro_tokens and config.micro_tokens * processes
+    return [chunk[part] for chunk in rows.split(size) for part in by_length(out.lengths[chunk], tokens)]
 
-def _note(batch: Batch, rows: Tensor, mask: Tensor, **found: Tensor):
+def _share(accelerator: Accelerator, part: Tensor) -> tuple[Tensor, Tensor]:
+    "This process's rows of a pass and their weights, 0 for rows that only fill up."
+    n = accelerator.num_processes
+    rows = torch.cat([part, part[:1].expand(-len(part) % n)])
+    weights = (torch.arange(len(rows), device=rows.device) < len(part)).float()
+    return rows[accelerator.process_index::n], weights[accelerator.process_index::n]
+
+def _note(batch: Batch, rows: Tensor, mask: Tensor, weights: Tensor, **found: Tensor):
     "Write what a pass found about some rows into the batch."
-    for name, x in found.items(): getattr(batch, name)[rows, :mask.shape[1]] = x * mask
+    real = weights > 0
+    for name, x in found.items(): getattr(batch, name)[rows[real], :mask.shape[1]] = (x * mask)[real]
 
-def _pass_loss(trainer, training: Training, policy: Policy, batch: Batch, rows: Tensor, first: bool) -> Tensor:
+def _pass_loss(trainer, training: Training, policy: Policy, batch: Batch, rows: Tensor, weights: Tensor, first: bool) -> Tensor:
     "Backward pass of some rows; returns their part of the loss."
     config = training.config
     given = pass_inputs(policy, batch.rollouts, rows, _denominator(config, batch))
     mask, real = given["completion_mask"], int(given["prompt_mask"].sum() + given["completion_mask"].sum())
     if not first: given["old_per_token_logps"] = batch.old_logp[rows, :mask.shape[1]]
     def seen(logp: Tensor, entropy: Tensor):
-        _note(batch, rows, mask, logp=logp, entropy=entropy, **(dict(old_logp=logp) if first else {}))
-        given["advantages"] = token_advantages(config, batch, rows, batch.old_logp[rows, :mask.shape[1]])
+        old = logp if first else batch.old_logp[rows, :mask.shape[1]]
+        _note(batch, rows, mask, weights, logp=logp, entropy=entropy, **(dict(old_logp=logp) if first else {}))
+        given["advantages"] = token_advantages(config, batch, rows, old) * weights[:, None]
     trainer.seen = seen
     with lent(policy, config.temperature) as model: loss = trainer._compute_loss(model, given)
     trainer.accelerator.backward(loss)
     batch.real, batch.padded = batch.real + real, batch.padded + given["prompt_mask"].numel() + mask.numel() - real
     return loss.detach()
+
+# %% ../nbs/53_bridge.ipynb #f02047f5
+def _averaged(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> list[Tensor | None]:
+    "Gradients of all processes' rows; of a sharded model they already are."
+    if accelerator.num_processes == 1: return [p.grad for p in parameters]
+    any_has = accelerator.reduce(torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device), "sum") > 0
+    for p, has in zip(parameters, any_has.tolist()):
+        if not has or isinstance(p, DTensor): continue
+        p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "mean")
+    return [p.grad for p in parameters]
+
+def _exchanged(accelerator: Accelerator, batch: Batch, parts: list[Tensor], names: tuple[str, ...]):
+    "Give every process what the others noted about their rows."
+    if accelerator.num_processes == 1: return
+    own = torch.cat([rows[weights > 0] for rows, weights in (_share(accelerator, part) for part in parts)])
+    for name in names:
+        values, every = getattr(batch, name), torch.cat(parts)
+        mine = torch.zeros_like(values).index_copy(0, own, values[own])
+        values[every] = accelerator.reduce(mine, "sum")[every]
 
 def _attempt(trainer, training: Training, name: str, batch: Batch) -> tuple[list[Tensor | None], float]:
     "One try at a stream; the batch changes if it succeeds."
@@ -257,9 +289,11 @@ def _attempt(trainer, training: Training, name: str, batch: Batch) -> tuple[list
     policy.zero_grad()
     if first: trial.logp, trial.entropy = (torch.zeros_like(out.mask) if x is None else x.clone() for x in (out.logp, out.entropy))
     if first: trial.old_logp = trial.logp.clone()
-    parts = _parts(training.config, out, _learning(training.config, batch))
-    loss = sum(_pass_loss(trainer, training, policy, trial, rows, first) for rows in parts)
-    gradient = [p.grad for p in policy.parameters()]
+    accelerator = trainer.accelerator
+    parts = _parts(training.config, out, _learning(training.config, batch), accelerator.num_processes)
+    loss = accelerator.reduce(sum(_pass_loss(trainer, training, policy, trial, *_share(accelerator, part), first) for part in parts), "mean")
+    gradient = _averaged(accelerator, policy.parameters())
+    _exchanged(accelerator, trial, parts, ("logp", "entropy") + ("old_logp",) * first)
     policy.zero_grad()
     trainer._metrics["eval"].clear()
     vars(batch).update(vars(trial))

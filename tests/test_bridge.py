@@ -1,14 +1,19 @@
 "TRL's trainer as a learner: losses, gradients and steps of the engine, a model that is left as it was, clear refusals."
 import copy
+import socket
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from copd_nb import engine
-from copd_nb.bridge import OURS, TrlLearner, lent, settings_of
+from copd_nb.bridge import OURS, TrlLearner, _share, lent, settings_of
 from copd_nb.capabilities import Capability
 from copd_nb.copd import copd
 from copd_nb.engine import Config, Training, collect, gradients_of, move
@@ -229,11 +234,29 @@ def test_models_that_trl_would_compute_otherwise_are_refused(tmp_path):
     refused("'gpt' has no rotary positions", lambda: TrlLearner().trainer(training, "text"))
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    training, learner = begin("qwen3", CONFIG, tmp_path), TrlLearner()
-    kind = type(learner.trainer(training, "text").accelerator)
-    monkeypatch.setattr(kind, "num_processes", property(lambda self: 2))
-    refused("in 2 processes", lambda: learner.trainer(training, "text"))
+def test_deepspeed_is_refused(tmp_path):
+    training = begin("qwen3", CONFIG, tmp_path)
+    training.accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    refused("shard the model with FSDP2", lambda: TrlLearner().trainer(training, "text"))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_every_row_of_a_pass_belongs_to_one_process(n, rows):
+    shares = [_share(SimpleNamespace(num_processes=n, process_index=i), torch.arange(10, 10 + rows)) for i in range(n)]
+    assert len({len(mine) for mine, _ in shares}) == 1 and all(len(mine) == len(weights) for mine, weights in shares)
+    assert sorted(int(r) for mine, weights in shares for r in mine[weights > 0]) == list(range(10, 10 + rows))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_engines_loss_and_gradient():
+    "Whole models and one sharded by FSDP2, over gloo; the script asserts."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), Path(__file__).with_name("two_ranks.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and done.stdout.count("agrees") == 8, done.stdout + done.stderr[-3000:]
 
 
 def test_without_trl_the_module_stands_and_its_use_says_what_is_missing(monkeypatch):
