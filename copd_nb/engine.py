@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'Config', 'config_from', 'Branch', 'Training', 'Batch', 'halved', 'fitting', 'roll_out', 'by_length',
-           'collect', 'stream_loss', 'stream_gradient', 'move', 'gradients_of', 'learn', 'model_shape', 'train_step',
-           'probe_list', 'probe', 'merged', 'checkpoint', 'resume', 'run_phase', 'accelerator_for', 'machine',
-           'peak_memory', 'train', 'workload']
+           'Answer', 'answer', 'roll', 'collect', 'stream_loss', 'stream_gradient', 'move', 'gradients_of', 'learn',
+           'model_shape', 'train_step', 'probe_list', 'probe', 'merged', 'checkpoint', 'resume', 'run_phase',
+           'accelerator_for', 'machine', 'peak_memory', 'train', 'workload']
 
 # %% ../nbs/25_engine.ipynb #46f5203c
 import copy
@@ -15,7 +15,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -32,15 +32,16 @@ from tqdm.auto import tqdm
 from .capabilities import Capability, by_name
 from .copd import PROBED, check_control, controlled, realised
 from .costs import Cost, ModelShape, Workload
+from .crews import Cluster, Here, Lost, RayCrew, cluster_from
 from .evaluation import evaluate, summary
-from .heads import token_divergence, token_scores
+from .heads import kept_divergence, kept_scores, token_divergence, token_scores
 from .merging import merge
 from .monitors import Watch, repetition, sameness, thresholds_from
 from .objectives import clip_share, clipped_surrogate, delta_stats, grpo_advantages, loss_denominator, opd_advantages, unlikely_advantages
 from .policies import Head, LoraPolicy, Policy, Prefill, Prompts, check_same_vocabulary, weights_hash
-from .probes import probe_pairs
+from .probes import probe_at
 from .rewards import Failure, score
-from .rollouts import Request, Rollouts, completion_mask, generator, sample, sample_many
+from .rollouts import Address, Request, Rollouts, completion_mask, generator, sample, sample_many
 from .runs import (EventLog, Run, content_hash, create_run, interruptible, latest_checkpoint, load_checkpoint, locked, new_folder, save_checkpoint, stop_requested,
                           WriteError, withdraw_stop, write_json)
 from .schedule import OPD, RL, SFT, Merge, Phase, Schedule, Update, split_prompts
@@ -143,6 +144,17 @@ class Training:
     branches: dict[str, Branch] = field(default_factory=dict)
     starts: dict[str, Policy] = field(default_factory=dict)  # branches that begin from a policy of their own
     notes: list[dict] = field(default_factory=list)  # rows for the log that a step makes on its way
+    crew: Here | RayCrew | None = None  # does work where a branch lives; None for this process
+    begun: dict[str, None] = field(default_factory=dict)  # names of the branches that exist, here or elsewhere
+    pending: dict[str, tuple] = field(default_factory=dict)  # branch → what a step has so far
+
+    def __post_init__(self):
+        if self.crew is None: self.crew = Here(self)
+
+    @property
+    def places(self) -> list[str]:
+        "Where branches may live."
+        return list(self.schedule.starts) if self.crew.parallel else [next(iter(self.schedule.starts))]
 
     @cached_property
     def shape(self) -> ModelShape: return model_shape(self.base)
@@ -163,11 +175,20 @@ class Training:
             start = self.schedule.starts[name]
             origin = self.starts.get(name) or (self.base if start == "base" else self.branch(start).policy)
             self.branches[name] = Branch(origin.clone(name))
+            self.begun[name] = None
         return self.branches[name]
 
+    def only_teaches(self, name: str) -> bool:
+        "Whether a branch is a policy of another architecture: it stays what it was given as."
+        return name in self.starts and not _same_architecture(self.starts[name], self.base)
+
+    def home(self, name: str, asker: str | None = None) -> str:
+        "Where a policy lives: a branch at its own place, the base at everyone's."
+        return name if name in self.schedule.starts else asker or next(iter(self.schedule.starts))
+
     def policy(self, name: str) -> Policy:
-        "A branch's policy, or the base; a teacher of another architecture stays what it was given as."
-        if name in self.starts and not _same_architecture(self.starts[name], self.base): return self.starts[name]
+        "The policy of a branch that lives here, or the base."
+        if self.only_teaches(name): return self.starts[name]
         return self.base if name == "base" else self.branch(name).policy
 
 # %% ../nbs/25_engine.ipynb #e8a089bb
@@ -180,6 +201,7 @@ class Batch:
     rewards: Tensor | None = None  # (B,)
     teacher_hidden: Tensor | None = None  # (B, T, H), for estimators over the vocabulary
     teacher_head: Head | None = None  # which turns it into logits
+    teacher_kept: Tensor | None = None  # (B, T, k + 1) its log-probs of the ids that the learner keeps, and of all others together
     teacher_logp: Tensor | None = None  # (B, T)
     old_logp: Tensor | None = None  # (B, T), the learner's at the start of the step
     logp: Tensor | None = None  # (B, T), the learner's in the latest pass
@@ -191,6 +213,9 @@ class Batch:
 
     @property
     def stream(self) -> str: return self.signals[0].stream
+
+    @property
+    def taught(self) -> bool: return getattr(self.signals[0], "taught", False)
 
     def rows_of(self, capability: str) -> Tensor:
         "Mask (B,) of the rows of one capability."
@@ -282,18 +307,29 @@ def _reference(training: Training, name: str, signals: tuple, step: int) -> Batc
     return batch
 
 # %% ../nbs/25_engine.ipynb #60533178
+def _copies(config: Config) -> int:
+    "How often a prompt stands in a batch: each rollout may carry its own."
+    return 1 if config.shared_prompt else config.group_size
+
 def _prompts(training: Training, name: str, signals: tuple, step: int) -> Prompts:
     "The next prompts of one stream, encoded."
     branch, config = training.branch(name), training.config
-    alone = 1 if config.shared_prompt else config.group_size  # each rollout with its own copy of the prompt
-    examples = [e for e in _draw(training, branch, signals, step) for _ in range(alone)]
+    examples = [e for e in _draw(training, branch, signals, step) for _ in range(_copies(config))]
     return branch.policy.encode(examples, room=config.max_new_tokens)
+
+def _address(training: Training, branch: Branch, signals: tuple, prompts: Prompts) -> Address | None:
+    "Where the prompts of a distillation stream come from, so that they need not travel to the teacher."
+    if not isinstance(signals[0], OPD): return None
+    copies, capability = _copies(training.config), signals[0].capability
+    count = len(prompts) // copies
+    return Address(capability, branch.cursors[f"{signals[0].stream}/{capability}"] - count, count, training.config.seed, copies)
 
 def _request(training: Training, name: str, signals: tuple, prompts: Prompts) -> Request:
     "The rollouts that one stream asks for."
     branch, config = training.branch(name), training.config
-    size = config.group_size if config.shared_prompt else 1
-    return Request(prompts, size, generator(branch.policy.device, config.seed, name, signals[0].stream, branch.updates))
+    source = generator(branch.policy.device, config.seed, name, signals[0].stream, branch.updates)
+    kept = min(config.opd_top_k, branch.policy.width) if getattr(signals[0], "estimator", None) == "topk" else 0
+    return Request(prompts, config.group_size // _copies(config), source, top_k=kept, address=_address(training, branch, signals, prompts))
 
 # %% ../nbs/25_engine.ipynb #499c5ae7
 def _sampled(training: Training, name: str, streams: dict[tuple, Prompts]) -> list[Batch]:
@@ -368,25 +404,53 @@ def _sizes(out: Rollouts) -> tuple[dict[str, int], dict[str, int]]:
     "The most and the least that a pass over some rollouts has at once."
     return dict(micro_prompts=len(out.prompts), micro_tokens=out.mask.numel()), dict(micro_tokens=int(out.lengths.max()))
 
+@dataclass
+class Answer:
+    "What a teacher says about the rollouts of a stream."
+    logp: Tensor  # (B, T) of the tokens, nats
+    kept: Tensor | None = None  # (B, T, k + 1) log-probs of the ids that the learner keeps, and of all others together
+    hidden: Tensor | None = None  # (B, T, H), for estimators over the vocabulary
+    head: Head | None = None  # which turns it into logits
+    seconds: float = 0.0  # that the scoring took
+
+def _said(head: Head, hidden: Tensor, out: Rollouts, rows: Tensor, estimator: str) -> dict[str, Tensor]:
+    "What an estimator needs of a teacher for some rows, from its states (N, H) before their tokens."
+    mask = out.mask[rows].bool()
+    found = dict(logp=token_scores(head, hidden, out.ids[rows][mask]).logp)
+    if estimator == "topk": found["kept"] = kept_scores(head, hidden, out.top_ids[rows][mask])
+    elif estimator != "sampled": found["hidden"] = hidden.float()
+    return {name: _on_rows(values, out.mask[rows]) for name, values in found.items()}
+
 @torch.no_grad()
-def _score_teacher(training: Training, batch: Batch):
-    "The teacher's log-probs of an OPD batch, and its states where the estimator needs the vocabulary."
-    signal, out, config = batch.signals[0], batch.rollouts, training.config
-    teacher = training.policy(signal.teacher)
-    head, batch.teacher_logp = teacher.head(config.temperature), torch.zeros_like(out.mask)
-    if signal.estimator != "sampled":
-        batch.teacher_hidden = out.mask.new_zeros(*out.mask.shape, head.weight.shape[1])
-        batch.teacher_head = head.frozen() if config.epochs > 1 else head  # with one epoch nobody moves before it is used
+def _scored(training: Training, teacher: Policy, head: Head, out: Rollouts, estimator: str) -> dict[str, Tensor]:
+    "One try at scoring all rows."
+    found = {}
     for prompts, start, parts in _passes(training, teacher, out, torch.arange(len(out.ids), device=out.ids.device)):
         for rows, owner in parts:
-            ids, mask = out.ids[rows], out.mask[rows]
-            with training.accelerator.autocast(): hidden = teacher.completion_hidden(prompts, ids, mask, start, owner)
-            batch.teacher_logp[rows] = _on_rows(token_scores(head, hidden, ids[mask.bool()]).logp, mask)
-            if batch.teacher_hidden is not None: batch.teacher_hidden[rows] = _on_rows(hidden.float(), mask)
+            with training.accelerator.autocast(): hidden = teacher.completion_hidden(prompts, out.ids[rows], out.mask[rows], start, owner)
+            for name, values in _said(head, hidden, out, rows, estimator).items():
+                found.setdefault(name, values.new_zeros(*out.mask.shape, *values.shape[2:]))[rows] = values
+    return found
+
+def answer(training: Training, signal: OPD, out: Rollouts) -> Answer:
+    "The teacher, which lives here, scores the rollouts of a learner, which may live elsewhere."
+    began, teacher = time.perf_counter(), training.policy(signal.teacher)
+    out = out.complete(teacher, training.capabilities)
+    head = teacher.head(training.config.temperature)
+    said = fitting(training, "scoring", *_sizes(out), lambda: _scored(training, teacher, head, out, signal.estimator))
+    if "hidden" in said: said["head"] = head.frozen() if training.config.epochs > 1 else head  # with one epoch nobody moves before it is used
+    return Answer(**said, seconds=time.perf_counter() - began)
+
+def _hear(batch: Batch, said: Answer):
+    "Put a teacher's answer into the batch that it is about."
+    device = batch.rollouts.ids.device
+    batch.teacher_logp, batch.teacher_kept, batch.teacher_hidden = (x if x is None else x.to(device) for x in (said.logp, said.kept, said.hidden))
+    batch.teacher_head = said.head and said.head.to(device)
+    batch.seconds += said.seconds
 
 # %% ../nbs/25_engine.ipynb #3c249da9
-def collect(training: Training, update: Update, step: int) -> list[Batch]:
-    "Roll out and score all streams of an update, with every branch as it stands now."
+def roll(training: Training, update: Update, step: int) -> list[Batch]:
+    "Sample all streams of an update and compute their rewards."
     streams = list(_streams(update))
     sampled = [s for s in streams if not isinstance(s[0], SFT)]
     batches = [_reference(training, update.branch, s, step) for s in streams if isinstance(s[0], SFT)]
@@ -394,8 +458,14 @@ def collect(training: Training, update: Update, step: int) -> list[Batch]:
     for batch in batches:
         began = time.perf_counter()
         if isinstance(batch.signals[0], RL): _score_rewards(training, batch)
-        if getattr(batch.signals[0], "taught", False): fitting(training, "scoring", *_sizes(batch.rollouts), lambda: _score_teacher(training, batch))
         batch.seconds += time.perf_counter() - began
+    return batches
+
+def collect(training: Training, update: Update, step: int) -> list[Batch]:
+    "Roll out and score all streams of an update where learner and teachers live in this process, with every branch as it stands now."
+    batches = roll(training, update, step)
+    for batch in batches:
+        if batch.taught: _hear(batch, answer(training, batch.signals[0], batch.rollouts))
     return batches
 
 # %% ../nbs/25_engine.ipynb #f16d408f
@@ -410,9 +480,10 @@ def stream_loss(config: Config, batch: Batch, rows: Tensor, logp: Tensor, head: 
         advantages = opd_advantages(batch.teacher_logp[rows], old, signal.beta, config.delta_clip)
         return clipped_surrogate(logp, old, advantages, mask, **clip)
     if not signal.taught: return clipped_surrogate(logp, old, unlikely_advantages(old, signal.beta), mask, **clip)
-    k = min(config.opd_top_k, len(head.weight)) if signal.estimator == "topk" else None
-    taught = batch.teacher_hidden[rows][mask.bool()]
-    return signal.beta * token_divergence(head, hidden, batch.teacher_head, taught, signal.estimator, config.jsd_alpha, k).sum() / denominator
+    at = mask.bool()
+    if signal.estimator == "topk": gap = kept_divergence(head, hidden, batch.rollouts.top_ids[rows][at], batch.teacher_kept[rows][at])
+    else: gap = token_divergence(head, hidden, batch.teacher_head, batch.teacher_hidden[rows][at], signal.estimator, config.jsd_alpha)
+    return signal.beta * gap.sum() / denominator
 
 # %% ../nbs/25_engine.ipynb #a2cdf207
 def _denominator(config: Config, batch: Batch) -> float:
@@ -589,15 +660,46 @@ def _signal_rows(training: Training, batch: Batch) -> Iterator[dict]:
         yield row | {k: v for k, v in cost.items() if k != "updates"}
 
 # %% ../nbs/25_engine.ipynb #4d48f5f3
+def _roll(training: Training, update: Update, step: int) -> list[Rollouts]:
+    "Stage 1, at the learner's place: rollouts to be scored by teachers, in the order of their streams."
+    batches = roll(training, update, step)
+    training.pending[update.branch] = batches, None
+    return [replace(b.rollouts, start=None) for b in batches if b.taught]
+
+def _weigh(training: Training, name: str, *answers: Answer):
+    "Stage 3, at the learner's place: gradients from answers and rewards."
+    batches, _ = training.pending[name]
+    for batch, said in zip((b for b in batches if b.taught), answers, strict=True): _hear(batch, said)
+    training.pending[name] = batches, gradients_of(training, name, batches)
+
+def _move(training: Training, name: str, lr: float) -> tuple[list[dict], list[dict]]:
+    "Stage 4, at the learner's place: the update; notes that were made on the way, and a row for each signal."
+    batches, first = training.pending.pop(name)
+    rows, notes, training.notes = learn(training, name, batches, lr, first), training.notes, []
+    return notes, rows
+
+def _signals_taught(update: Update) -> list[OPD]:
+    "The signals of an update that a teacher answers to, one a stream."
+    return [s[0] for s in _streams(update) if getattr(s[0], "taught", False)]
+
+def _ask(training: Training, update: Update, step: int) -> Iterator[None]:
+    "Send the first three stages of an update, one each time."
+    at, name, taught = training.crew.at, update.branch, _signals_taught(update)
+    yield (asked := at(name, _roll, update, step, parts=len(taught)))
+    yield (answers := [at(training.home(s.teacher, name), answer, s, out) for s, out in zip(taught, asked)])
+    yield at(name, _weigh, name, *answers)
+
 def train_step(training: Training, phase: Phase, step: int) -> list[dict]:
     "Roll out, score, weigh, update, record: one step of all branches of a phase."
-    if training.config.updates == "sequential":
-        return [row for u in phase.updates for row in learn(training, u.branch, collect(training, u, step), phase.lr)]
-    ready = {}
-    for update in phase.updates:
-        batches = collect(training, update, step)
-        ready[update.branch] = batches, gradients_of(training, update.branch, batches)
-    return [row for name, (batches, first) in ready.items() for row in learn(training, name, batches, phase.lr, first)]
+    crew, asking = training.crew, [_ask(training, u, step) for u in phase.updates]
+    def move(update: Update): return crew.at(update.branch, _move, update.branch, phase.lr)
+    if training.config.updates == "sequential": moved = [(*stages, move(u))[-1] for u, stages in zip(phase.updates, asking)]
+    else:
+        for _ in zip(*asking) if crew.parallel else (s for stages in asking for s in stages): pass
+        moved = [move(u) for u in phase.updates]
+    notes, rows = zip(*map(crew.get, moved))
+    training.notes += [note for part in notes for note in part]
+    return [row for part in rows for row in part]
 
 # %% ../nbs/25_engine.ipynb #6aa85248
 def probe_list(
@@ -612,26 +714,76 @@ def probe_list(
     return list(dict.fromkeys(own + taught + linked))
 
 # %% ../nbs/25_engine.ipynb #7ba130c5
+def _probe(training: Training, name: str, work: Callable, *args):
+    "A piece of a probe, where a policy lives."
+    with training.accelerator.autocast(): return work(training.policy(name), training.capabilities, *args)
+
 def probe(training: Training, phase: Phase) -> list[dict]:
     "Probe rows of all pairs of a phase."
-    config, pairs = training.config, probe_list(training.schedule, phase)
-    policies = {n: training.policy(n) for a, b, _ in pairs for n in (a, b)}
-    with training.accelerator.autocast():
-        rows = probe_pairs(policies, pairs, training.capabilities, config.probe_prompts, config.probe_k, config.max_new_tokens, config.temperature)
-    return [dict(kind="probe", **r) for r in rows]
+    config, crew = training.config, training.crew
+    def at(name: str, work: Callable, *args, parts: int | None = None): return crew.at(training.home(name), _probe, name, work, *args, parts=parts)
+    found = probe_at(at, probe_list(training.schedule, phase), config.probe_prompts, config.probe_k, config.max_new_tokens, config.temperature)
+    return [dict(kind="probe", **about, **crew.get(numbers)) for about, numbers in found]
 
 # %% ../nbs/25_engine.ipynb #47e84af8
-def merged(training: Training) -> Policy:
-    "The result as it stands: a branch, or the merge of its branches."
-    result = training.schedule.result
+def _pieces(state: dict[str, Tensor], most: int) -> list[list[str]]:
+    "Names of tensors in pieces of at most `most` bytes, or of one tensor; of several that share memory the first stands for all."
+    seen, pieces, size = set(), [[]], 0
+    for name, x in state.items():
+        memory = x.data_ptr(), x.shape
+        if x.numel() and memory in seen: continue
+        seen.add(memory)
+        if size and size + x.nbytes > most: pieces, size = [*pieces, []], 0
+        pieces[-1].append(name)
+        size += x.nbytes
+    return pieces
+
+def _piece(training: Training, name: str, names: list[str]) -> dict[str, Tensor]:
+    "Some weights of a branch that lives here."
+    state = training.branch(name).policy.state_dict()
+    return {n: state[n] for n in names}
+
+def _weights(training: Training, names: Iterable[str]) -> dict[str, list]:
+    "Handles of the weights, piece by piece, of those branches that don't live here."
+    pieces = _pieces(training.base.state_dict(), training.crew.shard_bytes)
+    return {n: [training.crew.at(n, _piece, n, part) for part in pieces] for n in names if n not in training.branches}
+
+def _part(training: Training, name: str, names: list[str], number: int, elsewhere: dict[str, list]) -> dict[str, Tensor]:
+    "Some weights of a branch, wherever it lives."
+    return _piece(training, name, names) if name in training.branches else training.crew.get(elsewhere[name][number])
+
+# %% ../nbs/25_engine.ipynb #e77ae7b8
+def _whole(base: Policy, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    "A state with the names that share memory with those that it has."
+    own = base.state_dict()
+    first = {(x.data_ptr(), x.shape): state[n] for n, x in own.items() if n in state}
+    return {n: state[n] if n in state else first[x.data_ptr(), x.shape] for n, x in own.items()}
+
+def _visiting(training: Training, name: str, elsewhere: dict[str, list]) -> Policy:
+    "A branch's policy; of one that lives elsewhere a copy."
+    if name in training.branches: return training.branch(name).policy
+    state = {k: x for piece in elsewhere[name] for k, x in training.crew.get(piece).items()}
+    return training.base.with_state(_whole(training.base, state), name)
+
+def merged(
+    training: Training,
+    elsewhere: dict[str, list] = {},  # branch → handles of its weights, piece by piece; for those that don't live here
+) -> Policy:
+    "The result as it stands: a branch, or the merge of its branches. Weights from elsewhere are taken in and merged piece by piece, adapters as a whole."
+    result, base = training.schedule.result, training.base
     if not isinstance(result, Merge): return training.policy(result)
-    return merge([training.policy(b) for b in result.branches], result.method, result.weights, training.base, result.density)
+    if isinstance(base, LoraPolicy): return merge([_visiting(training, b, elsewhere) for b in result.branches], result.method, result.weights, base, result.density)
+    state, own, source = {}, base.state_dict(), torch.Generator().manual_seed(0)
+    for number, names in enumerate(_pieces(own, training.crew.shard_bytes)):
+        parts = [_part(training, b, names, number, elsewhere) for b in result.branches]
+        state |= merge(parts, result.method, result.weights, {n: own[n] for n in names}, result.density, source)
+    return base.with_state(_whole(base, state), "result")
 
 # %% ../nbs/25_engine.ipynb #4614cd91
-def _judged(training: Training, phase: Phase) -> dict[str, Policy]:
-    "The policies that an evaluation in this phase looks at: the result, or before that exists the branch that learns."
-    if all(m in training.branches for m in training.schedule.members) and not _alone(training.schedule, phase): return {"result": merged(training)}
-    return {u.branch: training.policy(u.branch) for u in phase.updates}
+def _judged(training: Training, phase: Phase) -> list[str]:
+    "What an evaluation in this phase looks at: the result, or before that exists the branch that learns."
+    if all(m in training.begun for m in training.schedule.members) and not _alone(training.schedule, phase): return ["result"]
+    return [u.branch for u in phase.updates]
 
 # %% ../nbs/25_engine.ipynb #2fa3fd8a
 def _scores(training: Training, policy: Policy) -> pd.DataFrame:
@@ -640,47 +792,78 @@ def _scores(training: Training, policy: Policy) -> pd.DataFrame:
     with training.accelerator.autocast():
         return evaluate(policy, training.capabilities, c.eval_prompts, c.eval_samples, c.max_new_tokens, c.temperature, c.seed, rows=c.rollout_rows, failed=c.failed_reward, seconds=c.reward_seconds)
 
-def _judge(training: Training, policies: dict[str, Policy]) -> list[dict]:
-    "Evaluation rows: accuracy of each capability, and their mean."
-    c, rows = training.config, []
-    for name, policy in policies.items():
-        scores = fitting(training, "evaluation", dict(rollout_rows=c.eval_prompts * (1 + c.eval_samples) * len(training.capabilities)), {}, lambda: _scores(training, policy))
-        rows += [dict(kind="eval", model=name, capability=k, greedy=r.greedy, sampled=r.sampled, prompts=c.eval_prompts) for k, r in summary(scores).iterrows()]
+def _score(training: Training, name: str, elsewhere: dict[str, list]) -> tuple[list[dict], list[dict]]:
+    "Evaluation rows of the result or of a branch that lives here, after notes that were made on the way."
+    c, policy = training.config, merged(training, elsewhere) if name == "result" else training.policy(name)
+    scores = fitting(training, "evaluation", dict(rollout_rows=c.eval_prompts * (1 + c.eval_samples) * len(training.capabilities)), {}, lambda: _scores(training, policy))
+    rows, notes, training.notes = summary(scores), training.notes, []
+    return notes, [dict(kind="eval", model=name, capability=k, greedy=r.greedy, sampled=r.sampled, prompts=c.eval_prompts) for k, r in rows.iterrows()]
+
+def _judge(training: Training, names: Iterable[str]) -> list[dict]:
+    "Evaluation rows: accuracy of each capability, and their mean. A merge is made where its first branch lives."
+    rows = []
+    for name in names:
+        first, *others = training.schedule.members if name == "result" else [name]
+        notes, found = training.crew.get(training.crew.at(first, _score, name, _weights(training, others)))
+        training.notes += notes
+        rows += found
     return rows
 
 # %% ../nbs/25_engine.ipynb #53c5ae71
-def _pack(branches: dict[str, Branch]) -> tuple[dict[str, dict[str, Tensor]], dict]:
-    "Branches as files of tensors, and counters."
-    tensors = {f"{n}~weights": b.policy.state_dict() for n, b in branches.items()}
-    for n, b in branches.items():
-        for kind, optimizer in b.optimizers.items():
-            moments = {f"{i}/{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-            if moments: tensors[f"{n}~{kind}"] = moments
-    return tensors, {n: dict(updates=b.updates, cursors=b.cursors, skipped=b.skipped) for n, b in branches.items()}
+def _pack(training: Training, name: str) -> dict[str, dict[str, Tensor]]:
+    "Weights and moments of a branch that lives here, by file."
+    branch = training.branch(name)
+    tensors = {f"{name}~weights": branch.policy.state_dict()}
+    for kind, optimizer in branch.optimizers.items():
+        moments = {f"{i}/{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+        if moments: tensors[f"{name}~{kind}"] = moments
+    return tensors
+
+def _counters(training: Training, name: str) -> tuple[dict, dict]:
+    "Counters of a branch that lives here, and the limits in force."
+    b = training.branch(name)
+    return dict(updates=b.updates, cursors=b.cursors, skipped=b.skipped), {k: getattr(training.config, k) for k in LIMITS}
+
+def _packed(training: Training, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    "Files of tensors of some branches, one branch at a time."
+    for name in names: yield from training.crew.get(training.crew.at(name, _pack, name)).items()
 
 # %% ../nbs/25_engine.ipynb #cb56da3e
+def _restore(training: Training, name: str, files: dict[str, dict[str, Tensor]], values: dict):
+    "Put a packed branch in place."
+    branch = training.branches[name] = Branch(training.base.clone(name), **values)
+    for kind, named in files.items():
+        if kind == "weights":
+            branch.policy.load_state(named)
+            continue
+        optimizer, state = _optimizer(training, branch, kind), {}
+        for key, value in named.items(): state.setdefault(int(key.split("/")[0]), {})[key.split("/")[1]] = value
+        optimizer.load_state_dict(dict(optimizer.state_dict(), state=state))
+
 def _unpack(training: Training, tensors: dict[str, dict[str, Tensor]], counters: dict):
-    "Put packed branches back in place."
+    "Send packed branches to where they live."
     for name, values in counters.items():
-        branch = training.branches[name] = Branch(training.base.clone(name), **values)
-        for stem, named in tensors.items():
-            owner, kind = stem.split("~")
-            if owner != name: continue
-            if kind == "weights":
-                branch.policy.load_state(named)
-                continue
-            optimizer, state = _optimizer(training, branch, kind), {}
-            for key, value in named.items(): state.setdefault(int(key.split("/")[0]), {})[key.split("/")[1]] = value
-            optimizer.load_state_dict(dict(optimizer.state_dict(), state=state))
+        files = {stem.split("~")[1]: named for stem, named in tensors.items() if stem.split("~")[0] == name}
+        training.crew.at(name, _restore, name, files, values)
+        training.begun[name] = None
+
+def _limit(training: Training, limits: dict):
+    "Let limits hold from now on."
+    training.config = replace(training.config, **limits)
+
+def _forget(training: Training):
+    "Be as new: what was being done belongs to a past that the log no longer has."
+    for held in (training.branches, training.begun, training.pending, training.notes): held.clear()
 
 # %% ../nbs/25_engine.ipynb #318c4af4
 def checkpoint(training: Training, phase_index: int, step: int):
     "Write a checkpoint that continues at this step, then remove older ones."
-    folder = training.run.path / "checkpoints"
-    tensors, counters = _pack(training.branches)
-    path, limits = folder / f"{phase_index:04d}-{step:06d}", {k: getattr(training.config, k) for k in LIMITS}
+    folder, names = training.run.path / "checkpoints", list(training.begun)
+    found = dict(zip(names, map(training.crew.get, [training.crew.at(n, _counters, n) for n in names])))
+    path, counters = folder / f"{phase_index:04d}-{step:06d}", {n: values for n, (values, _) in found.items()}
+    limits = {k: min((x for _, now in found.values() if (x := now[k])), default=None) for k in LIMITS}
     training.log.sync()
-    save_checkpoint(path, tensors, dict(phase_index=phase_index, step=step, events=training.log.size, branches=counters, limits=limits))
+    save_checkpoint(path, _packed(training, names), dict(phase_index=phase_index, step=step, events=training.log.size, branches=counters, limits=limits))
     for old in folder.glob("[0-9]*"):
         if old != path: shutil.rmtree(old)
 
@@ -688,13 +871,15 @@ def checkpoint(training: Training, phase_index: int, step: int):
 def resume(training: Training) -> tuple[int, int]:  # phase index and step to continue with
     "Restore the latest checkpoint, if there is one, and cut the log back to it."
     path = latest_checkpoint(training.run)
+    vars(training).pop("watch", None)
+    training.begun.clear()
     if path is None:
         training.log.truncate(0)
         return 0, 0
     tensors, state = load_checkpoint(path)
     if training.log.size < state["events"]: raise ValueError(f"{training.log.path} has {training.log.size} bytes and its checkpoint {path.name} counts on {state['events']}: put the log back, or remove the run folder to start anew")
     _unpack(training, tensors, state["branches"])
-    training.config = replace(training.config, **state["limits"])
+    for place in training.places: training.crew.at(place, _limit, state["limits"])
     training.log.truncate(state["events"])
     _replay(training)
     return state["phase_index"], state["step"]
@@ -740,9 +925,9 @@ def _take_expert(training: Training, phase: Phase, store: Path, place: dict) -> 
 def _keep_expert(training: Training, phase: Phase, store: Path, place: dict):
     "Store the state after a phase with the rows that it logged."
     name = phase.updates[0].branch
-    tensors, counters = _pack({name: training.branches[name]})
+    counters, _ = training.crew.get(training.crew.at(name, _counters, name))
     rows = [r for r in training.log.rows() if r["phase_index"] == place["phase_index"]]
-    save_checkpoint(store / f"{phase.steps:06d}", tensors, dict(branches=counters, rows=rows))
+    save_checkpoint(store / f"{phase.steps:06d}", _packed(training, [name]), dict(branches={name: counters}, rows=rows))
 
 # %% ../nbs/25_engine.ipynb #69b6ab5a
 def _every(interval: int, step: int, steps: int) -> bool:
@@ -762,11 +947,28 @@ def _goes_on(schedule: Schedule, index: int) -> bool:
     before, phase = schedule.phases[max(0, index - 1)], schedule.phases[index]
     return index > 0 and phase.cycle is not None and (before.name, before.cycle) == (phase.name, phase.cycle)
 
+def _fresh(training: Training, name: str): training.branch(name).optimizers.clear()
+
+def _start(training: Training, name: str, elsewhere: dict[str, list]):
+    "Make a branch here, from a policy that is here or from another branch's weights."
+    start = training.schedule.starts[name]
+    if name in training.starts or start not in elsewhere: training.policy(name)
+    else: training.branches[name] = Branch(_visiting(training, start, elsewhere).clone(name))
+
+def _begin(training: Training, names: Iterable[str]):
+    "Have branches made that don't exist yet, each where it lives and after the one that it starts from."
+    for name in names:
+        if name in training.begun or name not in training.schedule.starts or training.only_teaches(name): continue
+        start = training.schedule.starts[name]
+        _begin(training, [] if name in training.starts else [start])
+        training.crew.at(name, _start, name, _weights(training, [start] if start in training.begun else []))
+        training.begun[name] = None
+
 def _enter(training: Training, phase: Phase, place: dict):
     "What happens before the first step of a phase: fresh optimisers if asked for, and a probe of new pairs."
     schedule, index = training.schedule, place["phase_index"]
     if training.config.optimizer_state == "reset" and not _goes_on(schedule, index):
-        for update in phase.updates: training.branch(update.branch).optimizers.clear()
+        for update in phase.updates: training.crew.at(update.branch, _fresh, update.branch)
     known = set(probe_list(schedule, schedule.phases[index - 1])) if index else {p for p in probe_list(schedule, phase) if p[1] == "base"}
     if training.config.probe_every and not _alone(schedule, phase) and set(probe_list(schedule, phase)) - known:
         _log(training, place, -1, probe(training, phase))
@@ -775,6 +977,7 @@ def _enter(training: Training, phase: Phase, place: dict):
 def run_phase(training: Training, place: dict, first: int, bar: tqdm, store: Path | None) -> bool:  # whether it may go on
     "Train one phase from its step `first` on, or until somebody asks the run to stop."
     phase, c = training.schedule.phases[place["phase_index"]], training.config
+    _begin(training, [n for u in phase.updates for n in (u.branch, *(s.teacher for s in u.opd))])
     if first == 0: _enter(training, phase, place)
     if first == 0 and store: first = _take_expert(training, phase, store, place)
     for step in range(first, phase.steps):
@@ -885,12 +1088,13 @@ def _keep_base(base: Policy, path: Path):
 def _finish(training: Training):
     "Save branches and result, mark the run as finished, drop the checkpoints."
     path = training.run.path
+    _begin(training, training.schedule.members)
     _keep_base(training.base, path)
-    for name, branch in training.branches.items():
-        with new_folder(path / "branches" / name) as folder: branch.policy.save(folder)
+    for name in training.begun:
+        with new_folder(path / "branches" / name) as folder: _visiting(training, name, _weights(training, [name])).save(folder)
     if isinstance(training.schedule.result, Merge):
-        with new_folder(path / "result") as folder: merged(training).save(folder)
-    _status(training.run, "finished")
+        with new_folder(path / "result") as folder: merged(training, _weights(training, training.schedule.members)).save(folder)
+    _status(training.run, "finished", peak=max(training.crew.get(training.crew.at(place, _peak)) for place in training.places))
     _clear(training.run)
 
 def _clear(run: Run):
@@ -904,10 +1108,12 @@ def peak_memory() -> float:  # GiB
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2 ** 30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "linux" else 30)
 
-def _status(run: Run, status: str, reason: str | None = None) -> Run:
+def _peak(training: Training) -> float: return peak_memory()
+
+def _status(run: Run, status: str, reason: str | None = None, peak: float = 0.0) -> Run:
     "Write the status of a run into its manifest, why it failed if it did, and the most memory that a process which trained it has held."
     m = run.manifest
-    write_json(run.path / "manifest.json", dict(m, status=status, reason=reason, peak_memory=max(m.get("peak_memory", 0.0), peak_memory())))
+    write_json(run.path / "manifest.json", dict(m, status=status, reason=reason, peak_memory=max(m.get("peak_memory", 0.0), peak_memory(), peak)))
     return run
 
 # %% ../nbs/25_engine.ipynb #835f478b
@@ -933,9 +1139,44 @@ def _train(training: Training, experts: str | Path | None, progress: bool) -> Ru
             with locked(store, wait=True) if store else nullcontext():
                 if not run_phase(training, place, begin[1] if index == begin[0] else 0, bar, store): return _status(run, "stopped")
     if training.config.eval_every and _alone(training.schedule, phase) and isinstance(training.schedule.result, Merge):
-        _log(training, place, phase.steps - 1, _judge(training, {"result": merged(training)}))
+        _begin(training, training.schedule.members)
+        _log(training, place, phase.steps - 1, _judge(training, ["result"]))
     _finish(training)
     return run
+
+def _seat(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, starts: dict[str, Policy], place: tuple, crew) -> Training:
+    "What a worker of a cluster knows of a run."
+    accelerator = accelerator_for(config)
+    return Training(schedule, capabilities, _placed("base", base, config, accelerator), config, accelerator, None,
+                    starts={n: _placed(n, p, config, accelerator) for n, p in starts.items()}, crew=crew)
+
+def _where(training: Training) -> dict: return machine(training.accelerator)
+
+@contextmanager
+def _crew(training: Training, cluster: Cluster | None) -> Iterator[None]:
+    "Give a training its workers, and note in the manifest what they are."
+    if cluster is None:
+        yield
+        return
+    t = training
+    t.crew = RayCrew(cluster, _seat, (t.schedule, t.capabilities, t.base, t.config), {n: ({n: t.starts[n]} if n in t.starts else {},) for n in t.schedule.starts})
+    try:
+        places = {n: {k: getattr(cluster.of(n), k) for k in ("cpus", "gpus", "ranks")} for n in t.places}
+        write_json(t.run.path / "manifest.json", dict(t.run.manifest, machine=t.crew.get(t.crew.at(t.places[0], _where)), workers=places))
+        yield
+    finally: t.crew.close()
+
+def _persist(training: Training, experts: str | Path | None, progress: bool) -> Run:
+    "Train, and go on from the last checkpoint with new workers when some were lost; a loss too many in a row ends the run."
+    losses, before = 0, ()
+    while True:
+        try: return _train(training, experts, progress)
+        except Lost as lost:
+            at = latest_checkpoint(training.run)
+            losses, before = losses + 1 if at == before else 1, at
+            if losses > training.crew.cluster.restarts: raise
+            training.notes = [n for n in training.notes if n["kind"] == "restart"] + [dict(kind="restart", reason=str(lost))]
+        training.crew.again()
 
 def train(
     schedule: Schedule,  # who learns from which signal, when
@@ -946,20 +1187,22 @@ def train(
     experts: str | Path | None = None,  # folder in which experts are shared between runs, None to train them anew
     progress: bool = True,  # show a progress bar
     starts: dict[str, Policy] | None = None,  # branch → the policy that it begins from, instead of what the schedule says; it may teach without ever learning
+    cluster: str | dict | Cluster | None = None,  # "ray", an address or a Cluster to give each branch a worker of its own; None for this process
 ) -> Run:  # with events, branches and result; unfinished if it was asked to stop
     "Run a schedule; ValueError before anything is trained if it can't work."
-    capabilities, starts = by_name(capabilities), starts or {}
+    capabilities, starts, cluster = by_name(capabilities), starts or {}, None if cluster is None else cluster_from(cluster)
     _check(schedule, capabilities, base, config)
     _check_starts(schedule, base, starts)
     with locked(Path(out)):
-        accelerator = accelerator_for(config)
+        accelerator = accelerator_for(config if cluster is None else replace(config, device="cpu"))
         run = create_run(Path(out), dict(_manifest(schedule, capabilities, base, config, starts), machine=machine(accelerator)))
         if run.finished:
             _clear(run)
             return run
         withdraw_stop(_status(run, "running").path)
         own, given = _placed("base", base, config, accelerator), {n: _placed(n, p, config, accelerator) for n, p in starts.items()}
-        with interruptible(run.path), _ending(run): return _train(Training(schedule, capabilities, own, config, accelerator, run, starts=given), experts, progress)
+        training = Training(schedule, capabilities, own, config, accelerator, run, starts=given)
+        with interruptible(run.path), _ending(run), _crew(training, cluster): return _persist(training, experts, progress)
 
 
 # %% ../nbs/25_engine.ipynb #eb9d2dca

@@ -70,7 +70,7 @@ def _transfer(llm, source):  # a vllm TrainerWeightTransferEngine
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
     return WeightTransferTrainerFactory.trainer_init(init_info=IPCTrainerInitInfo(rank=0, packed=True), client=_Client(llm), source=source)
 
-# %% ../nbs/52_generation.ipynb #e60b214e
+# %% ../nbs/52_generation.ipynb #1375296e
 def row_seeds(
     request: Request,
 ) -> list[int | None]:  # one for each row, None where it is greedy
@@ -82,7 +82,7 @@ def row_seeds(
 def _params(policy: Policy, request: Request, length: int, temperature: float) -> list:
     "A SamplingParams for each row."
     bias = {int(i): BANNED_LOGIT for i in policy.banned}
-    common = dict(max_tokens=length, stop_token_ids=list(policy.eos), ignore_eos=True, logit_bias=bias, logprobs=0, detokenize=False)
+    common = dict(max_tokens=length, stop_token_ids=list(policy.eos), ignore_eos=True, logit_bias=bias, logprobs=request.top_k, detokenize=False)
     return [_vllm().SamplingParams(temperature=0.0 if seed is None else temperature, seed=seed, **common) for seed in row_seeds(request)]
 
 # %% ../nbs/52_generation.ipynb #7cf65565
@@ -101,7 +101,7 @@ def vllm_prompt(
     data = dict(image=[Image.fromarray(x) for x in example.images], video=[_video(policy, v) for v in example.videos])
     return dict(prompt=prompt_text(policy, example), multi_modal_data={k: v for k, v in data.items() if v})
 
-# %% ../nbs/52_generation.ipynb #262c3d59
+# %% ../nbs/52_generation.ipynb #7ff2235b
 def _tokens(policy: Policy, output, prompt: list[int], length: int) -> list[int]:
     "Completion of one row; RuntimeError if it isn't one of this policy's prompt, or was cut."
     tokens = list(output.outputs[0].token_ids)
@@ -114,12 +114,13 @@ def _tokens(policy: Policy, output, prompt: list[int], length: int) -> list[int]
 def _collected(policy: Policy, request: Request, outputs: list, prompts: list[list[int]], length: int) -> Rollouts:
     "The rollouts of one request from vLLM's outputs."
     ids = torch.full((len(outputs), length), policy.eos[0], device=policy.device)
-    logp = torch.zeros(ids.shape, device=policy.device)
+    logp, tops = torch.zeros(ids.shape, device=policy.device), torch.zeros(*ids.shape, request.top_k, dtype=torch.long, device=policy.device)
     for i, (output, prompt) in enumerate(zip(outputs, prompts)):
-        row = torch.tensor(_tokens(policy, output, prompt, length))
-        ids[i, :len(row)] = row
-        logp[i, :len(row)] = torch.tensor([step[int(t)].logprob for t, step in zip(row, output.outputs[0].logprobs)])
-    return rollouts_of(policy, request, ids, logp, decoded=sum(len(o.outputs[0].token_ids) - 1 for o in outputs))
+        row, said = _tokens(policy, output, prompt, length), output.outputs[0].logprobs
+        ids[i, :len(row)] = torch.tensor(row)
+        logp[i, :len(row)] = torch.tensor([step[t].logprob for t, step in zip(row, said)])
+        tops[i, :len(row)] = torch.tensor([sorted(step, key=lambda t: step[t].rank)[:request.top_k] for step in said], dtype=torch.long)
+    return rollouts_of(policy, request, ids, logp, decoded=sum(len(o.outputs[0].token_ids) - 1 for o in outputs), top_ids=tops)
 
 # %% ../nbs/52_generation.ipynb #4e51bf0a
 class VllmSampler:

@@ -118,10 +118,10 @@ def _merge_states(
     method: str,  # one of METHODS
     weights: Sequence[float],  # one a model
     density: float,  # ties and dare
-    seed: int,  # dare
+    seed: int | torch.Generator,  # dare
 ) -> dict[str, Tensor]:  # in the key order of the first model
     "The merged state dict; keys that share memory in every state are merged once."
-    generator, done, merged = torch.Generator().manual_seed(seed), {}, {}
+    generator, done, merged = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed), {}, {}
     for key in states[0]:
         tensors = [s[key].detach() for s in states]
         memory = tuple((x.data_ptr(), x.shape, x.stride(), x.dtype) for x in tensors)
@@ -150,7 +150,7 @@ def merge(
     weights: Sequence[float] | None = None,  # one a model, ≥ 0; None is 1/n each; slerp goes from the first to the second by its weight
     base: object = None,  # policy or state dict that the models started from: task_arithmetic, ties, dare
     density: float = 1.0,  # in (0, 1]: share of each task vector that ties keeps, probability that dare keeps an entry
-    seed: int = 0,  # of dare's random drops
+    seed: int | torch.Generator = 0,  # of dare's random drops; a generator goes on where it stands, for models that are merged piece by piece
 ):  # a state dict if the first model is one, else a policy like the first; of LoRA branches an adapter if the merge is linear, else a full copy
     "Merge models into one (CoPD, Algorithm 1: linear); ValueError for models, weights, base or density that do not fit."
     _check_request(len(models), method, base is not None, density)

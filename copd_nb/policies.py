@@ -126,6 +126,10 @@ class Head:
         if not self.weight.requires_grad: return self
         return replace(self, weight=self.weight.detach().clone(), bias=None if self.bias is None else self.bias.detach().clone())
 
+    def to(self, device) -> "Head":
+        "On a device."
+        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device), banned=self.banned.to(device))
+
     def narrow(self, rows: int) -> "Head":
         "The head of the first ids; ValueError if an id that may be sampled lies beyond."
         if rows == len(self.weight): return self

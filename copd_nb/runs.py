@@ -123,13 +123,16 @@ def _digest(path: Path) -> str:
 # %% ../nbs/24_runs.ipynb #785db7bc
 def save_checkpoint(
     path: Path,  # the folder to write
-    tensors: dict[str, dict[str, Tensor]],  # file stem → named tensors
+    tensors: dict[str, dict[str, Tensor]] | Iterable[tuple[str, dict[str, Tensor]]],  # file stem → named tensors; pairs are taken and written one by one
     state: dict,  # anything that JSON holds
 ):
     "Write tensors and state with checksums."
+    stems = []
     with new_folder(path) as folder:
-        for stem, named in tensors.items(): save_file({k: v.detach().clone().contiguous() for k, v in named.items()}, folder / f"{stem}.safetensors")
-        write_json(folder / "state.json", dict(state, files={f"{s}.safetensors": _digest(folder / f"{s}.safetensors") for s in tensors}))
+        for stem, named in tensors.items() if isinstance(tensors, dict) else tensors:
+            save_file({k: v.detach().clone().contiguous() for k, v in named.items()}, folder / f"{stem}.safetensors")
+            stems.append(stem)
+        write_json(folder / "state.json", dict(state, files={f"{s}.safetensors": _digest(folder / f"{s}.safetensors") for s in stems}))
 
 # %% ../nbs/24_runs.ipynb #3c12b41b
 _FILES = mapped(TEXT) | dict(propertyNames=dict(pattern=r"^[A-Za-z0-9_.:~-]{1,230}\.safetensors$"))  # in this folder only

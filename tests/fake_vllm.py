@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import torch
 
 ParamMeta = namedtuple("ParamMeta", "name dtype shape")
-Logprob = namedtuple("Logprob", "logprob")
+Logprob = namedtuple("Logprob", "logprob rank")
 
 
 @dataclass
@@ -126,7 +126,8 @@ class LLM:
             logp = (logits / (params.temperature or 1.0)).log_softmax(-1)
             token = int(logp.argmax() if params.temperature == 0 else logp.exp().multinomial(1, generator=source))
             tokens.append(token)
-            said.append({token: Logprob(logp[token].item())})
+            order = logp.argsort(descending=True).tolist()
+            said.append({i: Logprob(logp[i].item(), order.index(i) + 1) for i in dict.fromkeys([token, *order[:params.logprobs]])})
             if token in params.stop_token_ids: break
         out = SimpleNamespace(token_ids=tokens, logprobs=said, finish_reason="stop" if tokens[-1] in params.stop_token_ids else "length")
         return SimpleNamespace(prompt_token_ids=ids[0].tolist(), outputs=[out])

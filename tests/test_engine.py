@@ -249,8 +249,12 @@ def test_hub_routing(start, tmp_path):
 
 def test_routing_goes_by_name(suite, start, tmp_path, monkeypatch):
     "The teacher of the signal scores the prompts of the signal's capability."
-    seen, real = [], engine._score_teacher
-    monkeypatch.setattr(engine, "_score_teacher", lambda t, b: (seen.append((b.signals[0], {e.capability for e in b.rollouts.examples})), real(t, b)))
+    seen, real = [], engine.answer
+
+    def answer(training, signal, out):
+        seen.append((signal, {e.capability for e in out.examples}))
+        return real(training, signal, out)
+    monkeypatch.setattr(engine, "answer", answer)
     train(copd(PAIR, 1, 1, 1), suite, start, TINY, tmp_path / "run", progress=False)
     assert len(seen) == 2 and all(capabilities == {s.capability} for s, capabilities in seen)
 

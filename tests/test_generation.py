@@ -99,6 +99,13 @@ def test_what_each_row_asks_of_vllm(sampler, tiny):
     assert pictures == [[], ["image"], ["video"], []] and "prompt_token_ids" not in sampler.llm.asked[2]
 
 
+def test_the_most_likely_ids_where_a_teacher_needs_them(sampler, tiny):
+    out, plain = sampler(tiny, [request(tiny, EXAMPLES[:2], 2, "k", top_k=3), request(tiny, EXAMPLES[:2], 2, "k")], 4, 0.8)
+    own = tiny.completion_logits(out.prompts, out.ids, 0.8).topk(3).indices
+    assert torch.equal(out.top_ids[out.mask.bool()], own[out.mask.bool()]) and out.top_ids.shape == (*out.ids.shape, 3)
+    assert plain.top_ids is None and torch.equal(plain.ids, out.ids)
+
+
 def test_weights_are_sent_once_a_change(sampler, tiny):
     branch, asked = tiny.clone("branch"), request(tiny, EXAMPLES[:1], 2, "x")
     def syncs(policy):

@@ -359,7 +359,7 @@ def begin(signal, precision, suite, student, folder):
 def again(training, batch):
     "The same rollouts, to be scored and learnt from in the precision of a training."
     new = Batch(batch.signals, replace(batch.rollouts, start=None), advantages=batch.advantages)
-    if isinstance(new.signals[0], OPD): engine._score_teacher(training, new)
+    if isinstance(new.signals[0], OPD): engine._hear(new, engine.answer(training, new.signals[0], new.rollouts))
     return new
 
 
