@@ -675,6 +675,7 @@ def _weigh(training: Training, name: str, *answers: Answer):
 def _move(training: Training, name: str, lr: float) -> tuple[list[dict], list[dict]]:
     "Stage 4, at the learner's place: the update; notes that were made on the way, and a row for each signal."
     batches, first = training.pending.pop(name)
+    if first is None: raise RuntimeError(f"branch {name!r} can't move: it has not weighed, since an answer was lost")
     rows, notes, training.notes = learn(training, name, batches, lr, first), training.notes, []
     return notes, rows
 

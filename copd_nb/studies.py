@@ -20,7 +20,7 @@ import pandas as pd
 from .comparison import job_plan
 from .engine import Config
 from .evaluation import evaluate
-from .jobs import Job, do_all, load_suite, prepare, run_of, scores_of
+from .jobs import Job, Workers, do_all, load_suite, prepare, run_of, scores_of
 from .results import main_table, score_arrays
 from .robust import comparisons, family_sentence, robust_table, seed_means
 from .runs import Run
@@ -82,7 +82,7 @@ class Study:
     suite: str  # module:function?name=value&…
     scale: Scale
     store: str | Path = "runs/store"  # run folders; finished runs are loaded
-    workers: int | None = None  # processes; None for one a core
+    workers: Workers = None  # processes, None for one a core; or "ray", an address or a Cluster
 
     @cached_property
     def capabilities(self) -> tuple[str, ...]: return tuple(load_suite(self.suite)[0])

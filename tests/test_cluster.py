@@ -1,0 +1,223 @@
+"Runs on a real Ray cluster on this machine: the same events, whatever is killed, stalls or goes away."
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from test_crews import PAIR, TINY, same
+
+from copd_nb import engine
+from copd_nb.copd import copd
+from copd_nb.crews import Cluster, Lost, NoPlace, RayCrew
+from copd_nb.engine import train
+from copd_nb.jobs import Job, do_all, run_of, scores_of
+from copd_nb.minis import base, minis
+from copd_nb.runs import Run
+
+ray = pytest.importorskip("ray")
+from ray import cloudpickle  # noqa: E402
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import this file
+SMALL = replace(TINY, probe_every=2, eval_every=2, checkpoint_every=1)
+COPD = copd(PAIR, cycles=2, s_rl=1, s_opd=2, beta=0.5)
+
+
+@pytest.fixture(scope="module")
+def start(): return base()
+
+
+@pytest.fixture(scope="module")
+def suite(): return minis(tuple(PAIR))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Workers have one thread; sums in another order would be other numbers."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def alone(suite, start, tmp_path_factory):
+    "The run as one process does it."
+    return train(COPD, suite, start, SMALL, tmp_path_factory.mktemp("alone") / "run", progress=False)
+
+
+@pytest.fixture(scope="module")
+def two_processors():
+    "Ray on this machine, as if it had two processors."
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def die(work):
+    "A piece of work of the same name that ends its process."
+    def broken(*_): os._exit(1)
+    broken.__name__ = work.__name__
+    return broken
+
+
+def stall(work):
+    "A piece of work of the same name that never ends."
+    def broken(*_): time.sleep(3600)
+    broken.__name__ = work.__name__
+    return broken
+
+
+class Breaking(RayCrew):
+    "A crew in which some pieces of work break, each once: (work, how often it was sent before) → fault(work), what is sent instead."
+    plan: dict = {}
+    count: dict = {}
+
+    def at(self, name, work, *args, parts=None):
+        key = work.__name__, Breaking.count.setdefault(work.__name__, 0)
+        Breaking.count[work.__name__] += 1
+        fault = Breaking.plan.pop(key, None)
+        return super().at(name, fault(work) if fault else work, *args, parts=parts)
+
+
+@pytest.fixture
+def breaking(monkeypatch):
+    "Sets what breaks."
+    monkeypatch.setattr(engine, "RayCrew", Breaking)
+
+    def plan(faults):
+        Breaking.plan, Breaking.count = dict(faults), {}
+    yield plan
+    assert not Breaking.plan, f"never happened: {Breaking.plan}"
+
+
+def restarts(run) -> list[str]: return [r for r in run.events.query("kind == 'restart'").reason] if "restart" in set(run.events.kind) else []
+
+
+def test_workers_give_the_events_of_one_process_though_one_is_killed(suite, start, alone, tmp_path, two_processors, breaking):
+    "Two branches in two workers, a teacher killed while it scores: the same events and weights, bit for bit, each once, and a row that says so."
+    breaking({("answer", 3): die})
+    run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster="ray")
+    same(alone, run)
+    assert len(restarts(run)) == 1 and "answer of" in restarts(run)[0]
+    assert run.manifest["workers"] == {n: dict(cpus=1, gpus=0, ranks=1) for n in PAIR}
+
+
+def test_what_is_missing_is_said_before_anything_is_trained(suite, start, tmp_path, two_processors):
+    "A graphics card for each branch where there is none."
+    with pytest.raises(NoPlace, match="2 workers have no place: 2 GPU are needed, the cluster has 0"):
+        train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(gpus=1, place_seconds=2))
+    assert Run(tmp_path / "run").status == "failed" and not Run(tmp_path / "run").events.size
+
+
+def test_jobs_go_as_tasks(tmp_path, two_processors):
+    "Runs of a report on the cluster: the numbers of one process; an error of a job is that error."
+    tiny = replace(TINY, probe_every=0, eval_every=0)
+    jobs = [Job(copd(PAIR, cycles=1, s_rl=1, s_opd=1), replace(tiny, seed=s), prompts=4, samples=1) for s in (0, 1)]
+    do_all([(jobs[0], []), (jobs[1], [jobs[0]])], tmp_path / "cluster", workers="ray")
+    do_all([(jobs[1], [])], tmp_path / "here", workers=1)
+    same(run_of(jobs[1], tmp_path / "here"), run_of(jobs[1], tmp_path / "cluster"))
+    assert scores_of(run_of(jobs[1], tmp_path / "here"), jobs[1]).equals(scores_of(run_of(jobs[1], tmp_path / "cluster"), jobs[1]))
+    with pytest.raises(ValueError, match="can't be loaded"): do_all([(replace(jobs[0], suite="copd_nb.minis:nothing"), [])], tmp_path / "cluster", workers="ray")
+
+
+PIECES = dict(_roll="rolling out", answer="scoring", _weigh="gradients", _move="the update", _probe="a probe", _score="an evaluation", _pack="a checkpoint", _piece="weights for a merge")
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_any_piece_of_work(suite, start, alone, tmp_path, two_processors, breaking):
+    "One run in which every piece of work is once the last one of its worker; no step is in the log twice, and nothing differs."
+    breaking({(work, number): die for work, number in dict(_roll=2, answer=2, _weigh=6, _move=8, _probe=60, _score=3, _pack=20, _piece=3).items()})
+    began = time.perf_counter()
+    run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(restarts=8))
+    same(alone, run)
+    for reason in restarts(run): print(reason)
+    print(f"{time.perf_counter() - began:.0f} s in all")
+    assert len(run.events.query("kind == 'train'").drop_duplicates(["global_step", "branch", "stream"])) == len(run.events.query("kind == 'train'"))
+
+
+@pytest.mark.slow
+def test_a_stalled_teacher_is_replaced(suite, start, alone, tmp_path, two_processors, breaking):
+    "A worker that answers no more is given up after `call_seconds`."
+    breaking({("answer", 2): stall})
+    run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(call_seconds=25))
+    same(alone, run)
+    assert len(restarts(run)) == 1 and "has not ended after 25 s" in restarts(run)[0]
+
+
+@pytest.mark.slow
+def test_a_run_that_gets_nowhere_gives_up(suite, start, tmp_path, two_processors, breaking):
+    "As many losses as are allowed without a checkpoint in between, and one more; the next call goes on."
+    breaking({("_roll", 2 * n): die for n in range(3)})
+    with pytest.raises(Lost, match="roll of"): train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(restarts=2))
+    assert Run(tmp_path / "run").status == "failed"
+    assert train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster="ray").finished
+
+
+@pytest.mark.slow
+def test_an_error_of_the_work_is_no_loss(suite, start, tmp_path, two_processors):
+    "A reward that raises ends the run with its own error, at once."
+    def broken(completions, examples): raise ZeroDivisionError("a reward divides by zero")
+    odd = {n: replace(c, reward=broken) if n == "image" else c for n, c in suite.items()}
+    with pytest.raises(Exception, match="divides by zero") as caught: train(COPD, odd, start, replace(SMALL, failed_reward=None), tmp_path / "run", progress=False, cluster="ray")
+    assert not isinstance(caught.value, Lost) and Run(tmp_path / "run").status == "failed"
+
+
+@pytest.fixture
+def two_nodes():
+    "Two Ray nodes on this machine; the second one can be taken away."
+    from ray.cluster_utils import Cluster as Nodes
+    if ray.is_initialized(): ray.shutdown()
+    nodes = Nodes(initialize_head=True, head_node_args=dict(num_cpus=1))
+    second = nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    yield nodes, second
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_a_node_that_is_removed(suite, start, alone, tmp_path, two_nodes, breaking):
+    "With another node to go to the run goes on; without one it says what is missing, and goes on when it is there."
+    nodes, second = two_nodes
+    spread = Cluster(address=nodes.address, strategy="SPREAD", place_seconds=20)
+
+    def moved(work):
+        nodes.remove_node(second)
+        nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
+        return work
+
+    def removed(work):
+        nodes.remove_node(next(iter(nodes.worker_nodes)))
+        return work
+    breaking({("answer", 2): moved})
+    run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=spread)
+    same(alone, run)
+    print(restarts(run))
+    breaking({("answer", 2): removed})
+    with pytest.raises(NoPlace, match="2 CPU are needed, the cluster has 1") as caught: train(COPD, suite, start, SMALL, tmp_path / "again", progress=False, cluster=spread)
+    print(caught.value)
+    nodes.add_node(num_cpus=1)
+    same(alone, train(COPD, suite, start, SMALL, tmp_path / "again", progress=False, cluster=spread))
+
+
+@pytest.mark.slow
+def test_the_command_line_joins_a_cluster_through_its_client(tmp_path):
+    "`copd train --cluster ray://…` gives what `copd train` gives."
+    env = dict(os.environ, OMP_NUM_THREADS="1", RAY_TMPDIR="/tmp")
+    bin = os.path.dirname(sys.executable)
+    words = ["copd", "train", "copd", "-p", "capabilities", json.dumps(PAIR), "-p", "cycles", "1", "-p", "s_rl", "1", "-p", "s_opd", "1", "-c", "prompts", "4", "-c", "opd_prompts", "2",
+             "-c", "group_size", "4", "-c", "eval_prompts", "4", "-c", "probe_prompts", "2", "--suite", "copd_nb.minis:suite"]
+    def run(*more): return subprocess.run([os.path.join(bin, words[0]), *words[1:], *more], env=env, capture_output=True, text=True, cwd=tmp_path)
+    ray.shutdown()
+    subprocess.run([os.path.join(bin, "ray"), "start", "--head", "--num-cpus=2", "--port=16379", "--ray-client-server-port=10071", "--include-dashboard=false"], env=env, check=True, capture_output=True)
+    try:
+        apart = run("--cluster", "ray://127.0.0.1:10071", "--out", "apart")
+        assert apart.returncode == 0, apart.stderr
+        assert run("--out", "here").returncode == 0
+    finally: subprocess.run([os.path.join(bin, "ray"), "stop", "--force"], env=env, capture_output=True)
+    same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
