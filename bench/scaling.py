@@ -28,7 +28,7 @@ from copd_nb.schedule import Schedule
 HERE = Path(__file__).parent
 PAIRS = ("text", "image"), ("text", "video")  # costs are measured on these
 CONFIG = Config(prompts=16, opd_prompts=8, device="cpu", probe_prompts=16, eval_prompts=16)
-STEPS = 4  # of each phase; the first is left out
+STEPS = 3  # of each phase; the first is left out
 SIZES = [10 ** n for n in range(3, 9)]  # bytes of a message
 ROUNDS = 20  # messages of a size
 
