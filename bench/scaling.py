@@ -151,19 +151,18 @@ def train_on():
 
 def with_actors(times: int, link: dict) -> list[dict]:
     "Steps of two actors against the simulator, which knows costs of two processes side by side, measured in local runs, and the link."
-    cases, network, checks = schedules(PAIRS[0]), Network(Link(link["latency"], link["bandwidth"])), []
+    cases, network, steps, simulated = schedules(PAIRS[0]), Network(Link(link["latency"], link["bandwidth"])), {}, {}
     with twin(): costs = fitted([joined(t) for t in rounds(cases, times).values()], base())
     for key, schedule in cases.items():
-        steps = {p.title: [] for p in schedule.phases}
         for _ in range(times):
             with tempfile.TemporaryDirectory() as folder, stopwatch({"_log": "rows"}) as notes:
                 train(schedule, minis(key[0]), base(), replace(CONFIG, probe_every=0, eval_every=0, checkpoint_every=10 ** 9), Path(folder) / "run", progress=False, cluster="ray")
             ends = [end for _, end, _ in notes]
-            for i, p in enumerate(schedule.phases): steps[p.title] += np.diff(ends[i * STEPS:(i + 1) * STEPS]).tolist()
+            for i, p in enumerate(schedule.phases): steps.setdefault(title(key, p), []).extend(np.diff(ends[i * STEPS:(i + 1) * STEPS]).tolist())
         for p in schedule.phases:
             calls = calls_of(p, CONFIG, costs, STEPS)
-            checks.append(compared(title(key, p), "two actors", simulate(calls, placed(load_of(calls)), network).step_seconds, steps[p.title]))
-    return checks
+            simulated[title(key, p)] = simulate(calls, placed(load_of(calls)), network).step_seconds
+    return [compared(name, "two actors", simulated[name], s) for name, s in steps.items()]
 
 
 def about() -> dict:
