@@ -51,7 +51,7 @@ class Call:
     step: int = 0  # of the phase
 
 # %% ../nbs/54_scaling.ipynb #a334c37c
-ID, REAL, ROW = 8, 4, 1000  # bytes of a token id, of a number, and, about, of what is logged about a signal
+ID, REAL, ROW = 4, 4, 1000  # bytes of a token id, of a number, and, about, of what is logged about a signal
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ class Costs:
     def question(self, signal: OPD, config: Config) -> float:  # bytes
         "Completions of one signal on their way to the teacher."
         tokens = config.opd_prompts * config.group_size * self.tokens[signal.capability]
-        return tokens * (ID + REAL + (ID * config.opd_top_k if signal.estimator == "topk" else 0))
+        return ID * tokens * (1 + (config.opd_top_k if signal.estimator == "topk" else 0))
 
     def reply(self, signal: OPD, config: Config) -> float:  # bytes
         "Scores of one signal on their way back."
         tokens = config.opd_prompts * config.group_size * self.tokens[signal.capability]
         if signal.estimator == "sampled": return REAL * tokens
-        if signal.estimator == "topk": return REAL * (config.opd_top_k + 1) * tokens
-        return REAL * self.hidden * (tokens + self.vocabulary)
+        if signal.estimator == "topk": return REAL * (config.opd_top_k + 2) * tokens
+        return REAL * (tokens + self.hidden * (tokens + self.vocabulary))
 
 # %% ../nbs/54_scaling.ipynb #cfcb86b8
 def costs_from(
@@ -450,7 +450,7 @@ def _probe_calls(schedule: Schedule, phase: Phase, config: Config, costs: Costs)
     for a, b, capability in probe_list(schedule, phase):
         work = ((f"probe/{capability}", config.probe_prompts / 2),)
         tokens = config.probe_prompts * costs.tokens[capability]
-        size = 2 * tokens * (ID + REAL + REAL * costs.hidden) + REAL * costs.hidden * costs.vocabulary
+        size = 2 * tokens * (ID + REAL * costs.hidden) + REAL * costs.hidden * costs.vocabulary
         first = Call(f"probe/{a}/{b}/{capability}", a if b == BASE else b, "probe", costs.price(work), (), work)
         calls += [first, Call(f"{first.name}/compare", a, "probe", costs.price(work), ((first.name, size),), work)]
     return calls
@@ -520,7 +520,7 @@ def forecast(
     return Forecast(pd.DataFrame(lines).groupby("what", sort=False).agg(dict(times="sum", seconds="mean", total="sum", idle="mean", bytes="mean")).reset_index(), costs.origin)
 
 # %% ../nbs/54_scaling.ipynb #7cac55a2
-WATCHED = {"collect": "roll", "_score_teacher": "answer", "gradients_of": "weigh", "learn": "learn", "_log": "rows", "probe": "probe", "_judge": "evaluate", "checkpoint": "checkpoint"}
+WATCHED = {"roll": "roll", "answer": "answer", "gradients_of": "weigh", "learn": "learn", "_log": "rows", "probe": "probe", "_judge": "evaluate", "checkpoint": "checkpoint"}
 
 @contextmanager
 def stopwatch(

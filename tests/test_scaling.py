@@ -104,7 +104,7 @@ def test_pairwise_sends_k_times_k_minus_1_and_a_hub_twice_k_minus_1(k, topology)
     between = steps(exchange(k, topology), costs(names(k))).messages.query("sender != 'driver' and receiver != 'driver' and step == 0")
     links = k * (k - 1) if topology == "pairwise" else 2 * (k - 1)
     tokens = CONFIG.opd_prompts * CONFIG.group_size * 5
-    assert len(between) == 2 * links and between["bytes"].sum() == links * tokens * (12 + 4)
+    assert len(between) == 2 * links and between["bytes"].sum() == links * tokens * (4 + 4)
 
 
 def test_what_an_estimator_sends():
@@ -112,8 +112,8 @@ def test_what_an_estimator_sends():
     for e in ("sampled", "topk", "reverse"):
         signal = exchange(2, estimator=e).updates[0].opd[0]
         sizes[e] = costs(names(2)).question(signal, CONFIG), costs(names(2)).reply(signal, CONFIG)
-    assert sizes["sampled"] == (12 * tokens, 4 * tokens) and sizes["reverse"] == (12 * tokens, 4 * 16 * (tokens + 100))
-    assert sizes["topk"] == ((12 + 8 * 16) * tokens, 4 * 17 * tokens)
+    assert sizes["sampled"] == (4 * tokens, 4 * tokens) and sizes["reverse"] == (4 * tokens, 4 * (tokens + 16 * (tokens + 100)))
+    assert sizes["topk"] == (4 * 17 * tokens, 4 * 18 * tokens)
 
 
 def test_the_base_is_everywhere_and_frozen_teachers_have_workers():
