@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LIMITS', 'Config', 'config_from', 'Branch', 'Training', 'Batch', 'halved', 'fitting', 'roll_out', 'by_length',
            'portions', 'Answer', 'answer', 'roll', 'collect', 'stream_loss', 'stream_gradient', 'move', 'gradients_of',
-           'learn', 'model_shape', 'train_step', 'probe_list', 'probe', 'merged', 'checkpoint', 'resume', 'run_phase',
-           'accelerator_for', 'machine', 'peak_memory', 'train', 'workload']
+           'Learner', 'learn', 'model_shape', 'train_step', 'probe_list', 'probe', 'merged', 'checkpoint', 'resume',
+           'run_phase', 'accelerator_for', 'machine', 'peak_memory', 'train', 'workload']
 
 # %% ../nbs/25_engine.ipynb #46f5203c
 import copy
@@ -147,9 +147,18 @@ class Training:
     crew: Here | RayCrew | None = None  # does work where a branch lives; None for this process
     begun: dict[str, None] = field(default_factory=dict)  # names of the branches that exist, here or elsewhere
     pending: dict[str, tuple] = field(default_factory=dict)  # branch → what a step has so far
+    sampler: Callable | None = None  # rolls out in the place of `sample_many`
+    learner: "Learner | None" = None  # finds and applies gradients; None for the engine's own way
 
     def __post_init__(self):
         if self.crew is None: self.crew = Here(self)
+        if self.learner is None: self.learner = Learner()
+
+    @property
+    def parts(self) -> dict[str, str]:
+        "Names of a sampler and a learner that are not the engine's own."
+        others = dict(sampler=self.sampler, learner=None if type(self.learner) is Learner else self.learner)
+        return {part: type(x).__name__ for part, x in others.items() if x is not None}
 
     @property
     def places(self) -> list[str]:
@@ -336,9 +345,9 @@ def _sampled(training: Training, name: str, streams: dict[tuple, Prompts]) -> li
     "The completions of some streams, as many at a time as the limits say."
     policy, config = training.branch(name).policy, training.config
     requests = [_request(training, name, signals, prompts) for signals, prompts in streams.items()]
-    keep = config.keep_prefill and not config.micro_prompts and not config.rollout_rows and policy.group.size == 1
+    keep = config.keep_prefill and not config.micro_prompts and not config.rollout_rows and policy.group.size == 1 and not training.parts
     with torch.set_grad_enabled(keep), training.accelerator.autocast():
-        outs = sample_many(policy, requests, config.max_new_tokens, config.temperature, config.drop_finished, config.rollout_rows)
+        outs = (training.sampler or sample_many)(policy, requests, config.max_new_tokens, config.temperature, config.drop_finished, config.rollout_rows)
     return [Batch(signals, out if keep else replace(out, start=None)) for signals, out in zip(streams, outs)]
 
 def roll_out(training: Training, name: str, streams: list[tuple], step: int) -> list[Batch]:
@@ -562,7 +571,7 @@ def _gradient(training: Training, policy: Policy, batch: Batch) -> tuple[list[Te
     "One try at the gradient of a stream."
     policy.zero_grad()
     out, first, losses = batch.rollouts, batch.old_logp is None, []
-    if first: batch.logp, batch.entropy = (torch.zeros_like(out.mask) if x is None else x.clone() for x in (out.logp, out.entropy))
+    if first: batch.logp, batch.entropy = (torch.full_like(out.mask, unknown) if x is None else x.clone() for x, unknown in ((out.logp, 0), (out.entropy, math.nan)))
     if first: batch.old_logp = batch.logp.clone()
     rows, group, counted = _learning(training.config, batch), policy.group, (batch.real, batch.padded)
     plan = portions(training.config, out, rows, group.size)[group.rank]
@@ -660,14 +669,46 @@ def gradients_of(training: Training, name: str, batches: list[Batch]) -> tuple[d
         batch.seconds += time.perf_counter() - began
     return gradients, losses
 
+# %% ../nbs/25_engine.ipynb #cf1ab185
+class Learner:
+    "Finds the gradients of a branch's streams and applies them. Another way of doing so has the same three methods (`53_bridge`)."
+
+    def weigh(
+        self,
+        training: Training,
+        name: str,  # of a branch that lives here
+        batches: list[Batch],  # one for each stream, scored
+    ) -> tuple[dict[str, list], dict[str, float]]:
+        "Gradient and loss of each stream; the batches note log-probs and entropies."
+        return gradients_of(training, name, batches)
+
+    def move(
+        self,
+        training: Training,
+        name: str,  # of a branch that lives here
+        gradients: dict[str, list],  # from `weigh`
+        lr: float,  # factor of the phase
+    ) -> tuple[float, float]:  # norm before clipping, learning rate
+        "One optimiser step."
+        return move(training, name, gradients, lr)
+
+    def optimizer(
+        self,
+        training: Training,
+        name: str,  # of a branch that lives here
+        kind: str = "all",  # of stream, where kinds have moments of their own
+    ) -> torch.optim.Optimizer:
+        "A branch's optimiser, made when first needed."
+        return _optimizer(training, training.branch(name), kind)
+
 # %% ../nbs/25_engine.ipynb #de868048
 def learn(training: Training, name: str, batches: list[Batch], lr: float, first: tuple | None = None) -> list[dict]:
     "Update a branch from its scored streams (`config.epochs` times, `first` from `gradients_of`) and describe each signal in a row."
     done = 0
     for epoch in range(training.config.epochs):
-        gradients, losses = first if first and not epoch else gradients_of(training, name, batches)
+        gradients, losses = first if first and not epoch else training.learner.weigh(training, name, batches)
         began, fault = time.perf_counter(), _fault(gradients, losses)
-        total, rate = _skip(training, name, fault) if fault else move(training, name, gradients, lr)
+        total, rate = _skip(training, name, fault) if fault else training.learner.move(training, name, gradients, lr)
         done += not fault
         batches[0].seconds += time.perf_counter() - began
     update = dict(branch=name, total_gradient_norm=total, learning_rate=rate, updates=done)
@@ -699,6 +740,11 @@ def _cost(shape: ModelShape, batch: Batch, capability: str) -> Cost:
     return cost + Cost(seconds=batch.seconds * n / len(out.prompts))
 
 # %% ../nbs/25_engine.ipynb #e2b33fcc
+def _mean_known(values: Tensor, mask: Tensor) -> float:
+    "Mean over the masked tokens; those of rows that were not run are unknown (NaN) if the sampler did not say."
+    known = mask * ~values.isnan()
+    return ((values.nan_to_num() * known).sum() / known.sum()).item()
+
 def _signal_rows(training: Training, batch: Batch) -> Iterator[dict]:
     "One event row for each signal of a batch."
     config, out = training.config, batch.rollouts
@@ -707,7 +753,7 @@ def _signal_rows(training: Training, batch: Batch) -> Iterator[dict]:
         if not rows.any(): continue
         mask, logp, old = out.mask[rows], batch.logp[rows], batch.old_logp[rows]
         row = dict(stream=batch.stream, capability=signal.capability, teacher=getattr(signal, "teacher", None),
-                   entropy=((batch.entropy[rows] * mask).sum() / mask.sum()).item(), length=mask.sum(1).mean().item(),
+                   entropy=_mean_known(batch.entropy[rows], mask), length=mask.sum(1).mean().item(),
                    finished=out.finished[rows].float().mean().item(), padding=batch.padded / max(1, batch.real + batch.padded))
         if batch.stream != "sft": row |= dict(repetition=repetition(out.ids[rows], mask), sameness=sameness(t for t, mine in zip(out.texts, rows.tolist()) if mine))
         if batch.rewards is not None: row |= dict(reward=batch.rewards[rows].mean().item(), failed=sum(f.capability == signal.capability for f in batch.failures))
@@ -727,7 +773,7 @@ def _weigh(training: Training, name: str, *answers: Answer):
     "Stage 3, at the learner's place: gradients from answers and rewards."
     batches, _ = training.pending[name]
     for batch, said in zip((b for b in batches if b.taught), answers, strict=True): _hear(batch, said)
-    training.pending[name] = batches, gradients_of(training, name, batches)
+    training.pending[name] = batches, training.learner.weigh(training, name, batches)
 
 def _move(training: Training, name: str, lr: float) -> tuple[list[dict], list[dict]]:
     "Stage 4, at the learner's place: the update; notes that were made on the way, and a row for each signal."
@@ -893,7 +939,7 @@ def _restore(training: Training, name: str, files: dict[str, dict[str, Tensor]],
         if kind == "weights":
             branch.policy.load_state(named)
             continue
-        optimizer, state = _optimizer(training, branch, kind), {}
+        optimizer, state = training.learner.optimizer(training, name, kind), {}
         for key, value in named.items():
             i, k = key.split("/")
             state.setdefault(int(i), {})[k] = value if k == "step" else spread_like(value, branch.policy.parameters()[int(i)])
@@ -968,7 +1014,7 @@ def _expert_key(training: Training, phase: Phase) -> str:
     config = {k: v for k, v in asdict(training.config).items() if k != "checkpoint_every"}
     signals = [(type(s).__name__, asdict(s)) for s in phase.updates[0].signals]
     prints = [(c.name, c.fingerprint) for c in training.capabilities.values()]
-    return content_hash(weights_hash(training.base), config, prints, phase.updates[0].branch, signals, phase.lr)
+    return content_hash(weights_hash(training.base), config, prints, phase.updates[0].branch, signals, phase.lr, *([training.parts] if training.parts else []))
 
 # %% ../nbs/25_engine.ipynb #4594512c
 def _take_expert(training: Training, phase: Phase, store: Path, place: dict) -> int:
@@ -1128,13 +1174,14 @@ def machine(
     return dict(device=name, precision="bf16, fp32 master weights" if accelerator.mixed_precision == "bf16" else "fp32", native_bf16=bool(native))
 
 # %% ../nbs/25_engine.ipynb #f30b1caf
-def _manifest(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, starts: dict[str, Policy]) -> dict:
-    "What was asked for, with its content hash."
+def _manifest(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, starts: dict[str, Policy], **parts) -> dict:
+    "What was asked for, with its content hash; of a sampler and a learner that are not the engine's own the name."
     prints = {n: c.fingerprint for n, c in capabilities.items()}
     identity = dict(schedule=schedule.content_hash(), config={k: v for k, v in asdict(config).items() if k not in ("checkpoint_every", "warn")},
                     capabilities=prints, base=weights_hash(base))
-    if starts: identity["starts"] = {n: weights_hash(p) for n, p in sorted(starts.items())}
-    own = {"starts": identity["starts"]} if starts else {}
+    own = {name: type(part).__name__ for name, part in parts.items() if part is not None}
+    if starts: own["starts"] = {n: weights_hash(p) for n, p in sorted(starts.items())}
+    identity |= own
     return dict(schedule=schedule.to_dict(), config=asdict(config), capabilities=prints, base=identity["base"], content_hash=content_hash(identity), **own)
 
 # %% ../nbs/25_engine.ipynb #97b921c2
@@ -1203,13 +1250,13 @@ def _train(training: Training, experts: str | Path | None, progress: bool) -> Ru
     _finish(training)
     return run
 
-def _seat(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, starts: dict[str, Policy], place: tuple, crew) -> Training:
+def _seat(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, sampler: Callable | None, learner: Learner | None, starts: dict[str, Policy], place: tuple, crew) -> Training:
     "What a worker of a cluster knows of a run."
     accelerator = accelerator_for(config)
     rank, size, address = place
     group = join_group(rank, size, f"tcp://{address}", accelerator.device.type) if size > 1 else Group()
     return Training(schedule, capabilities, _placed("base", base, config, accelerator, group), config, accelerator, None,
-                    starts={n: _placed(n, p, config, accelerator, group) for n, p in starts.items()}, crew=crew)
+                    starts={n: _placed(n, p, config, accelerator, group) for n, p in starts.items()}, crew=crew, sampler=sampler, learner=learner)
 
 def _where(training: Training) -> dict: return machine(training.accelerator)
 
@@ -1220,7 +1267,7 @@ def _crew(training: Training, cluster: Cluster | None) -> Iterator[None]:
         yield
         return
     t = training
-    t.crew = RayCrew(cluster, _seat, (t.schedule, t.capabilities, t.base, t.config), {n: ({n: t.starts[n]} if n in t.starts else {},) for n in t.schedule.starts})
+    t.crew = RayCrew(cluster, _seat, (t.schedule, t.capabilities, t.base, t.config, t.sampler, t.learner), {n: ({n: t.starts[n]} if n in t.starts else {},) for n in t.schedule.starts})
     try:
         places = {n: {k: getattr(cluster.of(n), k) for k in ("cpus", "gpus", "ranks")} for n in t.places}
         write_json(t.run.path / "manifest.json", dict(t.run.manifest, machine=t.crew.get(t.crew.at(t.places[0], _where)), workers=places))
@@ -1249,6 +1296,8 @@ def train(
     progress: bool = True,  # show a progress bar
     starts: dict[str, Policy] | None = None,  # branch → the policy that it begins from, instead of what the schedule says; it may teach without ever learning
     cluster: str | dict | Cluster | None = None,  # "ray", an address or a Cluster to give each branch a worker of its own; None for this process
+    sampler: Callable | None = None,  # rolls out in the place of `sample_many`, with its arguments; for example a `VllmSampler`
+    learner: Learner | None = None,  # finds and applies gradients in the place of the engine's own way; for example a `TrlLearner`
 ) -> Run:  # with events, branches and result; unfinished if it was asked to stop
     "Run a schedule; ValueError before anything is trained if it can't work."
     capabilities, starts, cluster = by_name(capabilities), starts or {}, None if cluster is None else cluster_from(cluster)
@@ -1256,13 +1305,13 @@ def train(
     _check_starts(schedule, base, starts)
     with locked(Path(out)):
         accelerator = accelerator_for(config if cluster is None else replace(config, device="cpu"))
-        run = create_run(Path(out), dict(_manifest(schedule, capabilities, base, config, starts), machine=machine(accelerator)))
+        run = create_run(Path(out), dict(_manifest(schedule, capabilities, base, config, starts, sampler=sampler, learner=learner), machine=machine(accelerator)))
         if run.finished:
             _clear(run)
             return run
         withdraw_stop(_status(run, "running").path)
         own, given = _placed("base", base, config, accelerator), {n: _placed(n, p, config, accelerator) for n, p in starts.items()}
-        training = Training(schedule, capabilities, own, config, accelerator, run, starts=given)
+        training = Training(schedule, capabilities, own, config, accelerator, run, starts=given, sampler=sampler, learner=learner)
         with interruptible(run.path), _ending(run), _crew(training, cluster): return _persist(training, experts, progress)
 
 

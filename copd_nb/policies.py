@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BANNED_LOGIT', 'KEPT_BYTES', 'PLAIN', 'GGUF_READS', 'Prompts', 'Prefill', 'Head', 'common_ids', 'Group', 'Encoded',
-           'Policy', 'encode', 'prefill', 'completion_hidden', 'completion_logits', 'PackedDecoder', 'PaddedDecoder',
-           'decoder', 'weights_hash', 'LoraPolicy', 'lora', 'full_tensor', 'spread_like', 'ShardedPolicy', 'join_group',
-           'shard', 'save', 'load', 'check_same_vocabulary']
+           'Policy', 'prompt_text', 'encode', 'prefill', 'completion_hidden', 'completion_logits', 'PackedDecoder',
+           'PaddedDecoder', 'decoder', 'weights_hash', 'LoraPolicy', 'lora', 'full_tensor', 'spread_like',
+           'ShardedPolicy', 'join_group', 'shard', 'save', 'load', 'check_same_vocabulary']
 
 # %% ../nbs/06_policies.ipynb #6ecf805c
 import copy
@@ -328,7 +328,10 @@ class Policy:
         return f"Policy({self.name!r}, {type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters)"
 
 # %% ../nbs/06_policies.ipynb #24fd6bcc
-def _chat_text(policy: Policy, example: Example) -> str:
+def prompt_text(
+    policy: Policy,
+    example: Example,
+) -> str:  # images and videos as one mark each, which the processor expands
     "The prompt in the model's chat format, as it stands if there is no template."
     if policy.processor.chat_template is None: return example.prompt
     visual = [{"type": "image"}] * len(example.images) + [{"type": "video"}] * len(example.videos)
@@ -361,7 +364,7 @@ def _encode_many(policy: Policy, examples: Sequence[Example]) -> list[dict]:
     "Ids (L,), positions (…, L) and vision tensors of each prompt; ValueError names a prompt that is wrong."
     for e in examples: _check_visual(policy, e)
     visual = {k: v for k in _VISUAL if (v := [x for e in examples for x in getattr(e, k)])}
-    try: batch = policy.processor(text=[_chat_text(policy, e) for e in examples], padding=True, return_tensors="pt", **visual)
+    try: batch = policy.processor(text=[prompt_text(policy, e) for e in examples], padding=True, return_tensors="pt", **visual)
     except ValueError as error:
         if len(examples) > 1: return [_encode_many(policy, [e])[0] for e in examples]
         raise ValueError(f"prompt {examples[0].id} of capability {examples[0].capability!r}: {error}") from error
