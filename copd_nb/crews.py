@@ -165,9 +165,9 @@ class _Seat:
             s.bind(("", 0))
             return f"{_ray().util.get_node_ip_address()}:{s.getsockname()[1]}"
 
-    def sit(self, make: Callable, own: tuple, place: tuple, shard_bytes: int, *shared):
+    def sit(self, make: Callable, own: tuple, rank: int, ranks: int, address: str | None, shard_bytes: int, *shared):
         "Make the state."
-        self.state = make(*shared, *own, place=place, crew=Visitor(shard_bytes))
+        self.state = make(*shared, *own, place=(rank, ranks, address), crew=Visitor(shard_bytes))
 
     def do(self, work: Callable, parts: int | None, *args) -> tuple:
         found = work(self.state, *args)
@@ -230,7 +230,7 @@ class RayCrew:
         "Have the state of a branch made in its workers; several learn where the first one is."
         seats = self.actors[name]
         address = seats[0].address.remote() if len(seats) > 1 else None
-        for rank, seat in enumerate(seats): self.calls.append(_Call(name, "start", seat.sit.remote(self.make, self.own[name], (rank, len(seats), address), self.cluster.shard_bytes, *self.shared)))
+        for rank, seat in enumerate(seats): self.calls.append(_Call(name, "start", seat.sit.remote(self.make, self.own[name], rank, len(seats), address, self.cluster.shard_bytes, *self.shared)))
 
     def at(
         self,
