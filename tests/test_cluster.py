@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from test_crews import PAIR, TINY, same
@@ -205,19 +207,40 @@ def test_a_node_that_is_removed(suite, start, alone, tmp_path, two_nodes, breaki
     same(alone, train(COPD, suite, start, SMALL, tmp_path / "again", progress=False, cluster=spread))
 
 
+WORDS = ["train", "copd", "-p", "capabilities", json.dumps(PAIR), "-p", "cycles", "1", "-p", "s_rl", "2", "-p", "s_opd", "2", "-c", "prompts", "4", "-c", "opd_prompts", "2",
+         "-c", "group_size", "4", "-c", "eval_prompts", "4", "-c", "probe_prompts", "2"]
+ALONE = dict(os.environ, OMP_NUM_THREADS="1")
+BIN = Path(sys.executable).parent
+
+
+def copd_command(folder, *more): return subprocess.run([BIN / "copd", *WORDS, *more], env=ALONE, capture_output=True, text=True, cwd=folder)
+
+
+@pytest.mark.slow
+def test_the_process_that_trains_is_killed(tmp_path):
+    "Its workers end with it, and the same call goes on."
+    ray.shutdown()
+    first = subprocess.Popen([BIN / "copd", *WORDS, "--cluster", "ray", "--out", "apart"], env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    while not (log := tmp_path / "apart" / "events.jsonl").exists() or log.read_bytes().count(b'"train"') < 3: time.sleep(0.2)
+    workers = {p.pid for p in psutil.process_iter() if "ray::" in " ".join(p.cmdline())}
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in workers): time.sleep(0.5)
+    assert workers and not any(psutil.pid_exists(pid) for pid in workers)
+    assert copd_command(tmp_path, "--cluster", "ray", "--out", "apart").returncode == 0
+    assert copd_command(tmp_path, "--out", "here").returncode == 0
+    same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
+
+
 @pytest.mark.slow
 def test_the_command_line_joins_a_cluster_through_its_client(tmp_path):
     "`copd train --cluster ray://…` gives what `copd train` gives."
-    env = dict(os.environ, OMP_NUM_THREADS="1", RAY_TMPDIR="/tmp")
-    bin = os.path.dirname(sys.executable)
-    words = ["copd", "train", "copd", "-p", "capabilities", json.dumps(PAIR), "-p", "cycles", "1", "-p", "s_rl", "1", "-p", "s_opd", "1", "-c", "prompts", "4", "-c", "opd_prompts", "2",
-             "-c", "group_size", "4", "-c", "eval_prompts", "4", "-c", "probe_prompts", "2", "--suite", "copd_nb.minis:suite"]
-    def run(*more): return subprocess.run([os.path.join(bin, words[0]), *words[1:], *more], env=env, capture_output=True, text=True, cwd=tmp_path)
     ray.shutdown()
-    subprocess.run([os.path.join(bin, "ray"), "start", "--head", "--num-cpus=2", "--port=16379", "--ray-client-server-port=10071", "--include-dashboard=false"], env=env, check=True, capture_output=True)
+    subprocess.run([BIN / "ray", "start", "--head", "--num-cpus=2", "--port=16379", "--ray-client-server-port=10071", "--include-dashboard=false"], env=ALONE, check=True, capture_output=True)
     try:
-        apart = run("--cluster", "ray://127.0.0.1:10071", "--out", "apart")
+        apart = copd_command(tmp_path, "--cluster", "ray://127.0.0.1:10071", "--out", "apart")
         assert apart.returncode == 0, apart.stderr
-        assert run("--out", "here").returncode == 0
-    finally: subprocess.run([os.path.join(bin, "ray"), "stop", "--force"], env=env, capture_output=True)
+        assert copd_command(tmp_path, "--out", "here").returncode == 0
+    finally: subprocess.run([BIN / "ray", "stop", "--force"], env=ALONE, capture_output=True)
     same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
