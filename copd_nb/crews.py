@@ -258,17 +258,17 @@ class RayCrew:
         seconds: float | None = None,  # to wait, None for what the cluster says
     ):
         "Wait for all that was sent; raises what went wrong, and not what followed from it."
-        waiting, self.calls, errors = {c.done: c for c in self.calls}, [], []
+        waiting, self.calls, errors = {c.done: (number, c) for number, c in enumerate(self.calls)}, [], []
         seconds = seconds or self.cluster.call_seconds
         end = time.monotonic() + seconds
         while waiting and (done := self.ray.wait(list(waiting), timeout=max(0.0, end - time.monotonic()), fetch_local=False)[0]):
-            call = waiting.pop(done[0])
+            number, call = waiting.pop(done[0])
             try: self.sent[call.name] = self._value(call.done, call) or 0
             except Exception as error:
-                errors.append(error)
+                errors.append((not isinstance(error, Lost), _followed(error), number, error))
                 end = min(end, time.monotonic() + GRACE)
-        if errors: raise min(errors, key=lambda e: (not isinstance(e, Lost), _followed(e)))
-        for call in waiting.values(): raise Lost(f"{call.what} of {call.name!r} has not ended after {seconds:g} s")
+        if errors: raise min(errors)[-1]  # numbers differ, so that errors themselves are not compared
+        for _, call in waiting.values(): raise Lost(f"{call.what} of {call.name!r} has not ended after {seconds:g} s")
 
     def _value(self, handle, call: _Call | None = None):
         "The value of a handle; Lost if it is gone with its worker."
