@@ -231,6 +231,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'copd_nb.crews._Seat.do': ('crews.html#_seat.do', 'copd_nb/crews.py'),
                                'copd_nb.crews._Seat.sit': ('crews.html#_seat.sit', 'copd_nb/crews.py'),
                                'copd_nb.crews._bundle': ('crews.html#_bundle', 'copd_nb/crews.py'),
+                               'copd_nb.crews._followed': ('crews.html#_followed', 'copd_nb/crews.py'),
                                'copd_nb.crews._from_bytes': ('crews.html#_from_bytes', 'copd_nb/crews.py'),
                                'copd_nb.crews._needs': ('crews.html#_needs', 'copd_nb/crews.py'),
                                'copd_nb.crews._ray': ('crews.html#_ray', 'copd_nb/crews.py'),

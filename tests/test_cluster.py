@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -19,6 +20,7 @@ from copd_nb.crews import Cluster, Lost, NoPlace, RayCrew
 from copd_nb.engine import train
 from copd_nb.jobs import Job, do_all, run_of, scores_of
 from copd_nb.minis import base, minis
+from copd_nb.policies import Policy, join_group
 from copd_nb.runs import Run
 
 ray = pytest.importorskip("ray")
@@ -255,3 +257,45 @@ def test_the_command_line_joins_a_cluster_through_its_client(tmp_path):
         head.terminate()
         head.wait()
     same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
+
+
+def joined(place, crew):
+    "The state of a worker that is one of several: its group."
+    rank, size, address = place
+    return join_group(rank, size, f"tcp://{address}", timeout=200)
+
+
+def added(group) -> float: return group.total(torch.tensor(group.rank + 1.0)).item()
+
+
+def one_raises(group):
+    if group.rank: raise ValueError("no such thing")
+    group.total(torch.ones(1))
+
+
+def one_dies(group):
+    if group.rank: os._exit(1)
+    group.total(torch.ones(1))
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_lets_go_of_the_others(two_processors):
+    "Whoever waits for it gets an error at once; what is raised is what went wrong, and a lost worker is a lost worker."
+    crew, began = RayCrew(Cluster(ranks=2), joined, (), {"text": ()}), time.monotonic()
+    assert crew.get(crew.at("text", added)) == 3
+    with pytest.raises(ValueError, match="no such thing"): crew.get(crew.at("text", one_raises))
+    crew.again()
+    with pytest.raises(Lost, match="one_dies"): crew.get(crew.at("text", one_dies))
+    crew.close()
+    assert time.monotonic() - began < 150
+
+
+@pytest.mark.slow
+def test_a_branch_in_two_workers_gives_the_run_of_one(suite, start, alone, tmp_path):
+    "Three workers, two of which hold one branch: the rows of one process, rounding aside."
+    ray.init(num_cpus=3, include_dashboard=False, logging_level="error", log_to_driver=False)
+    try: run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=dict(special={"text": dict(ranks=2)}))
+    finally: ray.shutdown()
+    pd.testing.assert_frame_equal(alone.events.drop(columns=["seconds"]), run.events.drop(columns=["seconds"]), atol=1e-4, rtol=1e-3)
+    for a, b in zip(Policy.load(alone.path / "result").parameters(), Policy.load(run.path / "result").parameters()): assert torch.allclose(a, b, atol=1e-5)
+    assert run.manifest["workers"]["text"]["ranks"] == 2
