@@ -147,6 +147,7 @@ class Training:
     crew: Here | RayCrew | None = None  # does work where a branch lives; None for this process
     begun: dict[str, None] = field(default_factory=dict)  # names of the branches that exist, here or elsewhere
     pending: dict[str, tuple] = field(default_factory=dict)  # branch → what a step has so far
+    losses: list[dict] = field(default_factory=list)  # rows about workers that were lost since the last checkpoint
     sampler: Callable | None = None  # rolls out in the place of `sample_many`
     learner: "Learner | None" = None  # finds and applies gradients; None for the engine's own way
 
@@ -969,6 +970,7 @@ def checkpoint(training: Training, phase_index: int, step: int):
     limits = {k: min((x for _, now in found.values() if (x := now[k])), default=None) for k in LIMITS}
     training.log.sync()
     save_checkpoint(path, _packed(training, names), dict(phase_index=phase_index, step=step, events=training.log.size, branches=counters, limits=limits))
+    training.losses.clear()
     for old in folder.glob("[0-9]*"):
         if old != path: shutil.rmtree(old)
 
@@ -1276,14 +1278,12 @@ def _crew(training: Training, cluster: Cluster | None) -> Iterator[None]:
 
 def _persist(training: Training, experts: str | Path | None, progress: bool) -> Run:
     "Train, and go on from the last checkpoint with new workers when some were lost; a loss too many in a row ends the run."
-    losses, before = 0, ()
     while True:
         try: return _train(training, experts, progress)
         except Lost as lost:
-            at = latest_checkpoint(training.run)
-            losses, before = losses + 1 if at == before else 1, at
-            if losses > training.crew.cluster.restarts: raise
-            training.notes = [n for n in training.notes if n["kind"] == "restart"] + [dict(kind="restart", reason=str(lost))]
+            if len(training.losses) == training.crew.cluster.restarts: raise
+            training.losses.append(dict(kind="restart", reason=str(lost)))
+        training.notes = list(training.losses)  # what the log said of them goes with the rows after the checkpoint
         training.crew.again()
 
 def train(

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGES, REPORTS = ROOT / "docs", ROOT / "docs" / "reports"
 RESULTS = REPORTS / "comparison-standard" / "results.json"
 README, BEGIN, END = ROOT / "README.md", "<!-- made by `python docs/build.py readme` -->", "<!-- end of what is made -->"
+NOTEBOOKS = "nbs/[0-9]*.ipynb", "nbs/tutorials/*.ipynb", "nbs/explain/*.ipynb"
 PAIR, THREE = ("text", "image"), ("text", "image", "video")
 DRAWINGS: dict[str, Schedule] = {
     "expert": expert("text", 80), "mixed": mixed_rlvr(PAIR, 160), "opd": static_opd("text", "image", 48, 64), "mopd": mopd(PAIR, 48, 64), "merged": merged_experts(PAIR, 80),
@@ -162,7 +163,7 @@ def stage(source: Path):
     for page in source.rglob("*.md"):
         text = page.read_text(encoding="utf-8").replace("bench/README.md", "bench/method.md").replace("](docs/", "](")
         page.write_text(text, encoding="utf-8")
-    for notebook in (*ROOT.glob("nbs/[0-9]*.ipynb"), *ROOT.glob("nbs/tutorials/*.ipynb")): copy_notebook(notebook, source / notebook.relative_to(ROOT))
+    for notebook in (n for place in NOTEBOOKS for n in ROOT.glob(place)): copy_notebook(notebook, source / notebook.relative_to(ROOT))
     for folder, files in dict(img=PAGES.glob("img/*"), bench=ROOT.glob("bench/*.json")).items():
         (source / folder).mkdir(parents=True, exist_ok=True)
         for file in files: shutil.copy(file, source / folder)

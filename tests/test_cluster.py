@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from test_crews import PAIR, TINY, same
@@ -54,7 +56,16 @@ def alone(suite, start, tmp_path_factory):
 @pytest.fixture(scope="module")
 def two_processors():
     "Ray on this machine, as if it had two processors."
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def three_processors():
+    "Another Ray, as if this machine had three."
+    ray.shutdown()
+    ray.init("local", num_cpus=3, include_dashboard=False, logging_level="error", log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -132,7 +143,7 @@ PIECES = dict(_roll="rolling out", answer="scoring", _weigh="gradients", _move="
 @pytest.mark.slow
 def test_a_worker_killed_in_any_piece_of_work(suite, start, alone, tmp_path, two_processors, breaking):
     "One run in which every piece of work is once the last one of its worker; no step is in the log twice, and nothing differs."
-    breaking({(work, number): die for work, number in dict(_roll=2, answer=2, _weigh=6, _move=8, _probe=60, _score=3, _pack=20, _piece=3).items()})
+    breaking({(work, number): die for work, number in dict(_roll=2, answer=2, _weigh=6, _move=8, _probe=60, _score=1, _pack=9, _piece=4).items()})
     began = time.perf_counter()
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(restarts=8))
     same(alone, run)
@@ -207,21 +218,42 @@ def test_a_node_that_is_removed(suite, start, alone, tmp_path, two_nodes, breaki
     same(alone, train(COPD, suite, start, SMALL, tmp_path / "again", progress=False, cluster=spread))
 
 
+WORDS = ["train", "copd", "-p", "capabilities", json.dumps(PAIR), "-p", "cycles", "1", "-p", "s_rl", "2", "-p", "s_opd", "2", "-c", "prompts", "4", "-c", "opd_prompts", "2",
+         "-c", "group_size", "4", "-c", "eval_prompts", "4", "-c", "probe_prompts", "2"]
+ALONE = dict(os.environ, OMP_NUM_THREADS="1")
+BIN = Path(sys.executable).parent
+
+
+def copd_command(folder, *more): return subprocess.run([BIN / "copd", *WORDS, *more], env=ALONE, capture_output=True, text=True, cwd=folder)
+
+
+@pytest.mark.slow
+def test_the_process_that_trains_is_killed(tmp_path):
+    "Its workers end with it, and the same call goes on."
+    ray.shutdown()
+    first = subprocess.Popen([BIN / "copd", *WORDS, "--cluster", "ray", "--out", "apart"], env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    while not (log := tmp_path / "apart" / "events.jsonl").exists() or log.read_bytes().count(b'"train"') < 3: time.sleep(0.2)
+    workers = {p.pid for p in psutil.process_iter() if "ray::" in " ".join(p.cmdline())}
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in workers): time.sleep(0.5)
+    assert workers and not any(psutil.pid_exists(pid) for pid in workers)
+    assert copd_command(tmp_path, "--cluster", "ray", "--out", "apart").returncode == 0
+    assert copd_command(tmp_path, "--out", "here").returncode == 0
+    same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
+
+
 @pytest.mark.slow
 def test_the_command_line_joins_a_cluster_through_its_client(tmp_path):
     "`copd train --cluster ray://…` gives what `copd train` gives."
-    env = dict(os.environ, OMP_NUM_THREADS="1", RAY_TMPDIR="/tmp")
-    bin = os.path.dirname(sys.executable)
-    words = ["copd", "train", "copd", "-p", "capabilities", json.dumps(PAIR), "-p", "cycles", "1", "-p", "s_rl", "1", "-p", "s_opd", "1", "-c", "prompts", "4", "-c", "opd_prompts", "2",
-             "-c", "group_size", "4", "-c", "eval_prompts", "4", "-c", "probe_prompts", "2", "--suite", "copd_nb.minis:suite"]
-    def run(*more): return subprocess.run([os.path.join(bin, words[0]), *words[1:], *more], env=env, capture_output=True, text=True, cwd=tmp_path)
     ray.shutdown()
-    subprocess.run([os.path.join(bin, "ray"), "start", "--head", "--num-cpus=2", "--port=16379", "--ray-client-server-port=10071", "--include-dashboard=false"], env=env, check=True, capture_output=True)
+    subprocess.run([BIN / "ray", "start", "--head", "--num-cpus=2", "--port=16379", "--ray-client-server-port=10071", "--include-dashboard=false"], env=ALONE, check=True, capture_output=True)
     try:
-        apart = run("--cluster", "ray://127.0.0.1:10071", "--out", "apart")
+        apart = copd_command(tmp_path, "--cluster", "ray://127.0.0.1:10071", "--out", "apart")
         assert apart.returncode == 0, apart.stderr
-        assert run("--out", "here").returncode == 0
-    finally: subprocess.run([os.path.join(bin, "ray"), "stop", "--force"], env=env, capture_output=True)
+        assert copd_command(tmp_path, "--out", "here").returncode == 0
+    finally: subprocess.run([BIN / "ray", "stop", "--force"], env=ALONE, capture_output=True)
     same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
 
 
@@ -245,7 +277,7 @@ def one_dies(group):
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_lets_go_of_the_others(two_processors):
+def test_a_worker_that_fails_lets_go_of_the_others(three_processors):
     "Whoever waits for it gets an error at once; what is raised is what went wrong, and a lost worker is a lost worker."
     crew, began = RayCrew(Cluster(ranks=2), joined, (), {"text": ()}), time.monotonic()
     assert crew.get(crew.at("text", added)) == 3
@@ -257,11 +289,9 @@ def test_a_worker_that_fails_lets_go_of_the_others(two_processors):
 
 
 @pytest.mark.slow
-def test_a_branch_in_two_workers_gives_the_run_of_one(suite, start, alone, tmp_path):
+def test_a_branch_in_two_workers_gives_the_run_of_one(suite, start, alone, tmp_path, three_processors):
     "Three workers, two of which hold one branch: the rows of one process, rounding aside."
-    ray.init(num_cpus=3, include_dashboard=False, logging_level="error", log_to_driver=False)
-    try: run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=dict(special={"text": dict(ranks=2)}))
-    finally: ray.shutdown()
+    run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=dict(special={"text": dict(ranks=2)}))
     pd.testing.assert_frame_equal(alone.events.drop(columns=["seconds"]), run.events.drop(columns=["seconds"]), atol=1e-4, rtol=1e-3)
     for a, b in zip(Policy.load(alone.path / "result").parameters(), Policy.load(run.path / "result").parameters()): assert torch.allclose(a, b, atol=1e-5)
     assert run.manifest["workers"]["text"]["ranks"] == 2

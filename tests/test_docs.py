@@ -36,7 +36,7 @@ def site(tmp_path_factory):
 
 def test_the_index_and_every_notebook_have_a_page(site):
     assert "copd_nb" in (site / "index.html").read_text()
-    for notebook in (*ROOT.glob("nbs/[0-9]*.ipynb"), *ROOT.glob("nbs/tutorials/*.ipynb")):
+    for notebook in (*ROOT.glob("nbs/[0-9]*.ipynb"), *ROOT.glob("nbs/tutorials/*.ipynb"), *ROOT.glob("nbs/explain/*.ipynb")):
         assert (site / notebook.relative_to(ROOT).with_suffix(".html")).exists()
     modules = {p.stem for p in (ROOT / "copd_nb").glob("[a-z]*.py")}
     assert {p.stem for p in (site / "api").glob("*.html")} == modules | {"index"}

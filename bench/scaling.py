@@ -1,0 +1,202 @@
+"""Costs of a step's stages and of messages, and the simulator's error: `python bench/scaling.py [--ray]`. Writes scaling.json beside this file."""
+import os
+
+os.environ |= dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="10000", TOKENIZERS_PARALLELISM="false")  # before torch: every process has one thread
+import argparse
+import datetime
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+
+from copd_nb.copd import copd
+from copd_nb.engine import Config, probe_list, train
+from copd_nb.minis import base, minis
+from copd_nb.scaling import Link, Network, alone, calls_of, fitted, load_of, measure, placed, simulate, stopwatch
+from copd_nb.schedule import Schedule
+
+HERE = Path(__file__).parent
+PAIRS = ("text", "image"), ("text", "video")  # costs are measured on these
+CONFIG = Config(prompts=16, opd_prompts=8, device="cpu", probe_prompts=16, eval_prompts=16)
+STEPS = 3  # of each phase; the first is left out
+SIZES = [10 ** n for n in range(3, 9)]  # bytes of a message
+ROUNDS = 20  # messages of a size
+
+
+def schedules(names: tuple[str, ...], topology: str = "pairwise") -> dict[tuple, Schedule]:
+    "One cycle for each estimator."
+    return {(names, topology, e): copd(names, cycles=1, s_rl=STEPS, s_opd=STEPS, topology=topology, estimator=e) for e in ("sampled", "topk")}
+
+
+MEASURED = schedules(PAIRS[0]) | schedules(PAIRS[1])
+PREDICTED = schedules(("image", "video")) | schedules(("text", "image", "video")) | schedules(("text", "image", "video"), "hub")
+
+
+CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
+
+
+def timed(schedule: Schedule, clock: str = "wall") -> pd.DataFrame: return measure(schedule, minis(), base(), CONFIG, clock=CLOCKS[clock])
+
+
+def rounds(cases: dict[tuple, Schedule], times: int, clock: str = "wall") -> dict[tuple, list[pd.DataFrame]]:
+    "Every case in turn, round after round, so that a slow minute hits all of them."
+    found = {key: [] for key in cases}
+    for i in range(times):
+        for key, schedule in cases.items():
+            print(f"round {i + 1}: {' '.join(key[0])}, {key[1]}, {key[2]}", flush=True)
+            found[key].append(timed(schedule, clock))
+    return found
+
+
+def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    "The rounds of a case as one table."
+    table = pd.concat(tables)
+    table.attrs = tables[0].attrs
+    return table
+
+
+def title(key: tuple, phase) -> str:
+    "A case in words; Phase I is the same for all topologies and estimators."
+    return f"{len(key[0])} branches ({', '.join(key[0])}), " + ("RL" if phase.name.startswith("I ") else f"{key[1]}, {key[2]}")
+
+
+def checked(found: dict[tuple, list[pd.DataFrame]], costs) -> list[dict]:
+    "Simulated against measured steps of the cases that no cost was taken from."
+    steps, simulated = {}, {}
+    for key, schedule in PREDICTED.items():
+        table = joined(found[key])
+        for phase in schedule.phases:
+            name = title(key, phase)
+            steps.setdefault(name, []).extend(table[(table["phase"] == phase.title) & (table["stage"] == "step")]["seconds"])
+            simulated[name] = simulate(calls_of(phase, CONFIG, costs, STEPS), alone(schedule)).step_seconds + costs.seconds["rest"]
+    return [compared(name, "local, one process", simulated[name], s) for name, s in steps.items()]
+
+
+def compared(case: str, where: str, predicted: float, steps: list[float]) -> dict:
+    "A row of the check."
+    measured = float(np.median(steps))
+    low, high = np.quantile(steps, (0.25, 0.75))
+    return dict(case=case, where=where, measured=measured, quartiles=[float(low), float(high)], steps=len(steps), simulated=predicted, error=predicted / measured - 1)
+
+
+def between_steps(clock: str) -> dict[str, float]:
+    "Seconds of a prompt's probe and evaluation, of a branch's checkpoint, of a merge: medians over a run."
+    schedule, found = MEASURED[PAIRS[0], "pairwise", "sampled"], {}
+    with tempfile.TemporaryDirectory() as folder, stopwatch({"probe": "probe", "_judge": "evaluate", "checkpoint": "checkpoint", "merged": "merge"}, clock=CLOCKS[clock]) as notes:
+        train(schedule, minis(PAIRS[0]), base(), replace(CONFIG, probe_every=1, eval_every=1, checkpoint_every=1), Path(folder) / "run", progress=False)
+    for stage in ("probe", "evaluate", "checkpoint", "merge"): found[stage] = float(np.median([s for name, _, s in notes if name == stage]))
+    pairs = len(probe_list(schedule, schedule.phases[1]))
+    shared = {f"probe/{c}": found["probe"] / pairs / CONFIG.probe_prompts for c in minis()} | {f"evaluate/{c}": found["evaluate"] / 2 / CONFIG.eval_prompts for c in minis()}
+    return shared | dict(checkpoint=found["checkpoint"] / 2, merge=found["merge"])
+
+
+def line(sizes: list[float], seconds: list[float]) -> tuple[float, float]:
+    "Seconds of nothing and seconds a byte, by relative least squares."
+    weights = 1 / np.array(seconds)
+    constant, slope = nnls(np.stack([weights, np.array(sizes) * weights], 1), np.ones(len(sizes)))[0]
+    return float(constant), float(slope)
+
+
+def messages() -> dict:
+    "Ray's start, and messages between two actors: array made by one, read by the other; latency is a third of the empty chain driver, actor, actor, driver."
+    import ray
+    began = time.perf_counter()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        class Holder:
+            def ready(self):
+                import copd_nb.engine  # noqa: F401, what a worker loads
+                return True
+            def make(self, size): return np.zeros(size, np.uint8)
+            def read(self, values): return int(values[0]) + len(values)
+        a, b = (ray.remote(Holder).options(num_cpus=1).remote() for _ in range(2))
+        ray.get([a.ready.remote(), b.ready.remote()])
+        start, rows = time.perf_counter() - began, []
+        for size in SIZES * ROUNDS:
+            began = time.perf_counter()
+            ray.get(b.read.remote(a.make.remote(size)))
+            rows.append((size, time.perf_counter() - began))
+    finally: ray.shutdown()
+    medians = pd.DataFrame(rows, columns=["bytes", "seconds"]).groupby("bytes")["seconds"].median()
+    constant, slope = line(list(medians.index), list(medians))
+    return dict(start=start, latency=constant / 3, bandwidth=1 / slope, bytes=list(medians.index), seconds=list(medians), ray=ray.__version__)
+
+
+@contextmanager
+def twin():
+    "A second process that trains the same beside this one, as another actor does: memory and caches are then shared as they will be."
+    process = subprocess.Popen([sys.executable, __file__, "--twin"], start_new_session=True)
+    try:
+        time.sleep(10)  # until it has loaded and trains
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def train_on():
+    "What the twin does, until it is killed."
+    while True: timed(MEASURED[PAIRS[0], "pairwise", "sampled"])
+
+
+def with_actors(times: int, link: dict) -> list[dict]:
+    "Steps of two actors against the simulator, which knows costs of two processes side by side, measured in local runs, and the link."
+    cases, network, steps, simulated = schedules(PAIRS[0]), Network(Link(link["latency"], link["bandwidth"])), {}, {}
+    with twin(): costs = fitted([joined(t) for t in rounds(cases, times).values()], base())
+    for key, schedule in cases.items():
+        for _ in range(times):
+            with tempfile.TemporaryDirectory() as folder, stopwatch({"_log": "rows"}) as notes:
+                train(schedule, minis(key[0]), base(), replace(CONFIG, probe_every=0, eval_every=0, checkpoint_every=10 ** 9), Path(folder) / "run", progress=False, cluster="ray")
+            ends = [end for _, end, _ in notes]
+            for i, p in enumerate(schedule.phases): steps.setdefault(title(key, p), []).extend(np.diff(ends[i * STEPS:(i + 1) * STEPS]).tolist())
+        for p in schedule.phases:
+            calls = calls_of(p, CONFIG, costs, STEPS)
+            simulated[title(key, p)] = simulate(calls, placed(load_of(calls)), network).step_seconds
+    return [compared(name, "two actors", simulated[name], s) for name, s in steps.items()]
+
+
+def about() -> dict:
+    "Where and how it was measured."
+    cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    return dict(command="python " + " ".join(["bench/scaling.py", *sys.argv[1:]]), commit=commit or "unknown", cpu=cpu[1] if cpu else "unknown", cores=os.cpu_count(),
+                date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"), load=os.getloadavg())
+
+
+def parsed() -> argparse.Namespace:
+    "The command line."
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="how often every case is run")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="of local runs: cpu where others use the machine, too; two actors are always timed by the wall")
+    parser.add_argument("--ray", action="store_true", help="also train with two actors")
+    parser.add_argument("--twin", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    "Measure, fit, predict, write."
+    arguments = parsed()
+    if arguments.twin: return train_on()
+    link = messages()
+    found = rounds(MEASURED | PREDICTED, arguments.rounds, arguments.clock)
+    taken = [joined(found[key]) for key in MEASURED]
+    where = about()
+    costs = fitted(taken, base(), f"measured with {where['command']} on {where['cores']} × {where['cpu']}, one thread a process, {dict(wall='seconds of the wall', cpu='seconds of the processor')[arguments.clock]}", **between_steps(arguments.clock))
+    costs = replace(costs, start=link["start"])
+    checks = checked(found, costs) + (with_actors(arguments.rounds, link) if arguments.ray else [])
+    result = dict(about=where, config={k: asdict(CONFIG)[k] for k in ("prompts", "opd_prompts", "group_size", "max_new_tokens", "opd_top_k")}, costs=asdict(costs), link=link, checks=checks)
+    (HERE / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(pd.DataFrame(checks).to_string())
+
+
+if __name__ == "__main__": main()
