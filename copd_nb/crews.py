@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -186,6 +187,7 @@ def connect(
 ):  # the module `ray`
     "Start or join Ray, unless this process has."
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # what followed from an error that is raised here, too
+    if (cluster.address or "").startswith("ray://") and (Path.home() / ".ray" / "auth_token").exists(): os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client does not look for it by itself
     ray = _ray()
     if not ray.is_initialized(): ray.init(address=cluster.address, logging_level="error", log_to_driver=False, **({} if cluster.address else dict(include_dashboard=False)))
     _teach_tensors()

@@ -1,6 +1,7 @@
 "Runs on a real Ray cluster on this machine: the same events, whatever is killed, stalls or goes away."
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -224,6 +225,12 @@ ALONE = dict(os.environ, OMP_NUM_THREADS="1")
 BIN = Path(sys.executable).parent
 
 
+def living(process: psutil.Process) -> bool:
+    "Whether a process runs; one that has ended and waits to be taken note of does not."
+    try: return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
+
 def copd_command(folder, *more): return subprocess.run([BIN / "copd", *WORDS, *more], env=ALONE, capture_output=True, text=True, cwd=folder)
 
 
@@ -233,12 +240,12 @@ def test_the_process_that_trains_is_killed(tmp_path):
     ray.shutdown()
     first = subprocess.Popen([BIN / "copd", *WORDS, "--cluster", "ray", "--out", "apart"], env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
     while not (log := tmp_path / "apart" / "events.jsonl").exists() or log.read_bytes().count(b'"train"') < 3: time.sleep(0.2)
-    workers = {p.pid for p in psutil.process_iter() if "ray::" in " ".join(p.cmdline())}
+    workers = psutil.Process(first.pid).children(recursive=True)
     first.kill()
     first.wait()
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in workers): time.sleep(0.5)
-    assert workers and not any(psutil.pid_exists(pid) for pid in workers)
+    while time.monotonic() < deadline and any(living(w) for w in workers): time.sleep(0.5)
+    assert workers and not any(map(living, workers))
     assert copd_command(tmp_path, "--cluster", "ray", "--out", "apart").returncode == 0
     assert copd_command(tmp_path, "--out", "here").returncode == 0
     same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
@@ -248,12 +255,16 @@ def test_the_process_that_trains_is_killed(tmp_path):
 def test_the_command_line_joins_a_cluster_through_its_client(tmp_path):
     "`copd train --cluster ray://…` gives what `copd train` gives."
     ray.shutdown()
-    subprocess.run([BIN / "ray", "start", "--head", "--num-cpus=2", "--port=16379", "--ray-client-server-port=10071", "--include-dashboard=false"], env=ALONE, check=True, capture_output=True)
+    head = subprocess.Popen([BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--port=26379", "--ray-client-server-port=24071", "--include-dashboard=false"],
+                            env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        apart = copd_command(tmp_path, "--cluster", "ray://127.0.0.1:10071", "--out", "apart")
+        while socket.socket().connect_ex(("127.0.0.1", 24071)): time.sleep(0.5)
+        apart = copd_command(tmp_path, "--cluster", "ray://127.0.0.1:24071", "--out", "apart")
         assert apart.returncode == 0, apart.stderr
         assert copd_command(tmp_path, "--out", "here").returncode == 0
-    finally: subprocess.run([BIN / "ray", "stop", "--force"], env=ALONE, capture_output=True)
+    finally:
+        head.terminate()
+        head.wait()
     same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
 
 
