@@ -57,7 +57,16 @@ def alone(suite, start, tmp_path_factory):
 @pytest.fixture(scope="module")
 def two_processors():
     "Ray on this machine, as if it had two processors."
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def three_processors():
+    "Another Ray, as if this machine had three."
+    ray.shutdown()
+    ray.init("local", num_cpus=3, include_dashboard=False, logging_level="error", log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -279,7 +288,7 @@ def one_dies(group):
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_lets_go_of_the_others(two_processors):
+def test_a_worker_that_fails_lets_go_of_the_others(three_processors):
     "Whoever waits for it gets an error at once; what is raised is what went wrong, and a lost worker is a lost worker."
     crew, began = RayCrew(Cluster(ranks=2), joined, (), {"text": ()}), time.monotonic()
     assert crew.get(crew.at("text", added)) == 3
@@ -291,11 +300,9 @@ def test_a_worker_that_fails_lets_go_of_the_others(two_processors):
 
 
 @pytest.mark.slow
-def test_a_branch_in_two_workers_gives_the_run_of_one(suite, start, alone, tmp_path):
+def test_a_branch_in_two_workers_gives_the_run_of_one(suite, start, alone, tmp_path, three_processors):
     "Three workers, two of which hold one branch: the rows of one process, rounding aside."
-    ray.init(num_cpus=3, include_dashboard=False, logging_level="error", log_to_driver=False)
-    try: run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=dict(special={"text": dict(ranks=2)}))
-    finally: ray.shutdown()
+    run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=dict(special={"text": dict(ranks=2)}))
     pd.testing.assert_frame_equal(alone.events.drop(columns=["seconds"]), run.events.drop(columns=["seconds"]), atol=1e-4, rtol=1e-3)
     for a, b in zip(Policy.load(alone.path / "result").parameters(), Policy.load(run.path / "result").parameters()): assert torch.allclose(a, b, atol=1e-5)
     assert run.manifest["workers"]["text"]["ranks"] == 2

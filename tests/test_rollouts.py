@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.minis import base, image, text, tiny_policy, video
-from copd_nb.policies import BANNED_LOGIT, Prefill
+from copd_nb.policies import BANNED_LOGIT, Group, Prefill
 from copd_nb.rollouts import Request, _invert, completion_mask, generator, sample, sample_many
 
 MIXED = [video(8, 4).test[0], text(8).test[0], image(8, 4).test[0], text(8).test[1]]
@@ -100,7 +100,7 @@ class Scripted:
     "A policy whose next-token distribution depends on the last token only."
     def __init__(self, tiny, table, eos): self.tiny, self.table, self.eos, self.tokenizer, self.calls, self.fed = tiny, table, eos, tiny.tokenizer, 0, 0
 
-    device = torch.device("cpu")
+    device, group = torch.device("cpu"), Group()
 
     def prefill(self, prompts): return Prefill(self.tiny.prefill(prompts).keys, self.table[-1].expand(len(prompts), -1))
 
