@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 PAIRS = ("text", "image"), ("text", "video")  # costs are measured on these
 CONFIG = Config(prompts=16, opd_prompts=8, device="cpu", probe_prompts=16, eval_prompts=16)
 STEPS = 3  # of each phase; the first is left out
+LONG, WARM = 12, 5  # steps of a phase with two actors, which are fresh processes, and how many of them are left out
 SIZES = [10 ** n for n in range(3, 9)]  # bytes of a message
 ROUNDS = 20  # messages of a size
 
@@ -153,12 +154,13 @@ def with_actors(times: int, link: dict) -> list[dict]:
     "Steps of two actors against the simulator, which knows costs of two processes side by side, measured in local runs, and the link."
     cases, network, steps, simulated = schedules(PAIRS[0]), Network(Link(link["latency"], link["bandwidth"])), {}, {}
     with twin(): costs = fitted([joined(t) for t in rounds(cases, times).values()], base())
-    for key, schedule in cases.items():
+    for key in cases:
+        schedule = copd(key[0], cycles=1, s_rl=LONG, s_opd=LONG, topology=key[1], estimator=key[2])
         for _ in range(times):
             with tempfile.TemporaryDirectory() as folder, stopwatch({"_log": "rows"}) as notes:
                 train(schedule, minis(key[0]), base(), replace(CONFIG, probe_every=0, eval_every=0, checkpoint_every=10 ** 9), Path(folder) / "run", progress=False, cluster="ray")
             ends = [end for _, end, _ in notes]
-            for i, p in enumerate(schedule.phases): steps.setdefault(title(key, p), []).extend(np.diff(ends[i * STEPS:(i + 1) * STEPS]).tolist())
+            for i, p in enumerate(schedule.phases): steps.setdefault(title(key, p), []).extend(np.diff(ends[i * LONG + WARM - 1:(i + 1) * LONG]).tolist())
         for p in schedule.phases:
             calls = calls_of(p, CONFIG, costs, STEPS)
             simulated[title(key, p)] = simulate(calls, placed(load_of(calls)), network).step_seconds
@@ -179,14 +181,25 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often every case is run")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="of local runs: cpu where others use the machine, too; two actors are always timed by the wall")
     parser.add_argument("--ray", action="store_true", help="also train with two actors")
+    parser.add_argument("--only-ray", action="store_true", help="train with two actors alone, and put what is found into the scaling.json that is there")
     parser.add_argument("--twin", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def write(result: dict):
+    "Keep and show."
+    (HERE / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(pd.DataFrame(result["checks"]).to_string())
 
 
 def main():
     "Measure, fit, predict, write."
     arguments = parsed()
     if arguments.twin: return train_on()
+    if arguments.only_ray:
+        result = json.loads((HERE / "scaling.json").read_text())
+        local = [c for c in result["checks"] if c["where"] != "two actors"]
+        return write(dict(result, checks=local + with_actors(arguments.rounds, result["link"]), about_actors=about()))
     link = messages()
     found = rounds(MEASURED | PREDICTED, arguments.rounds, arguments.clock)
     taken = [joined(found[key]) for key in MEASURED]
@@ -195,8 +208,7 @@ def main():
     costs = replace(costs, start=link["start"])
     checks = checked(found, costs) + (with_actors(arguments.rounds, link) if arguments.ray else [])
     result = dict(about=where, config={k: asdict(CONFIG)[k] for k in ("prompts", "opd_prompts", "group_size", "max_new_tokens", "opd_top_k")}, costs=asdict(costs), link=link, checks=checks)
-    (HERE / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(pd.DataFrame(checks).to_string())
+    write(result)
 
 
 if __name__ == "__main__": main()
