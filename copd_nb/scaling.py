@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
+from html import escape
 from itertools import cycle
 from pathlib import Path
 
@@ -488,7 +489,7 @@ class Forecast:
     def _repr_html_(self) -> str:
         "The table with its sums, and where its costs are from."
         shown = self.table.assign(bytes=self.table["bytes"].map(human))
-        said = f"{self.seconds:.4g} s in all, {human(self.bytes)}B sent. Costs: {self.origin}"
+        said = f"{self.seconds:.4g} s in all, {human(self.bytes)}B sent. Costs: {escape(self.origin)}"
         return shown.to_html(index=False, float_format="{:.3g}".format) + f"<p>{said}</p>"
 
 def _line(what: str, times: int, timeline: Timeline, seconds: float) -> dict:

@@ -96,11 +96,11 @@ def apart(monkeypatch):
 FROZEN = Schedule("frozen", {"student": "base", "teacher": "base"}, [Phase("OPD", 2, [Update("student", [RL("text"), OPD("text", "teacher", 0.5, "reverse"), OPD("image", "base", 0.5, "topk")])])], "student")
 SCHEDULES = {
     "CoPD, topk, TIES": replace(copd(PAIR, cycles=1, s_rl=1, s_opd=2, beta=0.5, estimator="topk"), result=Merge(tuple(PAIR), "ties", density=0.5)),
-    "a control": copd(PAIR, cycles=2, s_rl=1, s_opd=1, control=gradient_share(0.3)),
     "one expert teaches the other": static_opd("text", "image", 1, 2),
     "the base and a frozen branch teach": FROZEN,
 }
 MORE = {
+    "a control": copd(PAIR, cycles=2, s_rl=1, s_opd=1, control=gradient_share(0.3)),
     "a student of experts": mopd(PAIR, 1, 2),
     "reverse KL, DARE": replace(copd(PAIR, cycles=1, s_rl=1, s_opd=2, beta=0.5, estimator="reverse"), result=Merge(tuple(PAIR), "dare", density=0.5)),
     "SLERP": replace(COPD, result=Merge(tuple(PAIR), "slerp")),
@@ -129,6 +129,7 @@ def test_every_way_of_computing_is_the_same_apart(changes, suite, start, tmp_pat
     same(*(train(schedule, suite, start, config, tmp_path / f"{cluster is None}", progress=False, cluster=cluster) for cluster in (None, "ray")))
 
 
+@SLOW
 def test_adapters_apart(suite, start, tmp_path, apart):
     "LoRA branches: adapters travel, and merge to the same adapter."
     small = lora(start.clone("base"), 2)

@@ -39,6 +39,7 @@ from copd_nb.records import write_results
 from copd_nb.reports import OPTIONAL, _to_html, check_parameters, entries, main, notebook_of, parameterised, parameters_of, publish, report_names, write_index
 from copd_nb.rollouts import Rollouts
 from copd_nb.runs import EventLog, Run, create_run, load_checkpoint, save_checkpoint, without_places, write_json
+from copd_nb.scaling import Forecast
 from copd_nb.schedule import RL, Phase, Schedule, Update
 from copd_nb.skills import text_policy
 from copd_nb.tokens import METRICS, Choice, Completion, TokenView, html_of, legend, prompt_of, save_page, token_panel
@@ -604,7 +605,7 @@ def site(p, tmp_path):
 BUILDERS = dict(
     example=lambda p, t: example(p)._repr_html_(), capability=lambda p, t: capability(p)._repr_html_(), rollouts=lambda p, t: rollouts(p)._repr_html_(), cost=lambda p, t: Cost(1, 2, 3)._repr_html_(),
     accuracy=lambda p, t: AccuracyTable(pd.DataFrame({p: [p, p + "▲"]}, index=[p, "b"]))._repr_html_(), schedule=lambda p, t: drawn(p)._repr_html_(), run=lambda p, t: run(p, t)._repr_html_(), tokens=lambda p, t: html_of(view(p)),
-    page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure, card=lambda p, t: explore.Design(("a", "b"), topology="hub", hub="a").html(), markdown=lambda p, t: reports._rendered(p), index=index, report=report, site=site)
+    page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure, card=lambda p, t: explore.Design(("a", "b"), topology="hub", hub="a").html(), markdown=lambda p, t: reports._rendered(p), index=index, report=report, site=site, forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]), p)._repr_html_())
 DRAWINGS = dict(monitor=monitored, gaps=gaps, store=store)  # they draw, so one payload has to do
 SILENT = {"cost", "card"}  # take no text of others
 
@@ -632,7 +633,7 @@ def test_every_html_builder_is_in_the_list():
     for path in sorted((ROOT / "copd_nb").glob("*.py")):
         for f in nodes(path.read_text(encoding="utf-8")):
             if isinstance(f, ast.FunctionDef) and f.name in ("_repr_html_", "_repr_mimebundle_", "html", "html_of", "save_page", "svg"): found.setdefault(path.stem, []).append(f.name)
-    assert {m: len(names) for m, names in found.items()} == dict(capabilities=2, costs=1, explore=6, plots=1, rollouts=1, runs=1, schedule=2, tokens=2)
+    assert {m: len(names) for m, names in found.items()} == dict(capabilities=2, costs=1, explore=6, plots=1, rollouts=1, runs=1, scaling=1, schedule=2, tokens=2)
 
 
 def test_a_page_of_a_report_allows_no_script_and_no_network(tmp_path):
