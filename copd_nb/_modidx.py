@@ -728,6 +728,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'copd_nb.merging._merge_states': ('merging.html#_merge_states', 'copd_nb/merging.py'),
                                  'copd_nb.merging._merge_tensor': ('merging.html#_merge_tensor', 'copd_nb/merging.py'),
                                  'copd_nb.merging._normalised': ('merging.html#_normalised', 'copd_nb/merging.py'),
+                                 'copd_nb.merging._relative': ('merging.html#_relative', 'copd_nb/merging.py'),
                                  'copd_nb.merging._slerp': ('merging.html#_slerp', 'copd_nb/merging.py'),
                                  'copd_nb.merging._state': ('merging.html#_state', 'copd_nb/merging.py'),
                                  'copd_nb.merging._ties': ('merging.html#_ties', 'copd_nb/merging.py'),

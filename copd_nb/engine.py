@@ -41,7 +41,7 @@ from .objectives import clip_share, clipped_surrogate, delta_stats, grpo_advanta
 from .policies import Group, Head, LoraPolicy, Policy, Prefill, Prompts, check_same_vocabulary, full_tensor, join_group, shard, spread_like, weights_hash
 from .probes import probe_at
 from .rewards import Failure, score
-from .rollouts import Address, Request, Rollouts, completion_mask, generator, sample, sample_many
+from .rollouts import Address, Request, Rollouts, Sampler, completion_mask, generator, sample, sample_many
 from .runs import (EventLog, Run, content_hash, create_run, interruptible, latest_checkpoint, load_checkpoint, locked, new_folder, save_checkpoint, stop_requested,
                           WriteError, withdraw_stop, write_json)
 from .schedule import OPD, RL, SFT, Merge, Phase, Schedule, Update, split_prompts
@@ -147,8 +147,8 @@ class Training:
     crew: Here | RayCrew | None = None  # does work where a branch lives; None for this process
     begun: dict[str, None] = field(default_factory=dict)  # names of the branches that exist, here or elsewhere
     pending: dict[str, tuple] = field(default_factory=dict)  # branch → what a step has so far
-    losses: list[dict] = field(default_factory=list)  # rows about workers that were lost since the last checkpoint
-    sampler: Callable | None = None  # rolls out in the place of `sample_many`
+    lost: list[dict] = field(default_factory=list)  # rows about workers that were lost since the last checkpoint
+    sampler: Sampler | None = None  # rolls out in the place of `sample_many`
     learner: "Learner | None" = None  # finds and applies gradients; None for the engine's own way
 
     def __post_init__(self):
@@ -354,7 +354,7 @@ def _sampled(training: Training, name: str, streams: dict[tuple, Prompts]) -> li
 def roll_out(training: Training, name: str, streams: list[tuple], step: int) -> list[Batch]:
     "Sample the completions of some streams of a branch together."
     began, asked = time.perf_counter(), {signals: _prompts(training, name, signals, step) for signals in streams}
-    rows = sum(map(len, asked.values())) * (training.config.group_size if training.config.shared_prompt else 1)
+    rows = sum(map(len, asked.values())) * training.config.group_size // _copies(training.config)
     batches = fitting(training, "rollouts", dict(rollout_rows=rows), {}, lambda: _sampled(training, name, asked))
     for batch in batches:
         _count(batch, training.branch(name).policy, batch.rollouts.prompts.mask)
@@ -970,7 +970,7 @@ def checkpoint(training: Training, phase_index: int, step: int):
     limits = {k: min((x for _, now in found.values() if (x := now[k])), default=None) for k in LIMITS}
     training.log.sync()
     save_checkpoint(path, _packed(training, names), dict(phase_index=phase_index, step=step, events=training.log.size, branches=counters, limits=limits))
-    training.losses.clear()
+    training.lost.clear()
     for old in folder.glob("[0-9]*"):
         if old != path: shutil.rmtree(old)
 
@@ -1252,7 +1252,7 @@ def _train(training: Training, experts: str | Path | None, progress: bool) -> Ru
     _finish(training)
     return run
 
-def _seat(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, sampler: Callable | None, learner: Learner | None, starts: dict[str, Policy], place: tuple, crew) -> Training:
+def _seat(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, sampler: Sampler | None, learner: Learner | None, starts: dict[str, Policy], place: tuple, crew) -> Training:
     "What a worker of a cluster knows of a run."
     accelerator = accelerator_for(config)
     rank, size, address = place
@@ -1281,9 +1281,9 @@ def _persist(training: Training, experts: str | Path | None, progress: bool) -> 
     while True:
         try: return _train(training, experts, progress)
         except Lost as lost:
-            if len(training.losses) == training.crew.cluster.restarts: raise
-            training.losses.append(dict(kind="restart", reason=str(lost)))
-        training.notes = list(training.losses)  # what the log said of them goes with the rows after the checkpoint
+            if len(training.lost) == training.crew.cluster.restarts: raise
+            training.lost.append(dict(kind="restart", reason=str(lost)))
+        training.notes = list(training.lost)  # what the log said of them goes with the rows after the checkpoint
         training.crew.again()
 
 def train(
@@ -1296,7 +1296,7 @@ def train(
     progress: bool = True,  # show a progress bar
     starts: dict[str, Policy] | None = None,  # branch → the policy that it begins from, instead of what the schedule says; it may teach without ever learning
     cluster: str | dict | Cluster | None = None,  # "ray", an address or a Cluster to give each branch a worker of its own; None for this process
-    sampler: Callable | None = None,  # rolls out in the place of `sample_many`, with its arguments; for example a `VllmSampler`
+    sampler: Sampler | None = None,  # rolls out in the place of `sample_many`, with its arguments; for example a `VllmSampler`
     learner: Learner | None = None,  # finds and applies gradients in the place of the engine's own way; for example a `TrlLearner`
 ) -> Run:  # with events, branches and result; unfinished if it was asked to stop
     "Run a schedule; ValueError before anything is trained if it can't work."

@@ -33,13 +33,19 @@ def _trim(delta: Tensor, density: float) -> Tensor:
     return torch.zeros_like(flat).index_copy(0, kept, flat[kept]).view_as(delta)
 
 # %% ../nbs/13_merging.ipynb #ac399fc8
+def _relative(votes: Tensor) -> Tensor:
+    "Votes (n, …) as shares of the largest for each entry, so that an entry that few weigh in on is decided by their ratio, however small they are."
+    most = votes.amax(0)
+    return votes / torch.where(most > 0, most, 1)
+
 def _ties(deltas: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
     "Trim, elect, and the weighted mean of the task vectors that agree with the elected sign."
     trimmed = torch.stack([_trim(d, density) for d in deltas])
     scale = torch.tensor(weights, dtype=trimmed.dtype, device=trimmed.device).view(-1, *[1] * deltas[0].ndim)
-    elected = (scale * trimmed).sum(0).sign()
-    votes = scale * (trimmed.sign() == elected)
-    return (votes * trimmed).sum(0) / votes.sum(0).clamp(min=torch.finfo(votes.dtype).tiny)
+    share = _relative(scale * (trimmed != 0))
+    elected = (share * trimmed).sum(0).sign()
+    votes = _relative(share * (trimmed.sign() == elected))
+    return (votes * trimmed).sum(0) / votes.sum(0).clamp(min=1)
 
 # %% ../nbs/13_merging.ipynb #dd622218
 def _dare(deltas: Sequence[Tensor], weights: Sequence[float], density: float, generator: torch.Generator) -> Tensor:

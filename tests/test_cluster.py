@@ -27,6 +27,7 @@ ray = pytest.importorskip("ray")
 from ray import cloudpickle  # noqa: E402
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import this file
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = replace(TINY, probe_every=2, eval_every=2, checkpoint_every=1)
 COPD = copd(PAIR, cycles=2, s_rl=1, s_opd=2, beta=0.5)
 
@@ -39,17 +40,8 @@ def start(): return base()
 def suite(): return minis(tuple(PAIR))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Workers have one thread; sums in another order would be other numbers."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def alone(suite, start, tmp_path_factory):
+def alone(suite, start, one_thread, tmp_path_factory):
     "The run as one process does it."
     return train(COPD, suite, start, SMALL, tmp_path_factory.mktemp("alone") / "run", progress=False)
 

@@ -18,6 +18,7 @@ from copd_nb.schedule import OPD, RL, Merge, Phase, Schedule, Update
 ray = pytest.importorskip("ray")
 from ray import cloudpickle  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=20, eval_every=20, probe_prompts=2, eval_prompts=2, eval_samples=1,
               learning_rate=1e-4, warmup=2, checkpoint_every=20, device="cpu")
 PAIR = ["text", "image"]
@@ -30,15 +31,6 @@ def start(): return base()
 
 @pytest.fixture(scope="module")
 def suite(): return minis(tuple(PAIR))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Workers have one thread; sums in another order would be other numbers."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def events(run) -> pd.DataFrame:
