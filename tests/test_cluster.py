@@ -235,7 +235,7 @@ def test_the_process_that_trains_is_killed(tmp_path):
     workers = psutil.Process(first.pid).children(recursive=True)
     first.kill()
     first.wait()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120  # the branches end at once, spare workers of Ray after a minute
     while time.monotonic() < deadline and any(living(w) for w in workers): time.sleep(0.5)
     assert workers and not any(map(living, workers))
     assert copd_command(tmp_path, "--cluster", "ray", "--out", "apart").returncode == 0
@@ -244,9 +244,10 @@ def test_the_process_that_trains_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_joins_a_cluster_through_its_client(tmp_path):
+def test_the_command_line_joins_a_cluster_through_its_client(tmp_path, monkeypatch):
     "`copd train --cluster ray://…` gives what `copd train` gives."
     ray.shutdown()
+    monkeypatch.setitem(ALONE, "RAY_AUTH_MODE", "disabled")  # a machine need not have a token
     head = subprocess.Popen([BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--port=26379", "--ray-client-server-port=24071", "--include-dashboard=false"],
                             env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
