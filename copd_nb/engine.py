@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from .capabilities import Capability, by_name
 from .copd import PROBED, check_control, controlled, realised
 from .costs import Cost, ModelShape, Workload
-from .crews import Cluster, Here, Lost, RayCrew, cluster_from
+from .crews import GONE, Cluster, Here, Lost, RayCrew, cluster_from
 from .evaluation import evaluate, summary
 from .heads import kept_divergence, kept_scores, token_divergence, token_scores
 from .merging import merge
@@ -1274,6 +1274,9 @@ def _crew(training: Training, cluster: Cluster | None) -> Iterator[None]:
         places = {n: {k: getattr(cluster.of(n), k) for k in ("cpus", "gpus", "ranks")} for n in t.places}
         write_json(t.run.path / "manifest.json", dict(t.run.manifest, machine=t.crew.get(t.crew.at(t.places[0], _where)), workers=places))
         yield
+    except Lost as error:
+        if not t.crew.gone(): raise
+        raise ConnectionError(GONE) from error
     finally: t.crew.close()
 
 def _persist(training: Training, experts: str | Path | None, progress: bool) -> Run:
@@ -1281,7 +1284,7 @@ def _persist(training: Training, experts: str | Path | None, progress: bool) -> 
     while True:
         try: return _train(training, experts, progress)
         except Lost as lost:
-            if len(training.lost) == training.crew.cluster.restarts: raise
+            if training.crew.gone() or len(training.lost) == training.crew.cluster.restarts: raise
             training.lost.append(dict(kind="restart", reason=str(lost)))
         training.notes = list(training.lost)  # what the log said of them goes with the rows after the checkpoint
         training.crew.again()

@@ -594,6 +594,6 @@ def main(
     "The `copd` command: user errors end in one line and status 2."
     arguments = parser().parse_args(words)
     try: return arguments.run(arguments) or 0
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, FileNotFoundError, ImportError, ConnectionError) as error:
         print(f"copd: {error}", file=sys.stderr)
         return 2

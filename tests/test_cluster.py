@@ -4,7 +4,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from test_crews import PAIR, TINY, same
 
 from copd_nb import engine
 from copd_nb.copd import copd
-from copd_nb.crews import Cluster, Lost, NoPlace, RayCrew
+from copd_nb.crews import Cluster, Lost, NoPlace, RayCrew, ray_address
 from copd_nb.engine import train
 from copd_nb.jobs import Job, do_all, run_of, scores_of
 from copd_nb.minis import base, minis
 from copd_nb.policies import Policy, join_group
+from copd_nb.reports import main
 from copd_nb.runs import Run
 
 ray = pytest.importorskip("ray")
@@ -213,7 +216,7 @@ def test_a_node_that_is_removed(suite, start, alone, tmp_path, two_nodes, breaki
 
 WORDS = ["train", "copd", "-p", "capabilities", json.dumps(PAIR), "-p", "cycles", "1", "-p", "s_rl", "2", "-p", "s_opd", "2", "-c", "prompts", "4", "-c", "opd_prompts", "2",
          "-c", "group_size", "4", "-c", "eval_prompts", "4", "-c", "probe_prompts", "2"]
-ALONE = dict(os.environ, OMP_NUM_THREADS="1")
+ALONE = dict(os.environ, OMP_NUM_THREADS="1", RAY_ADDRESS="local")
 BIN = Path(sys.executable).parent
 
 
@@ -221,6 +224,13 @@ def living(process: psutil.Process) -> bool:
     "Whether a process runs; one that has ended and waits to be taken note of does not."
     try: return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess: return False
+
+
+def steps_done(process: subprocess.Popen, folder: Path, rows: int = 3):
+    "Wait until a run that a process makes has logged some rows of steps."
+    while not (log := folder / "events.jsonl").exists() or log.read_bytes().count(b'"train"') < rows:
+        assert process.poll() is None
+        time.sleep(0.2)
 
 
 def copd_command(folder, *more): return subprocess.run([BIN / "copd", *WORDS, *more], env=ALONE, capture_output=True, text=True, cwd=folder)
@@ -231,7 +241,7 @@ def test_the_process_that_trains_is_killed(tmp_path):
     "Its workers end with it, and the same call goes on."
     ray.shutdown()
     first = subprocess.Popen([BIN / "copd", *WORDS, "--cluster", "ray", "--out", "apart"], env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    while not (log := tmp_path / "apart" / "events.jsonl").exists() or log.read_bytes().count(b'"train"') < 3: time.sleep(0.2)
+    steps_done(first, tmp_path / "apart")
     workers = psutil.Process(first.pid).children(recursive=True)
     first.kill()
     first.wait()
@@ -243,22 +253,76 @@ def test_the_process_that_trains_is_killed(tmp_path):
     same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
 
 
-@pytest.mark.slow
-def test_the_command_line_joins_a_cluster_through_its_client(tmp_path, monkeypatch):
-    "`copd train --cluster ray://…` gives what `copd train` gives."
+HEAD, CLIENT = "127.0.0.1:26379", "ray://127.0.0.1:24071"
+
+
+@pytest.fixture
+def head(monkeypatch):
+    "A cluster as `ray start` makes it, with a folder of its own, which is what its processes are known by."
     ray.shutdown()
     monkeypatch.setitem(ALONE, "RAY_AUTH_MODE", "disabled")  # a machine need not have a token
-    head = subprocess.Popen([BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--port=26379", "--ray-client-server-port=24071", "--include-dashboard=false"],
-                            env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # paths of sockets must be short
+        subprocess.run([BIN / "ray", "start", "--head", "--num-cpus=2", "--port=26379", "--ray-client-server-port=24071", "--include-dashboard=false"],
+                       env=dict(ALONE, RAY_TMPDIR=folder), stdout=subprocess.DEVNULL, check=True)
         while socket.socket().connect_ex(("127.0.0.1", 24071)): time.sleep(0.5)
-        apart = copd_command(tmp_path, "--cluster", "ray://127.0.0.1:24071", "--out", "apart")
-        assert apart.returncode == 0, apart.stderr
-        assert copd_command(tmp_path, "--out", "here").returncode == 0
-    finally:
-        head.terminate()
-        head.wait()
+        yield folder
+        end(folder)
+
+
+def end(folder: str):
+    "Kill the processes of a cluster."
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("RAY_TMPDIR") == folder: process.kill()
+
+
+@pytest.mark.slow
+def test_the_command_line_joins_a_cluster_through_its_client(tmp_path, head):
+    "`copd train --cluster ray://…` gives what `copd train` gives."
+    apart = copd_command(tmp_path, "--cluster", CLIENT, "--out", "apart")
+    assert apart.returncode == 0, apart.stderr
+    assert copd_command(tmp_path, "--out", "here").returncode == 0
     same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", [HEAD, CLIENT])
+def test_a_cluster_goes_away(tmp_path, head, address):
+    "The run ends, and nobody waits in silence; the same call goes on elsewhere, here in one process."
+    run = subprocess.Popen([BIN / "copd", *WORDS, "--cluster", address, "--out", "apart"], env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    steps_done(run, tmp_path / "apart")
+    end(head)
+    said = run.communicate(timeout=120)[1]
+    assert run.returncode, "it ended well"
+    if address == CLIENT:  # without the client it is Ray that ends the process
+        assert run.returncode == 2
+        assert "copd: the Ray cluster is gone" in said
+        assert Run(tmp_path / "apart").manifest["status"] == "failed"
+    assert copd_command(tmp_path, "--out", "apart").returncode == 0
+    assert copd_command(tmp_path, "--out", "here").returncode == 0
+    same(Run(tmp_path / "here"), Run(tmp_path / "apart"))
+
+
+def test_an_address_where_nobody_answers(tmp_path, capsys):
+    "One line and status 2, at once; nobody is waited for."
+    ray.shutdown()
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "head:port"):
+        assert main([*WORDS, "--cluster", address, "--out", str(tmp_path / "run")]) == 2
+        assert capsys.readouterr().err.startswith(f"copd: no Ray cluster answers at {address}: ")
+
+
+def test_a_note_of_a_cluster_that_is_gone(tmp_path, monkeypatch):
+    "What `ray start` has left behind is believed only while somebody listens there; what is named goes first."
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1\n")
+    with pytest.warns(UserWarning, match="127.0.0.1:1 that does not answer"): assert ray_address(Cluster()) == "local"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", listening := f"127.0.0.1:{server.getsockname()[1]}")
+        assert ray_address(Cluster()) == listening
+    with pytest.raises(ConnectionError, match=listening): ray_address(Cluster())
+    assert ray_address(Cluster(address="local")) == "local"
 
 
 def joined(place, crew):
