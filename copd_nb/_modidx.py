@@ -1579,6 +1579,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'copd_nb.stats.verdict': ('stats.html#verdict', 'copd_nb/stats.py')},
             'copd_nb.studies': { 'copd_nb.studies.Arm': ('studies.html#arm', 'copd_nb/studies.py'),
                                  'copd_nb.studies.Outcome': ('studies.html#outcome', 'copd_nb/studies.py'),
+                                 'copd_nb.studies.Outcome._stacked': ('studies.html#outcome._stacked', 'copd_nb/studies.py'),
                                  'copd_nb.studies.Outcome.arrays': ('studies.html#outcome.arrays', 'copd_nb/studies.py'),
                                  'copd_nb.studies.Outcome.base_scores': ('studies.html#outcome.base_scores', 'copd_nb/studies.py'),
                                  'copd_nb.studies.Outcome.events': ('studies.html#outcome.events', 'copd_nb/studies.py'),

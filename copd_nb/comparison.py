@@ -113,7 +113,7 @@ class Preset:
     config: Config = Config(probe_every=20, eval_samples=1, checkpoint_every=20)
     choice: dict = field(default_factory=dict)  # fields of every Choice that it overrides
 
-_SMOKE = Config(prompts=4, opd_prompts=2, group_size=4, probe_every=2, probe_prompts=4, eval_every=2, eval_prompts=8, checkpoint_every=20)
+_SMOKE = Config(prompts=4, opd_prompts=2, group_size=4, probe_every=2, probe_prompts=2, eval_every=2, eval_prompts=8, checkpoint_every=20)
 PRESETS = dict(smoke=Preset((0,), 4, 16, 2, _SMOKE, dict(s_rl=1, s_opd=1)), quick=Preset((0,), prompts=256), standard=Preset(tuple(range(5))), full=Preset(tuple(range(10))))
 
 # %% ../nbs/27_comparison.ipynb #565e226d

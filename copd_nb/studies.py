@@ -46,7 +46,7 @@ class Scale:
         return self.cycles * (self.s_rl + self.s_opd)
 
 # %% ../nbs/37_studies.ipynb #52cbf81a
-_SMOKE = Config(prompts=4, opd_prompts=2, group_size=4, learning_rate=1e-4, probe_every=1, probe_prompts=4, eval_every=0, checkpoint_every=1000, device="cpu")
+_SMOKE = Config(prompts=4, opd_prompts=2, group_size=4, learning_rate=1e-4, probe_every=1, probe_prompts=2, eval_every=0, checkpoint_every=1000, device="cpu")
 SCALES = dict(smoke=Scale((0,), 2, 1, 1, 16, 2, 0.02, _SMOKE), quick=Scale((0,), 2, 9, 6, 128), standard=Scale((0, 1, 2)), full=Scale((0, 1, 2, 3, 4)))
 
 def scale_of(
@@ -140,14 +140,19 @@ class Outcome:
         "(label, seed) → held-out scores of the result and, in a column `model`, of merged branches."
         return {key: scores_of(self.runs[key], job) for key, job in self.jobs.items()}
 
+    @cached_property
+    def _stacked(self) -> dict: return {}
+
     def arrays(
         self,
         metric: str = "sampled",  # "greedy" or "sampled"
         model: str = "result",  # or the name of a branch
     ) -> dict[str, dict[str, np.ndarray]]:  # label → capability → (S, E), with a row `base`
         "Scores of every arm that has this model."
-        found = {key: rows[rows.model == model] for key, rows in self.scores.items() if (rows.model == model).any()}
-        return score_arrays({("base", s): self.base_scores for s in self.study.scale.seeds} | found, metric)
+        if (metric, model) not in self._stacked:
+            found = {key: rows[rows.model == model] for key, rows in self.scores.items() if (rows.model == model).any()}
+            self._stacked[metric, model] = score_arrays({("base", s): self.base_scores for s in self.study.scale.seeds} | found, metric)
+        return self._stacked[metric, model]
 
     def table(
         self,

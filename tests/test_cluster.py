@@ -6,9 +6,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -16,9 +17,9 @@ import pytest
 import torch
 from test_crews import PAIR, TINY, same
 
-from copd_nb import engine
+from copd_nb import crews, engine
 from copd_nb.copd import copd
-from copd_nb.crews import Cluster, Lost, NoPlace, RayCrew, ray_address
+from copd_nb.crews import Cluster, Lost, NoPlace, RayCrew, connect, ray_address
 from copd_nb.engine import train
 from copd_nb.jobs import Job, do_all, run_of, scores_of
 from copd_nb.minis import base, minis
@@ -309,6 +310,20 @@ def test_an_address_where_nobody_answers(tmp_path, capsys):
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "head:port"):
         assert main([*WORDS, "--cluster", address, "--out", str(tmp_path / "run")]) == 2
         assert capsys.readouterr().err.startswith(f"copd: no Ray cluster answers at {address}: ")
+
+
+@pytest.mark.parametrize("failures", [0, 2, 3])
+def test_a_client_tries_again(monkeypatch, failures):
+    "The server that Ray starts for a client may die at its start; three times in a row is an error."
+    tried = []
+
+    def init(**words):
+        tried.append(words["address"])
+        if len(tried) <= failures: raise ConnectionAbortedError("no server")
+    monkeypatch.setattr(crews, "_ray", lambda: SimpleNamespace(init=init, is_initialized=lambda: False, util=ray.util))
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ConnectionAbortedError) if failures == 3 else nullcontext():
+        connect(Cluster(address=f"ray://127.0.0.1:{server.getsockname()[1]}"))
+    assert len(tried) == min(failures + 1, 3)
 
 
 def test_a_note_of_a_cluster_that_is_gone(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 import json
 import math
 from dataclasses import fields, replace
+from functools import cache
 
 import pandas as pd
 import pytest
@@ -66,10 +67,18 @@ RESUMED = [(COPD, "keep"), (COPD, "reset"), (COPD, "separate"), (mopd(PAIR, 3, 3
 
 CUT = [(4, *r) for r in RESUMED] + [(1, *RESUMED[0]), (5, *RESUMED[0])]
 
+@pytest.fixture(scope="module")
+def uninterrupted(suite, start, tmp_path_factory):
+    "Runs that nothing interrupts, each made once."
+    @cache
+    def whole(schedule, config): return train(schedule, suite, start, config, tmp_path_factory.mktemp("whole") / "run", progress=False)
+    return whole
+
+
 @pytest.mark.parametrize("steps, schedule, state", CUT, ids=[f"{steps}-{s.name}-{state}" for steps, s, state in CUT])
-def test_interrupted_and_resumed_equals_uninterrupted(steps, schedule, state, suite, start, tmp_path, monkeypatch):
+def test_interrupted_and_resumed_equals_uninterrupted(steps, schedule, state, suite, start, uninterrupted, tmp_path, monkeypatch):
     config = replace(TINY, checkpoint_every=1 if steps == 4 else 2, optimizer_state=state, probe_every=2, probe_prompts=2)
-    whole = train(schedule, suite, start, config, tmp_path / "whole", progress=False)
+    whole = uninterrupted(schedule, replace(config, checkpoint_every=20))
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
         with pytest.raises(KeyboardInterrupt): train(schedule, suite, start, config, tmp_path / "cut", progress=False)
@@ -91,8 +100,8 @@ def test_base_is_left_unchanged(suite, start, tmp_path):
     assert torch.equal(before, weights(start)) and all(p.grad is None for p in start.model.parameters())
 
 
-def test_measuring_does_not_change_training(suite, start, tmp_path):
-    quiet = train(COPD, suite, start, TINY, tmp_path / "quiet", progress=False)
+def test_measuring_does_not_change_training(suite, start, uninterrupted, tmp_path):
+    quiet = uninterrupted(COPD, TINY)
     watched = train(COPD, suite, start, replace(TINY, probe_every=1, eval_every=1), tmp_path / "watched", progress=False)
     assert torch.equal(weights(quiet.result), weights(watched.result))
 
@@ -293,8 +302,8 @@ def test_optimizer_state_modes(suite, start, tmp_path):
     assert not torch.equal(results["keep"], results["reset"]) and not torch.equal(results["keep"], results["separate"])
 
 
-def test_costs_are_the_measured_tokens(suite, start, tmp_path):
-    rows = train(COPD, suite, start, TINY, tmp_path / "run", progress=False).events
+def test_costs_are_the_measured_tokens(uninterrupted):
+    rows = uninterrupted(COPD, TINY).events
     opd = rows.stream != "rl"
     assert (rows.generated == rows.trained).all() and (rows.scored[opd] == rows.generated[opd]).all() and (rows.scored[~opd] == 0).all()
     assert (rows.generated == (rows.length * rows.prompts * TINY.group_size).round()).all()
@@ -419,9 +428,9 @@ def asked_to_stop(monkeypatch, path, steps: int):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8], ids=["first step", "end of a phase", "next phase", "last step"])
-def test_a_stopped_run_goes_on_to_the_same_numbers(steps, suite, start, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_numbers(steps, suite, start, uninterrupted, tmp_path, monkeypatch):
     config = replace(TINY, probe_every=2, eval_every=4)
-    straight = train(COPD, suite, start, config, tmp_path / "straight", progress=False)
+    straight = uninterrupted(COPD, config)
     with monkeypatch.context() as m:
         asked_to_stop(m, tmp_path / "run", steps)
         run = train(COPD, suite, start, config, tmp_path / "run", progress=False)

@@ -67,7 +67,7 @@ def all_well(found, moments):
 
 
 def test_killed_and_resumed_is_bit_identical(tmp_path):
-    all_well(crashes(tmp_path, 6, 1), 6)
+    all_well(crashes(tmp_path, 4, 1), 4)
 
 
 @pytest.mark.slow

@@ -267,6 +267,7 @@ def test_the_gpu_preset_is_rehearsed_where_there_is_no_gpu(tmp_path):
     assert "dapo-math-17k" in page and "no files given" in page
 
 
+@pytest.mark.slow
 def test_the_laptop_preset_trains_adapters_of_any_model(tmp_path):
     folder = text_policy(hidden=32, layers=2).save(tmp_path / "model")
     small = dict(prompts=2, opd_prompts=1, group_size=2, max_new_tokens=4, probe_every=1, probe_prompts=2, device="cpu")

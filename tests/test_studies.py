@@ -254,7 +254,7 @@ SMALL = [s for s in STUDIES if s != "comparison"]
 def smoke_command(name, folder):
     names = ["digits", "sort", "add"][:3 if name == "student" else 2]
     small = f"copd_nb.skills:suite?names={','.join(names)}&warm=2&hidden=16&layers=1&folder={folder}/bases"  # where a report can be told
-    told = {k: v for k, v in dict(names=names, suite=small, uneven=None).items() if k in parameters_of(name)}
+    told = {k: v for k, v in dict(names=names, suite=small, uneven=None, betas=[0.01, 3.0]).items() if k in parameters_of(name)}
     given = dict(preset="smoke", store=str(folder / "stores" / name), workers=1) | told
     return [sys.executable, "-c", "import sys; from copd_nb.reports import main; sys.exit(main())", "report", name, "--out", str(folder / name), *(x for k, v in given.items() for x in ("-p", k, v if isinstance(v, str) else json.dumps(v)))]
 
