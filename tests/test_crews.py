@@ -128,6 +128,7 @@ def test_adapters_apart(suite, start, tmp_path, apart):
     same(*(train(COPD, suite, small, TINY, tmp_path / f"{cluster is None}", progress=False, cluster=cluster) for cluster in (None, "ray")))
 
 
+@pytest.mark.slow
 def test_given_policies_apart(suite, start, tmp_path, apart):
     "A branch that begins from a policy of its own is sent that policy."
     moved = start.clone("moved")
@@ -135,6 +136,7 @@ def test_given_policies_apart(suite, start, tmp_path, apart):
     same(*(train(FROZEN, suite, start, TINY, tmp_path / f"{cluster is None}", progress=False, starts=dict(teacher=moved), cluster=cluster) for cluster in (None, "ray")))
 
 
+@pytest.mark.slow
 def test_an_expert_is_trained_once_for_both(suite, start, tmp_path, apart):
     "Experts in the store are the same, whoever has trained them."
     schedule = mopd(PAIR, 2, 1)
