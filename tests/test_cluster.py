@@ -320,6 +320,7 @@ def test_a_client_tries_again(monkeypatch, failures):
     def init(**words):
         tried.append(words["address"])
         if len(tried) <= failures: raise ConnectionAbortedError("no server")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `connect` may set it for the tests that follow
     monkeypatch.setattr(crews, "_ray", lambda: SimpleNamespace(init=init, is_initialized=lambda: False, util=ray.util))
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ConnectionAbortedError) if failures == 3 else nullcontext():
         connect(Cluster(address=f"ray://127.0.0.1:{server.getsockname()[1]}"))
