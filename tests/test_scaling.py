@@ -1,4 +1,5 @@
 "The simulator of many devices: small cases worked out by hand, and what must hold for every schedule."
+import itertools
 import math
 from dataclasses import asdict, replace
 
@@ -260,7 +261,8 @@ TINY = Config(prompts=4, opd_prompts=2, group_size=2, max_new_tokens=4, device="
 def test_measured_stages_add_up_to_measured_steps_and_give_costs():
     base = tiny_policy(hidden=32, layers=1)
     before = {name: getattr(engine, name) for name in WATCHED}
-    table = measure(copd(["text", "image"], cycles=1, s_rl=2, s_opd=2), minis(("text", "image")), base, TINY)
+    reads = itertools.count()
+    table = measure(copd(["text", "image"], cycles=1, s_rl=2, s_opd=2), minis(("text", "image")), base, TINY, clock=lambda: float(next(reads)))
     assert {name: getattr(engine, name) for name in WATCHED} == before
     by = table.assign(part=table["stage"] != "step").groupby(["phase", "step", "part"])["seconds"].sum().unstack()
     assert len(by) == 2 and (by[True] - by[False]).abs().max() < 1e-9 and (table["seconds"] >= 0).all()
@@ -268,7 +270,9 @@ def test_measured_stages_add_up_to_measured_steps_and_give_costs():
     found = fitted([table], base)
     assert found.hidden == 32 and set(found.tokens) == {"text", "image"} and found.price((("answer/sampled/text", 2),)) > 0
     local = copd(["text", "image"], cycles=1)
-    assert simulate(calls_of(local.phases[1], TINY, found, 2), alone(local)).step_seconds < table[table["stage"] == "step"]["seconds"].max()
+    inside = table[~table["stage"].isin(["step", "rest"])].groupby("phase")["seconds"].sum()
+    assert [simulate(calls_of(p, TINY, found, 2), alone(local)).step_seconds for p in local.phases] == pytest.approx(list(inside[[p.title for p in local.phases]]))
+    assert list(inside) == [7, 9]  # each call reads the clock at its start and its end: one second a call
 
 
 def test_a_fit_finds_the_costs_that_made_the_measurements():
