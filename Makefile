@@ -28,7 +28,7 @@ report: setup  ## train every paradigm on the embedded suite and write the compa
 
 test: setup  ## every default tier; the exit status is pytest's
 	.ci/gate $(BIN)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-notebooks: setup  ## export is a no-op, clean is a no-op, notebooks run
 	.ci/gate $(BIN)
@@ -43,7 +43,7 @@ test-browser: setup  ## widgets in a real JupyterLab and chromium; screenshots i
 	COPD_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
 
 test-slow: setup  ## a million damaged files, runs killed at 45 moments, 2,000 steps; the shipped base rebuilt; every HumanEval mutant and reasoning-gym task; SmolLM2 from its package; Ray workers, nodes and clusters taken away
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -rP --durations 15 -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -rP --durations 15 -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VISION)/.done: constraints.txt  ## torchvision wants a torch of its own; a real clip comes from a wheel that is not installed
 	$(PYTHON) -m venv $(VISION)

@@ -6,12 +6,13 @@
 __all__ = ['BANNED_LOGIT', 'KEPT_BYTES', 'PLAIN', 'GGUF_READS', 'Prompts', 'Prefill', 'Head', 'common_ids', 'Group', 'Encoded',
            'Policy', 'prompt_text', 'encode', 'prefill', 'completion_hidden', 'completion_logits', 'PackedDecoder',
            'PaddedDecoder', 'decoder', 'weights_hash', 'LoraPolicy', 'lora', 'full_tensor', 'spread_like',
-           'ShardedPolicy', 'join_group', 'shard', 'save', 'load', 'check_same_vocabulary']
+           'ShardedPolicy', 'join_group', 'shard', 'save', 'settle', 'load', 'check_same_vocabulary']
 
 # %% ../nbs/06_policies.ipynb #6ecf805c
 import copy
 import hashlib
 import json
+import math
 import os
 import re
 import weakref
@@ -147,6 +148,16 @@ class Head:
             raise ValueError(f"vocabularies of {len(self.weight)} and {rows} ids, and id {lost[0]} is more than padding: both policies must share one tokenizer")
         return replace(self, weight=self.weight[:rows], bias=None if self.bias is None else self.bias[:rows], banned=self.banned[self.banned < rows])
 
+# %% ../nbs/06_policies.ipynb #674d48b4
+def _logit_scale(
+    config,  # of the language model
+) -> float:
+    "What a family multiplies its logits by: they name it differently, and Granite divides by what HyperCLOVA X multiplies by."
+    if (scale := getattr(config, "logits_scaling", None)) is not None: return scale if config.model_type.startswith("hyperclovax") else 1 / scale
+    names = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
+    return next((float(s) for name in names if isinstance(s := getattr(config, name, None), (int, float))), 1.0)
+
+
 # %% ../nbs/06_policies.ipynb #b97eb8c5
 def common_ids(
     a: Head,  # of one policy
@@ -251,9 +262,8 @@ class Policy:
         "The output head at a temperature."
         if not temperature > 0: raise ValueError(f"temperature is {temperature}: it must be > 0")
         text, head = self.model.config.get_text_config(), self.model.get_output_embeddings()
-        scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
         banned = self.banned[self.banned < self.width].to(head.weight.device)
-        return Head(head.weight, head.bias, banned, scale, getattr(text, "final_logit_softcapping", None), temperature)
+        return Head(head.weight, head.bias, banned, _logit_scale(text), getattr(text, "final_logit_softcapping", None), temperature)
 
     def to(self, device) -> "Policy":
         "Move the model in place; one that is spread over devices stays as it is."
@@ -383,6 +393,16 @@ def _left_pad(rows: Sequence[Tensor], value: int) -> Tensor:
     length = max(r.shape[-1] for r in rows)
     return torch.stack([torch.nn.functional.pad(r, (length - r.shape[-1], 0), value=value) for r in rows], -2)
 
+def _collate(policy: Policy, examples: Sequence[Example], rows: Sequence[dict]) -> Prompts:
+    "Encoded prompts, padded to one batch on the policy's device."
+    keys = dict.fromkeys(k for r in rows for k in r["vision"])
+    vision = {k: torch.cat([r["vision"][k] for r in rows if k in r["vision"]]).to(policy.device) for k in keys}
+    ids = _left_pad([r["ids"] for r in rows], policy.tokenizer.pad_token_id or 0)
+    mask = _left_pad([torch.ones_like(r["ids"]) for r in rows], 0)
+    positions = _left_pad([r["positions"] for r in rows], 0)
+    patches = torch.tensor([sum(len(v) for k, v in r["vision"].items() if k.startswith("pixel")) for r in rows])
+    return Prompts(list(examples), *(x.to(policy.device) for x in (ids, mask, positions)), vision, patches.to(policy.device))
+
 # %% ../nbs/06_policies.ipynb #ff21d56e
 def encode(
     policy: Policy,
@@ -400,13 +420,7 @@ def encode(
                              f"more than the context of {policy.name!r}, {policy.context} tokens")
     rows = [kept[e.id] for e in examples]
     kept.forget(KEPT_BYTES)
-    keys = dict.fromkeys(k for r in rows for k in r["vision"])
-    vision = {k: torch.cat([r["vision"][k] for r in rows if k in r["vision"]]).to(policy.device) for k in keys}
-    ids = _left_pad([r["ids"] for r in rows], policy.tokenizer.pad_token_id or 0)
-    mask = _left_pad([torch.ones_like(r["ids"]) for r in rows], 0)
-    positions = _left_pad([r["positions"] for r in rows], 0)
-    patches = torch.tensor([sum(len(v) for k, v in r["vision"].items() if k.startswith("pixel")) for r in rows])
-    return Prompts(list(examples), *(x.to(policy.device) for x in (ids, mask, positions)), vision, patches.to(policy.device))
+    return _collate(policy, examples, rows)
 
 # %% ../nbs/06_policies.ipynb #25a8cca9
 def _hidden(policy: Policy, ids: Tensor, positions: Tensor, mask: Tensor, **options) -> Tensor:
@@ -1083,6 +1097,62 @@ def _check_base(policy: LoraPolicy, path: str, written: dict[str, str]):
     if str(policy.model.dtype).removeprefix("torch.") != written.get("dtype") or written["base"] == policy.shared.base_hash: return
     raise ValueError(f"the adapter {path} belongs to weights {written['base']}, and {policy.shared.base.origin} holds {policy.shared.base_hash}: its base has changed")
 
+# %% ../nbs/06_policies.ipynb #1058d624
+def _trial(policy: Policy) -> tuple[list[Tensor], Prompts, Tensor]:
+    "Four rows of 9 tokens at most, the two prompts that they begin with, and (4, 4) completions."
+    ids = torch.tensor((policy.tokenizer.encode("1 + 1 = 2?", add_special_tokens=False) or policy.eos) * 9)[:9]
+    starts, completions = [ids[:5], ids[2:5]], torch.stack([ids[5:], ids[5:].flip(0)] * 2)
+    rows = [torch.cat([starts[i // 2], c]) for i, c in enumerate(completions)]
+    parts = [dict(ids=s, positions=_axes(policy, torch.arange(len(s))), vision={}) for s in starts]
+    return rows, _collate(policy, [Example("", "", "trial")] * 2, parts), completions
+
+def _decoded(policy: Policy, prompts: Prompts, ids: Tensor) -> Tensor:
+    "(B·T, H) states that predict the tokens of (B, T) completions, fed one by one."
+    start, owner = prefill(policy, prompts), torch.arange(len(ids), device=ids.device) // (len(ids) // len(prompts))
+    steps = decoder(policy, start.keys, owner, prompts.positions.amax((0, -1) if prompts.positions.dim() == 3 else -1)[owner] + 1, ids.shape[1])
+    return torch.stack([start.hidden[owner], *(steps.next(ids[:, t]) for t in range(ids.shape[1] - 1))], 1).flatten(0, 1)
+
+@torch.no_grad()
+def _three_ways(policy: Policy) -> list[Tensor]:
+    "(16, V) logits of the trial's completions without banned ids: the model's own, in one pass over shared prompts, and token by token."
+    rows, prompts, ids = _trial(policy)
+    ids, allowed = ids.to(policy.device), torch.ones(policy.width, dtype=torch.bool).index_fill(0, policy.banned, False)
+    own = torch.cat([policy.model(input_ids=r[None].to(policy.device), use_cache=False).logits[0, -5:-1] for r in rows])
+    ours = [policy.head()(hidden) for hidden in (completion_hidden(policy, prompts, ids), _decoded(policy, prompts, ids))]
+    return [x[:, allowed.to(x.device)].float().cpu() for x in (own, *ours)]
+
+def _misfit(policy: Policy) -> str | None:
+    "What is wrong with our way to run a model, if anything is."
+    try: own, *ours = _three_ways(policy)
+    except torch.OutOfMemoryError: raise
+    except Exception as error: return f"can't run on text: {type(error).__name__}: {error}"
+    bound = 1e-3 if policy.model.dtype in (torch.float32, torch.float64) else 0.25  # of the norm; rounding may send a token to other experts
+    for way, logits in zip(("scores", "decodes"), ours):
+        off, norm = (own - logits).norm().item(), own.norm().item()
+        if math.isfinite(norm) and not off <= bound * norm: return f"{way} other logits here than by itself, off by {off / norm:.1%}: its layers or its head do what copd_nb doesn't know"
+
+_SETTLED: dict[tuple, bool] = {}  # class, dtype, config, whether it packs → whether it should
+
+def _pad(policy: Policy):
+    policy.model.set_attn_implementation("sdpa")
+    policy.packs = False
+
+def settle(
+    policy: Policy,
+):
+    "Let a model run packed if its logits are then its own, else padded; ValueError if they aren't then either."
+    key = type(policy.model).__name__, str(policy.model.dtype), policy.model.config.to_json_string(), policy.packs
+    if key in _SETTLED:
+        if policy.packs and not _SETTLED[key]: _pad(policy)
+        return
+    if (wrong := _misfit(policy)) and policy.packs:
+        _pad(policy)
+        wrong = _misfit(policy)
+    if wrong:
+        odd = sorted(set(getattr(policy.model.config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention", "chunked_attention"})
+        raise ValueError(f"{policy.name!r} ({type(policy.model).__name__}{', layers of type ' + ', '.join(odd) if odd else ''}) {wrong}. It can't be trained here")
+    _SETTLED[key] = policy.packs
+
 # %% ../nbs/06_policies.ipynb #bfd955b2
 def load(
     path: str | Path,  # a checkpoint folder, an adapter's folder, a GGUF file, or a hub name
@@ -1100,6 +1170,7 @@ def load(
     model, processor = _from_gguf(file, dtype) if file else _from_folder(path, dtype, device_map)
     _complete(processor, path, chat_template, pad_token)
     policy = Policy(model, processor, name)
+    settle(policy)
     policy.origin = path
     return policy
 

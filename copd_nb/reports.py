@@ -127,14 +127,18 @@ def parameterised(
     return made
 
 # %% ../nbs/51_reports.ipynb #50901111
+def _progress(output: dict) -> bool:
+    "Whether an output is a progress bar: as text, or as a widget, which is dead in a page."
+    return output.get("name") == "stderr" and "%|" in output.text or "%|" in str(output.get("data", {}).get("text/plain", "")) and any("widget" in kind for kind in output.data)
+
 def _tidy(notebook: Path):
-    "Remove text progress bars, papermill's notes and folders of this machine from an executed notebook."
+    "Remove progress bars, papermill's notes and folders of this machine from an executed notebook."
     import nbformat
     from copd_nb.runs import without_places
     content = nbformat.from_dict(without_places(nbformat.read(notebook, as_version=4)))
     for noted in (content, *content.cells): noted.metadata.pop("papermill", None)
     for cell in content.cells:
-        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if not (o.get("name") == "stderr" and "%|" in o.text)]
+        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if not _progress(o)]
     nbformat.write(content, notebook)
 
 # %% ../nbs/51_reports.ipynb #b246e436

@@ -121,6 +121,10 @@ def locked(
 def _digest(path: Path) -> str:
     with open(path, "rb") as handle: return hashlib.file_digest(handle, "sha256").hexdigest()
 
+def _seal(state: dict) -> str:
+    "SHA-256 of what JSON keeps of a state."
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
+
 # %% ../nbs/24_runs.ipynb #785db7bc
 def save_checkpoint(
     path: Path,  # the folder to write
@@ -133,7 +137,8 @@ def save_checkpoint(
         for stem, named in tensors.items() if isinstance(tensors, dict) else tensors:
             save_file({k: v.detach().clone().contiguous() for k, v in named.items()}, folder / f"{stem}.safetensors")
             stems.append(stem)
-        write_json(folder / "state.json", dict(state, files={f"{s}.safetensors": _digest(folder / f"{s}.safetensors") for s in stems}))
+        state = dict(state, files={f"{s}.safetensors": _digest(folder / f"{s}.safetensors") for s in stems})
+        write_json(folder / "state.json", dict(state, sha256=_seal(state)))
 
 # %% ../nbs/24_runs.ipynb #3c12b41b
 _FILES = mapped(TEXT) | dict(propertyNames=dict(pattern=r"^[A-Za-z0-9_.:~-]{1,230}\.safetensors$"))  # in this folder only
@@ -151,6 +156,8 @@ def load_checkpoint(
     "Read a checkpoint; ValueError names a missing or damaged file."
     try: state = read_json(path / "state.json", _STATE)
     except (OSError, ValueError) as error: raise ValueError(f"checkpoint {path} has no readable state.json ({error}): remove it to use an older one") from error
+    if state.pop("sha256", None) not in (None, _seal(state)):  # older checkpoints have none
+        raise ValueError(f"{path / 'state.json'} is damaged (SHA-256 differs): remove {path} to use an older one or to start anew")
     for name, digest in state["files"].items():
         if not (path / name).exists() or _digest(path / name) != digest:
             raise ValueError(f"checkpoint file {path / name} is missing or damaged (SHA-256 differs): remove {path} to use an older one or to start anew")

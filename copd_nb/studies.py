@@ -39,6 +39,7 @@ class Scale:
     samples: int = 4  # sampled completions a prompt in it
     warm: float = 1.0  # the warm start of a suite's base takes this share of its steps
     config: Config = Config(prompts=16, opd_prompts=8, learning_rate=1e-4, probe_every=4, eval_every=0, checkpoint_every=1000, device="cpu")
+    model: tuple[tuple[str, int], ...] = ()  # sizes of a suite's model, whatever the report asks for
 
     @property
     def steps(self) -> int:
@@ -47,7 +48,7 @@ class Scale:
 
 # %% ../nbs/37_studies.ipynb #52cbf81a
 _SMOKE = Config(prompts=4, opd_prompts=2, group_size=4, learning_rate=1e-4, probe_every=1, probe_prompts=2, eval_every=0, checkpoint_every=1000, device="cpu")
-SCALES = dict(smoke=Scale((0,), 2, 1, 1, 16, 2, 0.02, _SMOKE), quick=Scale((0,), 2, 9, 6, 128), standard=Scale((0, 1, 2)), full=Scale((0, 1, 2, 3, 4)))
+SCALES = dict(smoke=Scale((0,), 2, 1, 1, 16, 2, 0.02, _SMOKE, (("hidden", 16), ("layers", 1))), quick=Scale((0,), 2, 9, 6, 128), standard=Scale((0, 1, 2)), full=Scale((0, 1, 2, 3, 4)))
 
 def scale_of(
     preset: str,  # smoke | quick | standard | full
@@ -60,12 +61,12 @@ def scale_of(
 # %% ../nbs/37_studies.ipynb #6a7f6143
 def skills_suite(
     names: Iterable[str],  # skills, see `28_skills`
-    scale: Scale,  # whose `warm` shortens the warm start
+    scale: Scale,  # whose `warm` shortens the warm start, and whose `model` goes before the knobs
     warm: int = 250,  # steps of the warm start
     **knobs,  # noise, hidden, layers …
 ) -> str:  # for Study, Job and `load_suite`
     "A suite of skills as a line of text."
-    return "copd_nb.skills:suite?" + urlencode(dict(names=",".join(names), warm=max(2, round(warm * scale.warm)), **knobs), safe=",")
+    return "copd_nb.skills:suite?" + urlencode(dict(names=",".join(names), warm=max(2, round(warm * scale.warm)), **knobs | dict(scale.model)), safe=",")
 
 # %% ../nbs/37_studies.ipynb #a24db290
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The documentation site: `python docs/build.py [FOLDER]`; `make docs` writes it to _docs/site. Nothing is downloaded, and the pages load nothing from elsewhere."""
 import importlib
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 
+import copd_nb
 from copd_nb.baselines import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.claims import claims_markdown
 from copd_nb.copd import copd
@@ -172,9 +174,10 @@ def stage(source: Path):
 
 
 def list_modules(source: Path):
-    "The first page of the API: every module and what it is about."
-    modules = [importlib.import_module(f"copd_nb.{page.stem}") for page in sorted((source / "api").glob("*.qmd"))]
+    "The first page of the API: every module and what it is about. The others are made with the site."
+    modules = [importlib.import_module(f"copd_nb.{m.name}") for m in pkgutil.iter_modules(copd_nb.__path__) if not m.name.startswith("_")]
     rows = "\n".join(f"- [{m.__name__}]({m.__name__.rpartition('.')[2]}.qmd): {m.__doc__.strip()}" for m in modules)
+    (source / "api").mkdir()
     (source / "api" / "index.md").write_text(f"# API\n\nEvery public function and class, with its parameters, made from the code.\n\n{rows}\n", encoding="utf-8")
 
 
@@ -199,7 +202,6 @@ def build(target: Path = ROOT / "_docs") -> Path:
     "Make the site in a folder; ends with a message if a link leads nowhere or a page would need the network."
     source, site = target / "source", target / "site"
     stage(source)
-    smalldocs("api", "build", "--dir", ".", within=source)
     list_modules(source)
     smalldocs("render", "--quiet", "--strict", ".", within=source)
     drop_web_fonts(site)

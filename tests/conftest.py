@@ -11,6 +11,14 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+LONG = "test_studies", "test_engine", "test_reports", "test_cluster", "test_browser", "test_docs", "test_control", "test_reliability", "test_gaps", "test_crews", "test_explore", "test_jobs"
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take minutes begin first, so that two processes end together."
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     "Workers of a cluster have one thread; sums in another order would be other numbers."

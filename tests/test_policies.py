@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from copd_nb import policies
 from copd_nb.capabilities import Example
 from copd_nb.minis import base, image, text, tiny_policy, video
-from copd_nb.policies import BANNED_LOGIT, Policy, check_same_vocabulary
+from copd_nb.policies import BANNED_LOGIT, Policy, check_same_vocabulary, settle
 from copd_nb.processors import character_tokenizer
 from copd_nb.rollouts import generator, sample
 
@@ -220,6 +223,92 @@ def test_families_of_models(family):
     with torch.no_grad():
         out = sample(policy, policy.encode(rows[::2]), 2, 6, source=generator("cpu", 0))
         assert torch.allclose(out.logp, logp(stock_logits(policy, rows, out.ids), out.ids) * out.mask, atol=1e-4)
+
+
+def family(kind, **extra):
+    torch.manual_seed(0)
+    return Policy(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES | extra)), character_tokenizer(), kind)
+
+
+@pytest.mark.parametrize("kind", ["nemotron", "diffllama"])
+def test_a_model_that_does_not_hand_on_how_rows_are_packed_is_padded(kind, tmp_path):
+    made = family(kind)
+    assert made.packs
+    policy = Policy.load(made.save(tmp_path / kind))
+    assert not policy.packs
+    ids = tokens(policy, 4)
+    rows = [TEXT[0], TEXT[0], TEXT[1], TEXT[1]]
+    assert (scored(policy, TEXT, ids) - stock(policy, rows, ids)).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("kind, extra, said", [
+    ("bert", {}, "BertLMHeadModel.* scores other logits here than by itself"), ("rwkv", {}, "scores other logits"), ("mpt", dict(logit_scale=0.5, d_model=32, n_heads=4, n_layers=2), "scores other logits"),
+    ("lfm2", dict(layer_types=["conv", "full_attention"]), r"Lfm2ForCausalLM, layers of type conv.*can't run on text"), ("qwen3_5_text", {}, "layers of type linear_attention.*can't run on text"),
+])
+def test_a_model_that_would_be_trained_as_another_is_refused_when_it_is_read(kind, extra, said, tmp_path):
+    folder = family(kind, **extra).save(tmp_path / kind)
+    with pytest.raises(ValueError, match=f"'{kind}' .*{said}.*can't be trained here"): Policy.load(folder)
+
+
+@pytest.fixture
+def unsettled(monkeypatch): monkeypatch.setattr("copd_nb.policies._SETTLED", {})
+
+
+def test_a_config_is_tried_once(unsettled, monkeypatch):
+    tried, real = [], policies._misfit
+    monkeypatch.setattr(policies, "_misfit", lambda policy: tried.append(policy.packs) or real(policy))
+    for _ in range(2):
+        policy = family("nemotron")
+        settle(policy)
+        assert not policy.packs and tried == [True, False]
+    settle(family("nemotron", hidden_size=64))
+    assert tried == [True, False] * 2
+
+
+def test_a_head_that_does_more_is_refused_and_a_broken_model_is_not(unsettled):
+    policy, own = text_policy(), type(text_policy().model).forward
+    settle(policy)
+    class Doubling(type(policy.model)):
+        def forward(self, *args, **kwargs):
+            out = own(self, *args, **kwargs)
+            return type(out)(logits=2 * out.logits, past_key_values=out.past_key_values)
+    policy.model.__class__ = Doubling
+    with pytest.raises(ValueError, match=r"'words' \(Doubling\) scores other logits here than by itself, off by 50.0%"): settle(policy)
+    for value in (0.0, float("nan")):
+        policy = text_policy()
+        with torch.no_grad(): policy.model.model.norm.weight.fill_(value)
+        settle(policy)
+        policies._SETTLED.clear()
+
+
+def test_a_decoder_that_forgets_is_refused(unsettled, monkeypatch):
+    kept = policies.PaddedDecoder.next
+    monkeypatch.setattr(policies.PaddedDecoder, "next", lambda self, tokens: kept(self, torch.zeros_like(tokens)))
+    with pytest.raises(ValueError, match="'gemma2' .* decodes other logits here"): settle(family("gemma2"))
+
+
+def tried(kind) -> str:
+    "What becomes of a family at the size of a test."
+    try: policy = family(kind)
+    except Exception: return "not built"
+    try: settle(policy)
+    except ValueError as error: return "can't run" if "can't run on text" in str(error) else "other logits"
+    return "packed" if policy.packs else "padded"
+
+
+@pytest.mark.slow
+def test_every_family_of_transformers_is_its_own_or_refused(monkeypatch):
+    "No other error, and the ones that people train are among those that run."
+    transformers.logging.set_verbosity_error()  # warnings about sizes that no one would choose
+    small = AutoModelForCausalLM.from_config
+    def bounded(config):
+        with torch.device("meta"): size = sum(p.numel() for p in small(config).parameters())
+        if size > 3e7: raise MemoryError(size)
+        return small(config)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", bounded)
+    found = {kind: tried(kind) for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    for outcome in sorted(set(found.values())): print(f"{outcome}: {', '.join(k for k, v in found.items() if v == outcome)}")
+    assert {"llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "glm4", "smollm3", "cohere2", "gpt_oss"} <= {k for k, v in found.items() if v in ("packed", "padded")}
 
 
 def test_another_attention_that_was_chosen_is_left_alone():

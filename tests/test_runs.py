@@ -106,6 +106,16 @@ def test_a_damaged_state_is_an_error_that_names_it(tmp_path, damage):
     with pytest.raises(ValueError, match=f"{tmp_path / 'c'} has no readable state.json"): load_checkpoint(tmp_path / "c")
 
 
+def test_a_state_in_which_a_number_has_changed_is_an_error_and_an_older_one_has_no_seal(tmp_path):
+    save_checkpoint(tmp_path / "c", TENSORS, {"step": 12, "by": {1: 0.1, 10: (True, None)}})
+    file = tmp_path / "c" / "state.json"
+    assert load_checkpoint(tmp_path / "c")[1] == {"step": 12, "by": {"1": 0.1, "10": [True, None]}}
+    file.write_text(file.read_text().replace('"step": 12', '"step": 13'))
+    with pytest.raises(ValueError, match=f"{file} is damaged.*remove {tmp_path / 'c'}"): load_checkpoint(tmp_path / "c")
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "sha256"}))
+    assert load_checkpoint(tmp_path / "c")[1]["step"] == 13
+
+
 ROWS = [{"kind": "train", "step": 0, "reward": .5}, {"kind": "train", "step": 1, "text": 'é\n"}'}, {"kind": "eval", "step": 2}]
 
 
