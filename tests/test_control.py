@@ -334,7 +334,10 @@ PLACES = {"in the first cycle": ("train_step", 2, False), "before the first deci
           "first step after it": ("train_step", 4, True), "at the second decision": ("_follow", 2, False), "in the last cycle": ("train_step", 8, True), "at the end": ("_finish", 1, False)}
 
 
-@pytest.mark.parametrize("plan, place", [(SHARE, place) for place in PLACES] + [(DEALT, "logged, not followed"), (DEALT, "in the last cycle")], ids=lambda x: getattr(x, "name", x))
+OFTEN = "before the first decision", "decided, not logged", "logged, not followed", "followed"  # around a decision; elsewhere is slow
+
+
+@pytest.mark.parametrize("plan, place", [pytest.param(SHARE, place, marks=() if place in OFTEN else pytest.mark.slow) for place in PLACES] + [(DEALT, "logged, not followed"), (DEALT, "in the last cycle")], ids=lambda x: getattr(x, "name", x))
 def test_an_interrupted_run_decides_the_same(plan, place, straight, suite, start, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         cut(patch, *PLACES[place])
