@@ -19,7 +19,7 @@ chromium:  ## for the browser tests; installed where apt-get may
 
 $(VENV)/.done: constraints.txt settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --requirement constraints.txt
+	$(BIN)/pip install --quiet --no-compile --requirement constraints.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
