@@ -42,7 +42,7 @@ test-reports: setup
 test-browser: setup  ## widgets in a real JupyterLab and chromium; screenshots in reports_out/browser
 	COPD_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
 
-test-slow: setup  ## a million damaged files, runs killed at 45 moments, 2,000 steps; the shipped base rebuilt; every HumanEval mutant and reasoning-gym task; SmolLM2 from its package; Ray workers, nodes and clusters taken away
+test-slow: setup  ## a million damaged files, runs killed at 45 moments, 2,000 steps; the shipped base rebuilt; every HumanEval mutant and reasoning-gym task; SmolLM2 from its package; Ray workers, nodes and clusters taken away; every family of models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -rP --durations 15 -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VISION)/.done: constraints.txt  ## torchvision wants a torch of its own; a real clip comes from a wheel that is not installed

@@ -10,7 +10,7 @@ import pytest
 
 from copd_nb.claims import CLAIMS, finding
 from copd_nb.records import read_results, write_results
-from copd_nb.reports import STUDIES, check_parameters, entries, main, notebook_of, parameters_of, publish, report_names, run_all, run_report, studies, write_index
+from copd_nb.reports import STUDIES, _tidy, check_parameters, entries, main, notebook_of, parameters_of, publish, report_names, run_all, run_report, studies, write_index
 from copd_nb.skills import text_policy
 
 
@@ -75,6 +75,16 @@ def test_html_is_whole_and_needs_no_network(smoke):
     page = smoke["html"].read_text()
     assert "Does CoPD win?" in page and page.count("data:image/png") > 10 and "<svg" in page
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', page)
+
+
+def test_progress_bars_leave_no_trace_and_other_widgets_stay(tmp_path):
+    bar, view = "  0%|          | 0/60 [00:00<?, ?it/s]", "application/vnd.jupyter.widget-view+json"
+    output = lambda text, **more: nbformat.v4.new_output("display_data", {"text/plain": text} | more)
+    shown = [output(bar, **{view: {"model_id": "a"}}), output("Slider()", **{view: {"model_id": "b"}}), output("50%|so it says"), nbformat.v4.new_output("stream", name="stderr", text=bar), nbformat.v4.new_output("stream", name="stdout", text=bar)]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=shown)]), tmp_path / "a.ipynb")
+    _tidy(tmp_path / "a.ipynb")
+    kept = nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[0].outputs
+    assert [o.get("name") or o.data["text/plain"] for o in kept] == ["Slider()", "50%|so it says", "stdout"]
 
 
 def test_unknown_preset_is_an_error(tmp_path):
