@@ -241,6 +241,17 @@ def test_a_model_that_does_not_hand_on_how_rows_are_packed_is_padded(kind, tmp_p
     assert (scored(policy, TEXT, ids) - stock(policy, rows, ids)).abs().max() < 2e-5
 
 
+LATENT = dict(qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, kv_lora_rank=16, q_lora_rank=16, num_key_value_heads=4)
+ROUTED = LATENT | dict(n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=16, first_k_dense_replace=1)
+
+
+@pytest.mark.parametrize("kind, extra", [("deepseek_v3", ROUTED), ("deepseek_v2", ROUTED | dict(topk_method="greedy")), ("minicpm3", LATENT | dict(head_dim=16))])
+def test_a_model_with_latent_attention_is_padded(kind, extra):
+    policy = family(kind, **extra)
+    settle(policy)
+    assert not policy.packs
+
+
 @pytest.mark.parametrize("kind, extra, said", [
     ("bert", {}, "BertLMHeadModel.* scores other logits here than by itself"), ("rwkv", {}, "scores other logits"), ("mpt", dict(logit_scale=0.5, d_model=32, n_heads=4, n_layers=2), "scores other logits"),
     ("lfm2", dict(layer_types=["conv", "full_attention"]), r"Lfm2ForCausalLM, layers of type conv.*can't run on text"), ("qwen3_5_text", {}, "layers of type linear_attention.*can't run on text"),
