@@ -1109,7 +1109,7 @@ def _trial(policy: Policy) -> tuple[list[Tensor], Prompts, Tensor]:
 def _decoded(policy: Policy, prompts: Prompts, ids: Tensor) -> Tensor:
     "(B·T, H) states that predict the tokens of (B, T) completions, fed one by one."
     start, owner = prefill(policy, prompts), torch.arange(len(ids), device=ids.device) // (len(ids) // len(prompts))
-    steps = decoder(policy, start.keys, owner, prompts.positions.amax((0, -1) if prompts.positions.dim() == 3 else -1)[owner] + 1, ids.shape[1])
+    steps = decoder(policy, start.keys, owner, prompts.next_position[owner], ids.shape[1])
     return torch.stack([start.hidden[owner], *(steps.next(ids[:, t]) for t in range(ids.shape[1] - 1))], 1).flatten(0, 1)
 
 @torch.no_grad()
