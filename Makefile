@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 10000
 export TOKENIZERS_PARALLELISM := false
+unexport PYTHONDONTWRITEBYTECODE  # set in many containers; every process would compile all that it imports
 PRESET ?= quick
 BENCH ?=
 
@@ -21,6 +22,7 @@ $(VENV)/.done: constraints.txt settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --requirement constraints.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true  # on all cores, which pip does on one; templates that are no Python fail
 	touch $@
 
 report: setup  ## train every paradigm on the embedded suite and write the comparison report
