@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from rewards import DigitShare
-from serve import Server, versions
+from serve import Server, device, versions
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -36,10 +36,11 @@ Step = Callable[[], dict | None]
 
 def begin(schedule: Schedule, capabilities: list[Capability], base: Path | Policy, config: dict) -> Training:
     "A training that is ready for its first step."
-    chosen, policy = Config(probe_every=0, eval_every=0, **config), base if isinstance(base, Policy) else Policy.load(base, name="base")
+    chosen, policy = Config(probe_every=0, eval_every=0, device="cpu" if device() == "cpu" else None, **config), base if isinstance(base, Policy) else Policy.load(base, name="base")
     policy.packs = policy.packs and chosen.pack
     run = create_run(Path(tempfile.mkdtemp()) / "run", dict(content_hash="bench"))
-    return Training(schedule, by_name(capabilities), policy, chosen, accelerator_for(chosen), run)
+    accelerator = accelerator_for(chosen)
+    return Training(schedule, by_name(capabilities), policy.to(accelerator.device), chosen, accelerator, run)
 
 
 def mini(name: str, reward: str = "exact") -> Capability:
@@ -78,7 +79,7 @@ def opd(folder: str, model: str, teacher: str, capability: str, estimator: str, 
     "On-policy distillation of a student from a frozen teacher."
     phase = Phase("OPD", 1, [Update("student", [OPD(capability, "base", 1.0, estimator)])])
     training = begin(Schedule("opd", ["student"], [phase], "student"), [mini(capability)], Path(folder) / teacher, config)
-    training.branches["student"] = Branch(Policy.load(Path(folder) / model, name="student"))
+    training.branches["student"] = Branch(Policy.load(Path(folder) / model, name="student").to(training.base.device))
     return steps_of(training, phase), dict(parameters=training.shape.size)
 
 

@@ -27,25 +27,25 @@ def trl_environment() -> Path:
     return python
 
 
-def environment(threads: int) -> dict[str, str]:
-    "What every process sees: its threads, no network, this checkout."
+def environment(threads: int, device: str) -> dict[str, str]:
+    "What every process sees: its threads and device, no network, this checkout."
     return os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="10000", HF_HUB_OFFLINE="1",
-                             TOKENIZERS_PARALLELISM="false", PYTHONPATH=str(ROOT))
+                             TOKENIZERS_PARALLELISM="false", BENCH_DEVICE=device, PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
 
 
 def materials(cases: list[Case], folder: str, threads: int):
     "Write the models and prompts that the cases name."
     tasks = [side.task for case in cases for side in case.sides]
     names = {t[key] for t in tasks for key in ("model", "teacher", "capability") if key in t}
-    subprocess.run([sys.executable, HERE / "materials.py", folder, *sorted(names)], check=True, env=environment(threads))
+    subprocess.run([sys.executable, HERE / "materials.py", folder, *sorted(names)], check=True, env=environment(threads, "cpu"))
 
 
-def starter(threads: int, trl: str | None):
+def starter(threads: int, device: str, trl: str | None):
     "How a side becomes a process."
     def start(side: Side) -> Worker:
         try: python = (trl or trl_environment()) if side.program == "trl_side" else sys.executable
         except subprocess.CalledProcessError as error: raise Failed(f"the environment of TRL could not be made: {error}") from error
-        return Worker([str(python), str(HERE / f"{side.program}.py"), json.dumps(side.task)], environment(threads))
+        return Worker([str(python), str(HERE / f"{side.program}.py"), json.dumps(side.task)], environment(threads, device))
     return start
 
 
@@ -55,14 +55,20 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
+def processor(device: str) -> str:
+    "What computes: the processor, after the graphics card if it is used."
+    named = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    card = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=True).stdout.strip() if device == "cuda" else ""
+    return ", ".join(filter(None, [card, named[1] if named else "unknown"]))
+
+
 def machine(arguments: argparse.Namespace, results: list[dict]) -> dict:
     "Where and how it was measured."
-    cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     versions = {n: v for r in results for facts in r["facts"].values() for n, v in facts.get("versions", {}).items()}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30
-    return dict(command="python " + " ".join(["bench/run.py", *sys.argv[1:]]), commit=commit(), preset=arguments.preset,
+    return dict(command="python " + " ".join(["bench/run.py", *sys.argv[1:]]), commit=commit(), preset=arguments.preset, device=arguments.device,
                 date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"), load=os.getloadavg(),
-                cpu=cpu[1] if cpu else "unknown", cores=os.cpu_count(), threads=arguments.threads, memory_gib=memory,
+                cpu=processor(arguments.device), cores=os.cpu_count(), threads=arguments.threads, memory_gib=memory,
                 versions=versions | dict(python=sys.version.split()[0]))
 
 
@@ -72,6 +78,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", type=int, metavar="LINE", help="lines to run, 1 to 10; all if left out; the others keep their earlier results")
     parser.add_argument("--repeats", type=int, help="at most so many rounds; each case has its own number")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process (all cores)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where models are trained; cuda for lines 1 to 4 only")
     parser.add_argument("--preset", choices=PRESETS, default="full", help="smoke is small, to see that everything runs")
     parser.add_argument("--trl-python", help="a Python that has TRL, instead of bench/.venv-trl")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and results.md")
@@ -83,7 +90,7 @@ def earlier(arguments: argparse.Namespace) -> dict[str, dict]:
     file = arguments.out / "results.json"
     if not file.exists(): return {}
     found = json.loads(file.read_text())
-    same = all(found["about"][key] == getattr(arguments, key) for key in ("preset", "threads"))
+    same = all(found["about"][key] == getattr(arguments, key) for key in ("preset", "threads", "device"))
     return {r["title"]: r for r in found["results"]} if same else {}
 
 
@@ -97,7 +104,7 @@ def main():
         materials(chosen, folder, arguments.threads)
         for case in chosen:
             print(f"line {case.line}: {case.title}", flush=True)
-            result = hold(case, starter(arguments.threads, arguments.trl_python), min(arguments.repeats or case.repeats, case.repeats))
+            result = hold(case, starter(arguments.threads, arguments.device, arguments.trl_python), min(arguments.repeats or case.repeats, case.repeats))
             tasks = {side.name: {k: v for k, v in side.task.items() if k != "folder"} for side in case.sides}  # the folder is of this run and this machine
             told = dict(line=case.line, title=case.title, commit=commit(), tasks=tasks)
             results[case.title] = told | dict(summary=summary(case, result)) | result

@@ -9,8 +9,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
+def device() -> str: return os.environ.get("BENCH_DEVICE", "cpu")
+
+
+def finish():
+    "Wait for what a graphics card was told to do."
+    if device() == "cpu": return
+    import torch
+    torch.cuda.synchronize()
+
+
 def peak_bytes() -> int:
-    "The most memory that this process ever held (Linux)."
+    "The most memory that this process ever held: on the graphics card if it uses one, else resident (Linux)."
+    if device() != "cpu":
+        import torch
+        return torch.cuda.max_memory_allocated()
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
@@ -48,4 +61,5 @@ class Server:
             self.wait()
             began = time.perf_counter()
             measured = step() or {}
+            finish()
             self.say(**{"seconds": time.perf_counter() - began} | measured)

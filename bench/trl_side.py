@@ -10,13 +10,13 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from rewards import digit_share
-from serve import Server, versions
+from serve import Server, device, finish, versions
 from transformers import AutoTokenizer, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from copd_nb.processors import load_processor
 
-PLAIN = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", eval_strategy="no",
+PLAIN = dict(use_cpu=device() == "cpu", bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", eval_strategy="no",
              logging_strategy="no", disable_tqdm=True, max_steps=10 ** 6, lr_scheduler_type="constant", shuffle_dataset=False,
              temperature=1.0, top_k=0)
 
@@ -30,6 +30,7 @@ class Paced(TrainerCallback):
         self._next()
 
     def on_step_end(self, args, state, control, **kwargs):
+        finish()
         self.server.say(seconds=time.perf_counter() - self.began, **self.counts)
         self._next()
 

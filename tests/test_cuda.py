@@ -67,16 +67,16 @@ def test_what_the_card_is(tmp_path):
 # Forward passes
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("packs", [True, False])
-@pytest.mark.parametrize("tokens", [8, 70])
-def test_log_probabilities(name, packs, tokens, start, suite):
+@pytest.mark.parametrize("packs, tokens, tf32", [(True, 8, False), (False, 8, False), (True, 70, False), (False, 70, False), (True, 8, True)])
+def test_log_probabilities(name, packs, tokens, tf32, start, suite):
+    torch.backends.cudnn.allow_tf32 = tf32
     policy, card = start.clone(), on_card(start)
     policy.packs = card.packs = packs
     ids = torch.randint(20, 60, (12, tokens), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): a, b = (p.completion_logits(p.encode(suite[name].test[:4]), ids.to(p.device)).float().log_softmax(-1) for p in (policy, card))
     worst = (a - b.cpu()).abs().max().item()
-    print(f"log-probabilities of {name}, {tokens} tokens, {'packed' if packs else 'padded'}: {worst:.1e} nats apart")
-    assert b.is_cuda and worst < 2e-3
+    print(f"log-probabilities of {name}, {tokens} tokens, {'packed' if packs else 'padded'}{', TF32' if tf32 else ''}: {worst:.1e} nats apart")
+    assert b.is_cuda and worst < (5e-2 if tf32 else 1e-3)
 
 
 def test_sampled_log_probabilities_are_those_of_a_forward_pass(start, suite):
@@ -136,15 +136,14 @@ def moved(training, batch) -> Batch:
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("estimator, changes", [(e, {}) for e in ESTIMATORS] + [("sampled", c) for c in CHANGES], ids=str)
 def test_losses_and_gradients(estimator, changes, adapters, start, suite, tmp_path):
-    policy = lora(start, rank=4) if adapters else start
-    here, there = (begun(policy, suite, replace(TINY, **changes, **at), tmp_path, estimator) for at in (CPU, {}))
+    here, there = (begun(lora(start.clone(), rank=4) if adapters else start, suite, replace(TINY, **changes, **at), tmp_path, estimator) for at in (CPU, {}))
     batches = drawn(here)
     card = [moved(there, b) for b in batches]
     (ours, losses), (found, lost) = gradients_of(here, "a", batches), gradients_of(there, "a", card)
     for stream in ours:
         apart = off(flat(found[stream]), flat(ours[stream]))
         print(f"gradient of {stream}, {estimator} {changes}{' adapters' if adapters else ''}: {apart:.1e}; loss {abs(lost[stream] - losses[stream]):.1e}")
-        assert apart < 2e-3 and abs(lost[stream] - losses[stream]) < 1e-3
+        assert apart < 1e-4 and abs(lost[stream] - losses[stream]) < 1e-5
     for a, b in zip(batches, card): assert (a.logp - b.logp.cpu()).abs().max() < 2e-3
 
 
