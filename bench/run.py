@@ -97,6 +97,7 @@ def earlier(arguments: argparse.Namespace) -> dict[str, dict]:
 def main():
     "Run the chosen lines, writing what is known after each."
     arguments = parsed()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         every = Lines(PRESETS[arguments.preset], folder).cases()
         chosen = [c for c in every if not arguments.only or c.line in arguments.only]
