@@ -78,7 +78,7 @@ def decoding(training: Training, rows: int, tokens: int) -> dict:
     return dict(rows=rows, tokens=tokens, tokens_a_second=round(rows * tokens / seconds), milliseconds_a_position=round(1000 * seconds / tokens, 1))
 
 
-def measure(side: int, prompts: int, tokens: int):
+def measure(side: int, prompts: int, tokens: int, steps: int):
     chosen = preset("qwen3-vl-4b-gpu")
     config = replace(chosen.config, prompts=prompts, opd_prompts=prompts, max_new_tokens=tokens, micro_prompts=prompts, rollout_rows=prompts * chosen.config.group_size, probe_every=0, eval_every=0)
     schedule = copd(chosen.names, **(chosen.plan | dict(cycles=1, s_rl=2, s_opd=2)))
@@ -87,12 +87,12 @@ def measure(side: int, prompts: int, tokens: int):
     policy = lora(plain, chosen.rank)
     if config.recompute: policy.recompute()
     training = begin(policy, config, schedule, suite())
-    for rows in (12, config.rollout_rows, 4 * config.rollout_rows): say("decoding", decoding(training, rows, 32))
+    for rows in (16, 64, 256): say("decoding", decoding(training, rows, 32))
     size = lora_size(plain.model, chosen.rank)
     plan = memory_plan(plain.model.config.get_text_config(), model_shape(plain), schedule, config, size, prompt=side * side // 1024, weight_bytes=2)
     say("plan", dict(zip(plan["item"], plan["GiB"].round(2))))
     for index, phase in enumerate(schedule.phases):
-        for n in range(2): say(f"phase {index}", step(training, phase, n))
+        for n in range(steps): say(f"phase {index}", step(training, phase, n))
 
 
 def say(what: str, found: dict): print(json.dumps(dict(what=what, **found)), flush=True)
@@ -103,5 +103,6 @@ if __name__ == "__main__":
     parser.add_argument("--side", type=int, default=512, help="pixels of a side of a picture")
     parser.add_argument("--prompts", type=int, default=8, help="of a stream in a step, with 8 completions each")
     parser.add_argument("--tokens", type=int, default=256, help="of a completion")
+    parser.add_argument("--steps", type=int, default=2, help="of each phase")
     given = parser.parse_args()
-    measure(given.side, given.prompts, given.tokens)
+    measure(given.side, given.prompts, given.tokens, given.steps)

@@ -628,9 +628,9 @@ class _Shared:
             torch.manual_seed(seed)
             _peft().inject_adapter_in_model(self.config(adapter), self.model, adapter.name)
         del self.model.peft_config  # peft's note of what was added last
-        self.model.eval()
         self.active = None
         for layer in self.layers.values():
+            layer.eval()  # not the whole model: decoder layers may have been told to recompute
             for part in (layer.lora_A, layer.lora_B): part[adapter.name].to(torch.float32)
         weakref.finalize(adapter, self.drop, adapter.name).atexit = False
         return adapter
@@ -664,7 +664,7 @@ class LoraPolicy(Policy):
         return new
 
     def to(self, device) -> "LoraPolicy":
-        "Move the shared model, and so every policy on it."
+        "Move the shared model, and so every policy on it; the base that it was made from stays."
         super().to(device)
         return self
 

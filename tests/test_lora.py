@@ -70,6 +70,19 @@ def test_a_branch_computes_what_its_full_copy_does(tiny, vision):
     assert any("visual" in n for n, _ in branch.named_parameters()) == vision
 
 
+def test_layers_are_recomputed_after_more_branches_are_made():
+    "Each adapter that is added is switched to evaluation; the layers that hold it go on recomputing."
+    base = lora(language_model(), rank=2)
+    base.recompute()
+    branch, calls = stirred(base, 1), []
+    for layer in branch.model.model.layers: layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = logits(branch)
+    passes = len(calls)
+    found.sum().backward()
+    assert passes and len(calls) == 2 * passes
+    assert not any(m.training for layer in branch.shared.layers.values() for m in layer.modules())
+
+
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_gradients_follow_the_chain_rule(kind):
     branch = stirred(lora(language_model(kind), rank=2, alpha=6), 1)
