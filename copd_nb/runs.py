@@ -262,8 +262,8 @@ def _git_commit() -> str | None:
 # %% ../nbs/24_runs.ipynb #b32b405c
 def environment() -> dict:
     "Versions, threads and commit, for the manifest."
-    packages = ("torch", "transformers", "accelerate", "numpy")
-    return dict(versions=dict(copd_nb=copd_nb.__version__, **{p: version(p) for p in packages}), threads=torch.get_num_threads(), commit=_git_commit(),
+    packages = ("transformers", "accelerate", "numpy")
+    return dict(versions=dict(copd_nb=copd_nb.__version__, torch=torch.__version__, **{p: version(p) for p in packages}), threads=torch.get_num_threads(), commit=_git_commit(),
                 started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 # %% ../nbs/24_runs.ipynb #5b1f0e6b

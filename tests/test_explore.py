@@ -221,7 +221,7 @@ def slowly(monkeypatch, seconds=0.05):
     monkeypatch.setattr(engine, "train_step", lambda *a: (time.sleep(seconds), real(*a))[1])
 
 
-def until(true, seconds=60):
+def until(true, seconds=180):
     "Wait for something."
     end = time.monotonic() + seconds
     while not true():

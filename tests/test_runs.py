@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import copd_nb
+from copd_nb import runs
 from copd_nb.minis import tiny_policy
 from copd_nb.policies import weights_hash
-from copd_nb.runs import (EventLog, Run, content_hash, create_run, is_written, latest_checkpoint, list_runs, load_checkpoint, locked, new_folder,
+from copd_nb.runs import (EventLog, Run, content_hash, create_run, environment, is_written, latest_checkpoint, list_runs, load_checkpoint, locked, new_folder,
                           request_stop, save_checkpoint, stop_requested, withdraw_stop, write_json, write_text)
 from copd_nb.schedule import RL, Phase, Schedule, Update
 
@@ -405,3 +407,13 @@ def test_a_file_of_tensors_that_was_damaged_before_it_was_signed(tmp_path):
     (tmp_path / "c" / "text.safetensors").write_bytes(data)
     (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files={"text.safetensors": hashlib.sha256(data).hexdigest()})))
     with pytest.raises(ValueError, match=f"{tmp_path / 'c'}/.* is no safetensors file"): load_checkpoint(tmp_path / "c")
+
+
+def test_a_run_of_a_source_tree_that_is_not_installed_notes_its_version(monkeypatch):
+    "On a machine that has the sources on its path only, there is no metadata of this package."
+    real = runs.version
+    def known(name):
+        if name == "copd_nb": raise LookupError(name)
+        return real(name)
+    monkeypatch.setattr(runs, "version", known)
+    assert environment()["versions"]["copd_nb"] == copd_nb.__version__ and environment()["versions"]["torch"] == torch.__version__

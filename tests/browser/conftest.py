@@ -64,7 +64,7 @@ def open_page(chromium, request):
             page.elsewhere.append(route.request.url)
             route.abort()
         page.route("**/*", judge)
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(120_000)
         pages.append(page)
         return page
     yield opened
