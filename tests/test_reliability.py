@@ -291,9 +291,8 @@ def hang_on(words):
 
 def test_a_hanging_reward_is_ended_and_the_rest_is_scored(suite):
     c, noted = Capability("c", suite["text"].train[:4], suite["text"].test[:4], hang_on({"b"})), []
-    began = time.monotonic()
     assert score(c, ["a", "b", "c"], c.train[:3], failed=-1.0, note=noted.append, seconds=0.3) == [1, -1, 1]
-    assert [n.reason for n in noted] == ["failed (timeout after 0.1 s)"] and time.monotonic() - began < 5
+    assert [n.reason for n in noted] == ["failed (timeout after 0.1 s)"]
     with pytest.raises(ValueError, match="'c' raised TimeoutError: timeout after 0.3 s"): score(c, ["b"], c.train[:1], seconds=0.3)
 
 
@@ -379,13 +378,13 @@ def test_a_kernel_is_interrupted_and_restarted(tmp_path):
             while not (path / "events.jsonl").exists() or len(EventLog(path / "events.jsonl").rows()) < steps: time.sleep(0.01)
         begin(1)
         manager.interrupt_kernel()
-        assert client.get_shell_msg(timeout=60)["content"]["ename"] == "KeyboardInterrupt" and Run(path).status == "stopped"
+        assert client.get_shell_msg(timeout=180)["content"]["ename"] == "KeyboardInterrupt" and Run(path).status == "stopped"
         begin(8)
         manager.restart_kernel(now=True)
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=180)
         assert Run(path).status in ("interrupted", "stopped")  # a manager interrupts a kernel before it kills it
         client.execute(IN_A_NOTEBOOK.format(here=str(HERE), path=str(path)))
-        assert client.get_shell_msg(timeout=120)["content"]["status"] == "ok" and Run(path).status == "finished"
+        assert client.get_shell_msg(timeout=180)["content"]["status"] == "ok" and Run(path).status == "finished"
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

@@ -130,7 +130,7 @@ def lab(tmp_path_factory, chromium):
 
 def _when_up(lab: Lab, server: subprocess.Popen, log: Path) -> Lab:
     "Wait until the server answers."
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while time.monotonic() < end and server.poll() is None:
         try: return lab if urlopen(f"{lab.url}/api/status?token={lab.token}", timeout=5).status == 200 else lab
         except OSError: time.sleep(0.3)
