@@ -312,7 +312,8 @@ class RayCrew:
         seconds: float | None = None,  # to wait, None for what the cluster says
     ):
         "Wait for all that was sent; raises what went wrong, and not what followed from it."
-        waiting, self.calls, errors = {c.done: (number, c) for number, c in enumerate(self.calls)}, [], []
+        try: waiting, self.calls, errors = {c.done: (number, c) for number, c in enumerate(self.calls)}, [], []
+        except ConnectionError as error: raise Lost(GONE) from error  # a handle of Ray's client learns who it is when it is first asked
         seconds = seconds or self.cluster.call_seconds
         end = time.monotonic() + seconds
         while waiting and (done := self._done(list(waiting), max(0.0, end - time.monotonic()))):

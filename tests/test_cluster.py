@@ -296,7 +296,7 @@ def test_a_cluster_goes_away(tmp_path, head, address):
     said = run.communicate(timeout=120)[1]
     assert run.returncode, "it ended well"
     if address == CLIENT:  # without the client it is Ray that ends the process
-        assert run.returncode == 2
+        assert run.returncode == 2, said
         assert "copd: the Ray cluster is gone" in said
         assert Run(tmp_path / "apart").manifest["status"] == "failed"
     assert copd_command(tmp_path, "--out", "apart").returncode == 0
@@ -325,6 +325,15 @@ def test_a_client_tries_again(monkeypatch, failures):
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ConnectionAbortedError) if failures == 3 else nullcontext():
         connect(Cluster(address=f"ray://127.0.0.1:{server.getsockname()[1]}"))
     assert len(tried) == min(failures + 1, 3)
+
+
+def test_a_client_that_gave_up_is_a_cluster_that_is_gone():
+    "A handle of Ray's client waits for its number when it is hashed; where the client has given up, that fails, and not as a file that can't be written."
+    class Handle:
+        def __hash__(self): raise ConnectionError("Failed to reconnect within the reconnection grace period (30s)")
+    crew = RayCrew.__new__(RayCrew)
+    crew.calls, crew.cluster = [crews._Call("text", "pack", Handle())], Cluster()
+    with pytest.raises(Lost, match="the Ray cluster is gone"): crew.settle()
 
 
 def test_a_note_of_a_cluster_that_is_gone(tmp_path, monkeypatch):
