@@ -244,7 +244,7 @@ def wide(config, suite, folder, policy=None):
 
 
 def endless():
-    "A random model of 24 M weights that hardly ever ends a completion."
+    "A random model of 26 M weights that hardly ever ends a completion."
     return tiny_policy(**BIG)
 
 
