@@ -4,6 +4,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from contextlib import contextmanager  # noqa: E402
+
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -17,6 +19,24 @@ LONG = "test_studies", "test_engine", "test_reports", "test_cluster", "test_brow
 def pytest_collection_modifyitems(items):
     "Files that take minutes begin first, so that two processes end together."
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+@pytest.fixture
+def dies_after(monkeypatch):
+    "Blocks in which the engine dies like a killed process after some steps."
+    from copd_nb import engine
+
+    @contextmanager
+    def block(steps: int):
+        real, count = engine.train_step, iter(range(steps))
+
+        def dying(*args):
+            if next(count, None) is None: raise KeyboardInterrupt
+            return real(*args)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(engine, "train_step", dying)
+            yield
+    return block
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from copd_nb import engine
 from copd_nb.baselines import merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.bridge import TrlLearner
 from copd_nb.copd import copd
-from copd_nb.costs import ModelShape
 from copd_nb.engine import Batch, Config, Training, answer, collect, gradients_of, model_shape, train, train_step
 from copd_nb.gaps import behavior_gap
 from copd_nb.merging import METHODS, merge
@@ -103,14 +102,18 @@ ESTIMATORS = ["sampled", "topk", "reverse", "forward", "jsd", "unlikely"]
 CHANGES = [dict(pack=False), dict(micro_prompts=2, micro_tokens=24), dict(recompute=True, micro_prompts=2), dict(shared_prompt=False), dict(max_new_tokens=64), dict(reduction="sequence")]
 
 
-def begun(policy, suite, config, folder, estimator="sampled") -> Training:
-    "Two branches that are apart, before their first step."
-    updates = [Update("a", (RL("image"), OPD("video", "b", 1.0, estimator), SFT("text"))), Update("b", (RL("text"),))]
+def training_of(schedule, policy, suite, config, folder) -> Training:
+    "A training before its first step."
     run, accelerator = Run.__new__(Run), engine.accelerator_for(config)
     run.path = folder
     (folder / "events.jsonl").touch()
-    schedule = Schedule("pair", dict(a="base", b="base"), [Phase("both", 1, updates)], "a")
-    training = Training(schedule, suite, engine._placed("base", policy, config, accelerator), config, accelerator, run)
+    return Training(schedule, suite, engine._placed("base", policy, config, accelerator), config, accelerator, run)
+
+
+def begun(policy, suite, config, folder, estimator="sampled") -> Training:
+    "Two branches that are apart, before their first step."
+    updates = [Update("a", (RL("image"), OPD("video", "b", 1.0, estimator), SFT("text"))), Update("b", (RL("text"),))]
+    training = training_of(Schedule("pair", dict(a="base", b="base"), [Phase("both", 1, updates)], "a"), policy, suite, config, folder)
     for seed, name in enumerate("ab"): training.branch(name).policy = stirred(training.branch(name).policy, seed)
     return training
 
@@ -174,7 +177,7 @@ def test_every_paradigm_runs(schedule, start, suite, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["full", "adapters", "adapters on bf16"])
-def test_interrupted_and_resumed_equals_uninterrupted(kind, start, suite, tmp_path, monkeypatch):
+def test_interrupted_and_resumed_equals_uninterrupted(kind, start, suite, tmp_path, dies_after):
     policy = start if kind == "full" else lora(start, 4)
     if kind == "adapters on bf16":
         half = start.clone()
@@ -182,14 +185,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(kind, start, suite, tmp_pa
         policy = lora(half, 4)
     config = replace(TINY, precision="bf16" if "bf16" in kind else "fp32")
     whole = train(COPD, suite, policy, config, tmp_path / "whole", progress=False)
-    real, count = engine.train_step, iter(range(5))
-
-    def dying(*args):
-        if next(count, None) is None: raise KeyboardInterrupt
-        return real(*args)
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_step", dying)
-        with pytest.raises(KeyboardInterrupt): train(COPD, suite, policy, config, tmp_path / "cut", progress=False)
+    with dies_after(5): train(COPD, suite, policy, config, tmp_path / "cut", progress=False)
     resumed = train(COPD, suite, policy, config, tmp_path / "cut", progress=False)
     a, b = rows(whole), rows(resumed)
     assert len(a) == len(b) and a[["kind", "global_step", "branch", "stream"]].equals(b[["kind", "global_step", "branch", "stream"]])
@@ -225,7 +221,7 @@ def test_trl_learns_the_same(start, suite, tmp_path):
 
 # Memory
 
-BIG = dict(hidden=512, layers=8)
+BIG = dict(hidden=512, layers=8)  # 26 M weights
 WIDE = Config(prompts=32, opd_prompts=32, group_size=16, max_new_tokens=64, probe_every=0, eval_every=0, skip_flat=False, learning_rate=1e-4, keep_prefill=False)
 
 
@@ -234,33 +230,24 @@ def wide(config, suite, folder, policy=None):
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    run, accelerator = Run.__new__(Run), engine.accelerator_for(config)
-    run.path = folder
-    (folder / "events.jsonl").touch()
-    schedule = Schedule("one", dict(a="base"), [Phase("rl", 2, [Update("a", (RL("text"),))])], "a")
-    training = Training(schedule, suite, engine._placed("base", policy or endless(), config, accelerator), config, accelerator, run)
-    found = train_step(training, schedule.phases[0], 0)
-    return (torch.cuda.max_memory_allocated() - before) / 2 ** 30, training, found
-
-
-def endless():
-    "A random model of 26 M weights that hardly ever ends a completion."
-    return tiny_policy(**BIG)
+    schedule = Schedule("one", dict(a="base"), [Phase("rl", 1, [Update("a", (RL("text"),))])], "a")
+    training = training_of(schedule, policy or tiny_policy(**BIG), suite, config, folder)
+    train_step(training, schedule.phases[0], 0)
+    return (torch.cuda.max_memory_allocated() - before) / 2 ** 30, training
 
 
 def test_recompute_gives_the_same_for_less(suite, tmp_path):
-    (full, a, _), (less, b, _) = (wide(replace(WIDE, recompute=r), suite, tmp_path) for r in (False, True))
+    (full, a), (less, b) = (wide(replace(WIDE, recompute=r), suite, tmp_path) for r in (False, True))
     print(f"recompute: {less:.2f} GiB instead of {full:.2f}; weights {off(weights(b.branch('a').policy), weights(a.branch('a').policy)):.1e}")
     assert less < 0.6 * full and off(weights(b.branch("a").policy), weights(a.branch("a").policy)) < 1e-4
 
 
 def test_half_as_much_at_once_when_the_card_is_full(suite, tmp_path):
-    whole, a, _ = wide(WIDE, suite, tmp_path)
-    del _
+    whole, a = wide(WIDE, suite, tmp_path)
     torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
+    total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.5 * whole * 2 ** 30) / total)
-    try: short, b, _ = wide(WIDE, suite, tmp_path)
+    try: short, b = wide(WIDE, suite, tmp_path)
     finally: torch.cuda.set_per_process_memory_fraction(1.0)
     noted = [n for n in b.notes if n["kind"] == "memory"]
     print(f"memory: {whole:.2f} GiB; with half of it {short:.2f} after {[(n['part'], n['micro_prompts'], n['micro_tokens'], n['rollout_rows']) for n in noted]}")
@@ -271,13 +258,12 @@ def test_half_as_much_at_once_when_the_card_is_full(suite, tmp_path):
 @pytest.mark.parametrize("kind", ["full", "micro", "recompute", "bf16", "adapters", "adapters, recomputed"])
 def test_the_memory_plan_holds(kind, suite, tmp_path):
     config = replace(WIDE, **dict(full={}, micro=dict(micro_tokens=4096, micro_prompts=8, rollout_rows=64), recompute=dict(recompute=True), bf16=dict(precision="bf16"), adapters={}).get(kind, dict(recompute=True)))
-    policy = lora(endless(), 16) if "adapters" in kind else endless()
-    peak, training, found = wide(config, suite, tmp_path, policy)
+    policy = lora(tiny_policy(**BIG), 16) if "adapters" in kind else None
+    peak, training = wide(config, suite, tmp_path, policy)
     text = training.base.model.config.get_text_config()
-    shape: ModelShape = model_shape(training.base)
     size = sum(p.numel() for p in training.branch("a").policy.parameters()) if "adapters" in kind else None
-    plan = memory_plan(text, shape, training.schedule, config, size, prompt=12).set_index("item")["GiB"]
-    print(f"plan, {kind}: {plan['sum']:.2f} GiB, measured {peak:.2f}: {peak / plan['sum']:.2f}; length {found[0]['length']:.1f}")
+    plan = memory_plan(text, model_shape(training.base), training.schedule, config, size, prompt=12).set_index("item")["GiB"]
+    print(f"plan, {kind}: {plan['sum']:.2f} GiB, measured {peak:.2f}: {peak / plan['sum']:.2f}")
     assert 0.4 < peak / plan["sum"] < 1.2
 
 

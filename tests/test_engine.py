@@ -53,16 +53,6 @@ def events(run) -> pd.DataFrame: return run.events.drop(columns=["seconds"])
 def same(a: pd.DataFrame, b: pd.DataFrame): pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
-def stop_after(monkeypatch, steps: int):
-    "Make the engine die like a killed process after some steps."
-    real, count = engine.train_step, iter(range(steps))
-
-    def dying(*args):
-        if next(count, None) is None: raise KeyboardInterrupt
-        return real(*args)
-    monkeypatch.setattr(engine, "train_step", dying)
-
-
 RESUMED = [(COPD, "keep"), (COPD, "reset"), (COPD, "separate"), (mopd(PAIR, 3, 3), "keep"), (merged_experts(PAIR, 3), "keep")]
 
 CUT = [(4, *r) for r in RESUMED] + [(1, *RESUMED[0]), (5, *RESUMED[0])]
@@ -76,12 +66,10 @@ def uninterrupted(suite, start, tmp_path_factory):
 
 
 @pytest.mark.parametrize("steps, schedule, state", CUT, ids=[f"{steps}-{s.name}-{state}" for steps, s, state in CUT])
-def test_interrupted_and_resumed_equals_uninterrupted(steps, schedule, state, suite, start, uninterrupted, tmp_path, monkeypatch):
+def test_interrupted_and_resumed_equals_uninterrupted(steps, schedule, state, suite, start, uninterrupted, tmp_path, dies_after):
     config = replace(TINY, checkpoint_every=1 if steps == 4 else 2, optimizer_state=state, probe_every=2, probe_prompts=2)
     whole = uninterrupted(schedule, replace(config, checkpoint_every=20))
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        with pytest.raises(KeyboardInterrupt): train(schedule, suite, start, config, tmp_path / "cut", progress=False)
+    with dies_after(steps): train(schedule, suite, start, config, tmp_path / "cut", progress=False)
     assert not Run(tmp_path / "cut").finished
     resumed = train(schedule, suite, start, config, tmp_path / "cut", progress=False)
     same(events(whole), events(resumed))
@@ -389,10 +377,8 @@ def test_finished_run_is_loaded(suite, start, tmp_path, monkeypatch):
     assert train(expert("text", 1), suite, start, TINY, tmp_path / "run", progress=False).finished
 
 
-def test_corrupt_checkpoint_is_named_and_kept(suite, start, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt): train(expert("text", 4), suite, start, replace(TINY, checkpoint_every=2), tmp_path / "run", progress=False)
+def test_corrupt_checkpoint_is_named_and_kept(suite, start, tmp_path, dies_after):
+    with dies_after(3): train(expert("text", 4), suite, start, replace(TINY, checkpoint_every=2), tmp_path / "run", progress=False)
     path = latest_checkpoint(Run(tmp_path / "run"))
     file = path / "text~weights.safetensors"
     data = bytearray(file.read_bytes())

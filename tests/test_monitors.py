@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copd_nb import engine, plots
+from copd_nb import plots
 from copd_nb.baselines import merged_experts
 from copd_nb.copd import copd
 from copd_nb.engine import Config, config_from, train
@@ -213,15 +213,8 @@ def test_a_run_logs_its_warnings_after_the_rows_they_follow_from(whole):
     assert Watch(thresholds_from(TINY.warn)).see(logged(whole)) == [{k: v for k, v in r.items() if k not in place} for r in logged(whole) if r["kind"] == "warning"]
 
 
-def test_an_interrupted_run_warns_at_the_same_steps(whole, suite, start, tmp_path, monkeypatch):
-    real, count = engine.train_step, iter(range(2))
-
-    def dying(*args):
-        if next(count, None) is None: raise KeyboardInterrupt
-        return real(*args)
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_step", dying)
-        with pytest.raises(KeyboardInterrupt): train(SCHEDULE, suite, start, TINY, tmp_path / "cut", progress=False)
+def test_an_interrupted_run_warns_at_the_same_steps(whole, suite, start, tmp_path, dies_after):
+    with dies_after(2): train(SCHEDULE, suite, start, TINY, tmp_path / "cut", progress=False)
     resumed = train(SCHEDULE, suite, start, TINY, tmp_path / "cut", progress=False)
     assert logged(resumed) == logged(whole)
 
