@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LIMITS', 'Config', 'config_from', 'Branch', 'Training', 'Batch', 'halved', 'fitting', 'roll_out', 'by_length',
            'portions', 'Answer', 'answer', 'roll', 'collect', 'stream_loss', 'stream_gradient', 'move', 'gradients_of',
-           'Learner', 'learn', 'model_shape', 'train_step', 'probe_list', 'probe', 'merged', 'checkpoint', 'resume',
-           'run_phase', 'accelerator_for', 'machine', 'peak_memory', 'train', 'workload']
+           'Learner', 'learn', 'model_shape', 'reward_row', 'train_step', 'probe_list', 'probe', 'merged', 'checkpoint',
+           'resume', 'run_phase', 'accelerator_for', 'machine', 'peak_memory', 'train', 'workload']
 
 # %% ../nbs/25_engine.ipynb #46f5203c
 import copy
@@ -746,6 +746,16 @@ def _mean_known(values: Tensor, mask: Tensor) -> float:
     known = mask * ~values.isnan()
     return ((values.nan_to_num() * known).sum() / known.sum()).item()
 
+def reward_row(
+    rewards: Tensor,  # (n,) of whole groups, one after the other
+    group_size: int,  # completions of a prompt
+) -> dict[str, float]:  # reward, reward_std, flat_groups
+    "Mean and standard deviation of rewards (exactly 0 where all are equal), and the share of groups without an advantage."
+    groups = rewards.view(-1, group_size)
+    spread = 0.0 if len(rewards) < 2 or rewards.min() == rewards.max() else rewards.std().item()
+    flat = (groups.amin(1) == groups.amax(1)).float().mean().item()
+    return dict(reward=rewards.mean().item(), reward_std=spread, flat_groups=flat)
+
 def _signal_rows(training: Training, batch: Batch) -> Iterator[dict]:
     "One event row for each signal of a batch."
     config, out = training.config, batch.rollouts
@@ -757,7 +767,7 @@ def _signal_rows(training: Training, batch: Batch) -> Iterator[dict]:
                    entropy=_mean_known(batch.entropy[rows], mask), length=mask.sum(1).mean().item(),
                    finished=out.finished[rows].float().mean().item(), padding=batch.padded / max(1, batch.real + batch.padded))
         if batch.stream != "sft": row |= dict(repetition=repetition(out.ids[rows], mask), sameness=sameness(t for t, mine in zip(out.texts, rows.tolist()) if mine))
-        if batch.rewards is not None: row |= dict(reward=batch.rewards[rows].mean().item(), failed=sum(f.capability == signal.capability for f in batch.failures))
+        if batch.rewards is not None: row |= reward_row(batch.rewards[rows], out.group_size) | dict(failed=sum(f.capability == signal.capability for f in batch.failures))
         if batch.teacher_logp is not None: row |= {f"delta_{k}": v for k, v in delta_stats(batch.teacher_logp[rows], old, mask, config.delta_clip).items()}
         if batch.advantages is not None: row["clip_share"] = clip_share(logp, old, batch.advantages[rows], mask, config.clip_low, config.clip_high).item()
         cost = asdict(_cost(training.shape, batch, signal.capability))

@@ -274,7 +274,8 @@ def warnings_table(
     return events[events["kind"] == "warning"].reindex(columns=columns).rename(columns=dict(global_step="step")).reset_index(drop=True)
 
 # %% ../nbs/40_plots.ipynb #7fc500e0
-MARKED = dict(reward="hacking", sameness="hacking", length="length", finished="length", entropy="entropy", repetition="repetition")  # metric → its monitor
+MARKED = dict(reward=("reward", "hacking"), reward_std=("reward",), flat_groups=("reward",), sameness=("hacking",), length=("length",),
+              finished=("length",), entropy=("entropy",), repetition=("repetition",))  # metric → its monitors
 
 def training_curves(
     events: pd.DataFrame,  # `run.events`: columns kind, global_step, branch, `metric`; optionally stream, seed
@@ -292,7 +293,7 @@ def training_curves(
     ax = _axes(ax, 8, 3.6)
     _legend(ax, _lines(ax, table, "branch", "global_step", metric))
     for warning in warnings_table(events).itertuples():
-        if warning.monitor == MARKED.get(metric): ax.axvline(warning.step, color="black", linewidth=1, linestyle=":")
+        if warning.monitor in MARKED.get(metric, ()): ax.axvline(warning.step, color="black", linewidth=1, linestyle=":")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finish(ax, "step (updates)", UNITS.get(metric, metric))
 

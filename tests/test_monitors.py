@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from copd_nb import plots
 from copd_nb.baselines import merged_experts
 from copd_nb.copd import copd
-from copd_nb.engine import Config, config_from, train
+from copd_nb.engine import Config, config_from, reward_row, train
 from copd_nb.explore import MonitorState
 from copd_nb.minis import image, text, tiny_policy
 from copd_nb.monitors import MONITORS, Thresholds, Watch, repetition, said, sameness, thresholds_from
@@ -73,6 +73,14 @@ def test_an_answer_is_the_last_number_or_else_the_text():
     assert sameness([]) == 0 and sameness(f"{w} has 1" for w in "abc") == 1
 
 
+def test_the_spread_of_rewards_is_exactly_zero_where_all_are_equal():
+    "A mean of equal numbers in fp32 is not always that number."
+    assert reward_row(torch.full((24,), 0.1), 8) == dict(reward=pytest.approx(0.1), reward_std=0.0, flat_groups=1.0)
+    assert reward_row(torch.tensor([0.3]), 1)["reward_std"] == 0
+    mixed = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    assert reward_row(mixed, 2) == dict(reward=0.5, reward_std=pytest.approx(mixed.std().item()), flat_groups=pytest.approx(2 / 3))
+
+
 # When a monitor warns.
 
 def rows(n=10, branch="a", stream="rl", capability="c", **values):
@@ -84,6 +92,8 @@ def evaluation(accuracy, model="a", capability="c"): return [dict(kind="eval", m
 
 
 FIRES = dict(
+    nothing_right=("reward", rows(reward=0.0, reward_std=0.0), "constant"),
+    everything_right=("reward", rows(reward=0.4, reward_std=0.3) + rows(5, reward=1.0, reward_std=0.0), "constant"),
     longer=("length", rows(length=10.0) + rows(length=21.0), "length_factor"),
     shorter=("length", rows(length=10.0) + rows(length=4.9), "length_factor"),
     cut_off=("length", rows(finished=0.4), "unfinished"),
@@ -109,6 +119,9 @@ def test_a_bound_of_none_switches_its_rule_off(name):
 
 
 SILENT = dict(
+    too_few_alike=rows(4, reward=0.0, reward_std=0.0), alike_within_but_not_between=[r for i in range(12) for r in rows(1, reward=float(i % 3), reward_std=0.0)],
+    alike_on_average_only=rows(reward=0.5, reward_std=0.5), a_signal_in_between=(rows(4, reward=0.0, reward_std=0.0) + rows(1, reward=0.1, reward_std=0.2)) * 4,
+    log_of_before=rows(20, reward=0.0),
     a_little_longer=rows(length=10.0) + rows(length=19.0), mostly_finished=rows(finished=0.6), still_exploring=rows(entropy=0.6, reward=0.1) + rows(entropy=0.2, reward=0.8),
     low_from_the_start=rows(entropy=0.05, reward=0.5) + rows(entropy=0.04, reward=0.6), solved=rows(entropy=0.6, reward=0.1) + rows(entropy=0.01, reward=0.99),
     entropy_without_reward=rows(entropy=0.6, stream="opd:c:b") + rows(entropy=0.01, stream="opd:c:b"), repeats_as_ever=rows(repetition=0.5) + rows(repetition=0.55),
@@ -139,7 +152,7 @@ def test_a_second_warning_needs_a_window_inside(back, warnings):
 JUNK = [None, math.nan, math.inf, -math.inf, "?", [], {}]
 number = st.one_of(st.floats(0, 1), st.sampled_from(JUNK))
 train_row = st.fixed_dictionaries(dict(kind=st.just("train"), branch=st.sampled_from("ab"), stream=st.sampled_from(["rl", "opd:c:b", "sft"]), capability=st.sampled_from("cd")),
-                                  optional=dict(reward=number, length=number, finished=number, entropy=number, repetition=number, sameness=number, prompts=st.sampled_from([1, 2, None])))
+                                  optional=dict(reward=number, reward_std=number, length=number, finished=number, entropy=number, repetition=number, sameness=number, prompts=st.sampled_from([1, 2, None])))
 eval_row = st.fixed_dictionaries(dict(kind=st.just("eval"), model=st.sampled_from(["a", "b", "result"]), capability=st.sampled_from(["c", "d", "mean"])), optional=dict(sampled=number, greedy=number))
 other_row = st.sampled_from([dict(kind="probe", a="a", b="b"), dict(kind="failure", branch="a", stream="rl", capability="c"), dict(kind="control", branch="a"), dict(kind="warning", monitor="length")])
 events_of_any_kind = st.lists(st.one_of(train_row, train_row, train_row, eval_row, other_row), max_size=60)
@@ -255,7 +268,7 @@ def test_reports_tell_how_often_which_monitor_warned(tmp_path):
     assert incidents([silent]) == [] and incidents([silent, loud, loud]) == ["In 2 runs, updates left out because loss or gradient was not finite: 1; times that memory ran out and less was computed at once: 2."]
     assert warned([loud])[1:] == incidents([loud])
     told = monitor_sentences(loud)
-    assert len(told) == len(MONITORS) and told[0] == "Monitor length, branch a, c, step 9: Long. 2 warnings in all." and told[1] == "Monitor entropy: no warning."
+    assert len(told) == len(MONITORS) and told[1] == "Monitor length, branch a, c, step 9: Long. 2 warnings in all." and told[2] == "Monitor entropy: no warning."
     assert monitor_sentences(run_with(tmp_path / "c", warn=None)) == ["No monitor watched this run."]
 
 
