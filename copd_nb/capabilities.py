@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from itertools import groupby
 
 import numpy as np
 from PIL import Image
@@ -53,8 +52,9 @@ class Example:
     def __post_init__(self):
         if not len(self.messages): return
         chat = _placed(conversation(self.messages), image=len(self.images), video=len(self.videos))
-        text = _text_of(chat[_last_of_user(chat)])
-        if self.prompt not in ("", text): raise ValueError(f"prompt {self.prompt[:80]!r} is not the user's last text, {text[:80]!r}: give the same text, or none")
+        text = _text_of(chat[_last_of_user(chat)]["content"])
+        if self.prompt not in ("", text):
+            raise ValueError(f"prompt {self.prompt[:80]!r} is not the user's last text, {text[:80]!r}: give that, or none")
         object.__setattr__(self, "prompt", text)
         object.__setattr__(self, "messages", () if chat == _alone(self) else tuple(chat))
 
@@ -84,17 +84,21 @@ class Example:
 ROLES = ("system", "user", "assistant")
 PARTS = dict(text=("type", "text"), image=("type",), video=("type",))  # kinds of parts and their fields
 
+def _holds(value) -> bool: return value is not None and not (isinstance(value, (str, list, tuple, dict)) and len(value) == 0)
+
 def _check_fields(found: dict, kept: Sequence[str], place: str):
     "ValueError for fields that hold something and would be lost."
-    more = [str(k)[:40] for k, v in found.items() if k not in kept and v is not None and not (isinstance(v, (str, list, tuple, dict)) and len(v) == 0)]
-    if more: raise ValueError(f"{place} has {', '.join(more)}: only {' and '.join(kept)} would be kept")
+    more = ", ".join(str(k)[:40] for k, v in found.items() if k not in kept and _holds(v))
+    if more: raise ValueError(f"{place} has {more}: only {' and '.join(kept)} would be kept")
 
 def _part(part, place: str) -> dict:
     "A part of a message; ValueError for one that can't be kept."
     kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(kind, str) or kind not in PARTS: raise ValueError(f"{place} is {str(part)[:80]}: a part has the type {', '.join(PARTS)}")
+    if not isinstance(kind, str) or kind not in PARTS:
+        raise ValueError(f"{place} is {str(part)[:80]}: a part has the type {', '.join(PARTS)}")
     _check_fields(part, PARTS[kind], f"{place}, of type {kind},")
-    if kind == "text" and not isinstance(part.get("text"), str): raise ValueError(f"{place} has the text {str(part.get('text'))[:80]}, which is no text")
+    if kind == "text" and not isinstance(part.get("text"), str):
+        raise ValueError(f"{place} has the text {str(part.get('text'))[:80]}, which is no text")
     return {k: part[k] for k in PARTS[kind]}
 
 # %% ../nbs/00_capabilities.ipynb #c0a7e503
@@ -106,25 +110,29 @@ def parts_of(
 
 def _readable(content: str | list) -> str: return "".join(p.get("text", f"<{p['type']}>") for p in parts_of(content))
 
-def _text_of(message: dict) -> str: return "".join(p.get("text", "") for p in parts_of(message["content"]))
+def _text_of(content: str | list) -> str: return "".join(p.get("text", "") for p in parts_of(content))
 
 def _content(content, place: str) -> str | list:
     "A text, or parts if there are pictures among them; neighbouring texts are one."
     if isinstance(content, str): return content
-    if not isinstance(content, (list, tuple)): raise ValueError(f"{place} has the content {str(content)[:80]}: a text or a list of parts is needed")
-    parts = [_part(part, f"part {k} of {place}") for k, part in enumerate(content, 1)]
-    runs = [(kind, list(run)) for kind, run in groupby(parts, lambda p: p["type"])]
-    joined = [p for kind, run in runs for p in (run if kind != "text" else [{"type": "text", "text": "".join(q["text"] for q in run)}])]
-    return "".join(p["text"] for p in joined) if all(p["type"] == "text" for p in joined) else joined
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(f"{place} has the content {str(content)[:80]}: a text or a list of parts is needed")
+    joined = []
+    for part in [_part(p, f"part {k} of {place}") for k, p in enumerate(content, 1)]:
+        if joined and "text" in joined[-1] and "text" in part: part = part | {"text": joined.pop()["text"] + part["text"]}
+        joined.append(part)
+    return joined if any("text" not in p for p in joined) else _text_of(joined)
 
 # %% ../nbs/00_capabilities.ipynb #c0a7e504
 def _message(message, place: str) -> dict:
     "A message with role and content; ValueError for one that can't be kept."
     if not isinstance(message, dict): raise ValueError(f"{place} is {str(message)[:80]}: role and content are needed")
-    if (role := message.get("role")) not in ROLES: raise ValueError(f"{place} has the role {str(role)[:80]}: {', '.join(ROLES)} are allowed")
+    role = message.get("role")
+    if role not in ROLES: raise ValueError(f"{place} has the role {str(role)[:80]}: {', '.join(ROLES)} are allowed")
     _check_fields(message, ("role", "content"), place)
     content = _content(message.get("content"), place)
-    if role != "system" and not _readable(content).strip(): raise ValueError(f"{place} is blank: the {role} has to say something")
+    if role != "system" and not _readable(content).strip():
+        raise ValueError(f"{place} is blank: the {role} has to say something")
     return {"role": role, "content": content}
 
 def conversation(
@@ -133,9 +141,10 @@ def conversation(
     "The messages of a prompt in one form; ValueError names the message and part that can't be kept."
     found = [_message(message, f"message {n}") for n, message in enumerate(messages, 1)]
     roles = [m["role"] for m in found]
-    if "user" not in roles: raise ValueError(f"a conversation needs a message of the user: this one has {', '.join(roles) or 'no messages'}")
-    if roles[-1] == "system": raise ValueError("the last message is of the system: it has to be of the user, or of the assistant, who goes on with it")
-    if roles[-1] == "assistant" and not isinstance(found[-1]["content"], str): raise ValueError("the last message is of the assistant and has pictures: only a text can be continued")
+    if "user" not in roles: raise ValueError(f"a conversation needs a user: this one has {', '.join(roles) or 'no messages'}")
+    if roles[-1] == "system": raise ValueError("the last message has the role system: user and assistant are allowed there")
+    if roles[-1] == "assistant" and not isinstance(found[-1]["content"], str):
+        raise ValueError("the last message, of the assistant, has pictures: only a text can be continued")
     return found
 
 # %% ../nbs/00_capabilities.ipynb #c0a7e507
@@ -143,14 +152,14 @@ def _last_of_user(chat: Sequence[dict]) -> int: return max(i for i, m in enumera
 
 def _alone(example: Example) -> list[dict]:
     "A prompt that is one message: pictures, then the text."
-    marks = [{"type": kind} for kind, shown in (("image", example.images), ("video", example.videos)) for _ in shown]
+    marks = [{"type": "image"}] * len(example.images) + [{"type": "video"}] * len(example.videos)
     return [{"role": "user", "content": [*marks, {"type": "text", "text": example.prompt}] if marks else example.prompt}]
 
 def _placed(chat: list[dict], **pictures: int) -> list[dict]:
     "A conversation with a mark for each picture; ValueError if marks and pictures differ in number."
     for kind, n in reversed(pictures.items()):
         marks = sum(p["type"] == kind for m in chat for p in parts_of(m["content"]))
-        if marks not in (0, n): raise ValueError(f"the conversation has {marks} parts of type {kind!r}, and {n} {kind}s are given")
+        if marks not in (0, n): raise ValueError(f"the conversation has {marks} parts of type {kind}, and there are {n} {kind}s")
         at = _last_of_user(chat)
         if n and not marks: chat[at] = chat[at] | {"content": [{"type": kind}] * n + parts_of(chat[at]["content"])}
     return chat
