@@ -259,7 +259,8 @@ def chat_text(
     if fault := _fault(template, chat, words): raise ValueError(f"the chat template {fault} for one prompt: load the model with another one")
     ends = "continue_final_message" if chat[-1]["role"] == "assistant" else "add_generation_prompt"
     try: text = processor.apply_chat_template(chat, tokenize=False, **{ends: True})
-    except Exception as error: raise ValueError(f"the chat template fails: {type(error).__name__}: {str(error)[:300]}") from error
+    except Exception as error:
+        raise ValueError(f"the chat template fails: {type(error).__name__}: {str(error)[:300]}") from error
     if len(text) - len(json.dumps(chat, ensure_ascii=False)) > GROWTH: raise ValueError(f"the chat template makes {len(text):,} characters of a prompt: it may add {GROWTH:,}")
     return text
 
@@ -317,7 +318,8 @@ def _fates(chat: list[dict], plain: str, shown: str) -> Iterator[tuple[str, int]
         yield from ((f, i) for f in sorted(found))
     for i, j in re.findall(r"Zq(\d+)k\d+EZq(\d+)k\d+B", shown):
         if i != j: yield f"puts nothing between message {int(i) + 1} and", int(j)
-    if chat[-1]["role"] == "assistant" and not plain.endswith(chat[-1]["content"]): yield "trims the prefill,", len(chat) - 1
+    last = chat[-1]
+    if last["role"] == "assistant" and not plain.endswith(last["content"]): yield "trims the prefill,", len(chat) - 1
 
 def left_out(
     processor,  # a processor, or a tokenizer
