@@ -1097,6 +1097,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'copd_nb/processors.py'),
                                     'copd_nb.processors._assemble': ('processors.html#_assemble', 'copd_nb/processors.py'),
                                     'copd_nb.processors._automatic': ('processors.html#_automatic', 'copd_nb/processors.py'),
+                                    'copd_nb.processors._check_printed': ('processors.html#_check_printed', 'copd_nb/processors.py'),
                                     'copd_nb.processors._container': ('processors.html#_container', 'copd_nb/processors.py'),
                                     'copd_nb.processors._count_frames': ('processors.html#_count_frames', 'copd_nb/processors.py'),
                                     'copd_nb.processors._decode': ('processors.html#_decode', 'copd_nb/processors.py'),

@@ -269,10 +269,15 @@ def absent(
     chat: list[dict],  # messages with role and content
     text: str,  # the chat as a template has rendered it
 ) -> list[int]:  # positions from 0
-    "Messages that are not in a rendered chat, or only as a printed list."
-    def whole(content): return all(p["text"].strip() in text for p in parts_of(content) if "text" in p)
-    def printed(content): return not isinstance(content, str) and str(content) in text
-    return [i for i, m in enumerate(chat) if not whole(m["content"]) or printed(m["content"])]
+    "Messages of which a text is not in a rendered chat."
+    def whole(message): return all(p["text"].strip() in text for p in parts_of(message["content"]) if "text" in p)
+    return [i for i, m in enumerate(chat) if not whole(m)]
+
+def _check_printed(chat: list[dict], text: str):
+    "ValueError if a rendered chat shows lists of parts as Python or JSON writes them."
+    for i, content in ((i, m["content"]) for i, m in enumerate(chat, 1) if not isinstance(m["content"], str)):
+        if str(content) in text or json.dumps(content, ensure_ascii=False) in text:
+            raise ValueError(f"the chat template prints the parts of message {i} as a list")
 
 def conversation_text(
     processor,  # a processor, or a tokenizer
@@ -281,7 +286,7 @@ def conversation_text(
     "A conversation in the model's format, by the form of contents that its template reads."
     forms, made, failed = [chat, [m | {"content": parts_of(m["content"])} for m in chat]], [], []
     for form in forms[::-1] if hasattr(processor, "tokenizer") else forms:
-        try: text = chat_text(processor, form)
+        try: _check_printed(form, text := chat_text(processor, form))
         except ValueError as error: failed.append(error); continue
         if not (gone := absent(form, text)): return text
         made.append((len(gone), text))
