@@ -96,7 +96,7 @@ def _part(part, place: str) -> dict:
     "A part of a message; ValueError for one that can't be kept."
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str) or kind not in PARTS:
-        raise ValueError(f"{place} is {str(part)[:80]}: a part has the type {', '.join(PARTS)}")
+        raise ValueError(f"{place} is {str(part)[:80]}: its type has to be {', '.join(PARTS)}")
     _check_fields(part, PARTS[kind], f"{place}, of type {kind},")
     if kind == "text" and not isinstance(part.get("text"), str):
         raise ValueError(f"{place} has the text {str(part.get('text'))[:80]}, which is no text")
