@@ -111,7 +111,7 @@ def test_nothing_is_unpickled(folder):
 
 def test_pictures_that_are_too_large_are_refused_before_they_are_decoded(folder, monkeypatch):
     monkeypatch.setattr(datafiles, "PIXELS", 16 * 32 - 1)
-    monkeypatch.setattr(datafiles, "_pixels", None)
+    monkeypatch.setattr(datafiles, "pixels", None)
     for row in (dict(prompt="a", images=["pictures/scan.png"]), dict(prompt="a", videos=["film.npy"]), dict(prompt="a", videos=["pictures/scan.png"])):
         with pytest.raises(ValueError, match="row 1.*at most 511 are read"): read_examples(write(folder, row))
 
@@ -259,7 +259,7 @@ def test_ways_to_read_an_answer(folder, extract, value, answer):
     (dict(extract="number"), dict(answer=True), "'True': a number or text"), (dict(extract="number"), dict(answer=[4]), r"'\[4\]': a number or text"),
     (dict(extract="hashes"), dict(answer="so 4"), "holds no answer"), (dict(extract="boxed"), dict(answer=4), "holds no answer"), (dict(extract="tag"), dict(answer="<answer>"), "holds no answer"),
     (dict(extract="letter", options="o"), dict(answer="green", o=["red", "blue"]), "none of the 2 options"), (dict(extract="letter", options="o"), dict(answer=2, o=["red", "blue"]), "none of the 2 options"),
-    (dict(options="o"), dict(answer="A", o="red or blue"), "are no list"), (dict(), dict(answer=None, prompt="  "), "is blank"), (dict(), dict(prompt=[dict(role="system", content="x")]), "'prompt' is None"),
+    (dict(options="o"), dict(answer="A", o="red or blue"), "are no list"), (dict(), dict(answer=None, prompt="  "), "is blank"), (dict(), dict(prompt=[dict(role="system", content="x")]), "no message is of the user: system"),
     (dict(), dict(prompt="x" * 1_000_001), "1,000,001 characters: at most 1,000,000"), (dict(), dict(images=["a.png"] , prompt="p"), "no file 'a.png'")])
 def test_rows_that_do_not_fit_the_columns(folder, columns, row, message):
     with pytest.raises(ValueError, match=f"row 1 of prompts.jsonl: .*{message}"): read_examples(write(folder, dict(prompt="q") | row), columns=Columns(**columns))
