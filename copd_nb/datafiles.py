@@ -27,7 +27,7 @@ from pyarrow import ArrowException
 from transformers import AutoConfig
 
 from .capabilities import Capability, Example, check_name, held_out_by_hash
-from .processors import chat_text, decode_video, load_processor
+from .processors import decode_video, load_processor, prompt_ids
 from .rewards import Boxed, Tagged
 from .verifiers import check_answer, named_reward
 
@@ -401,9 +401,7 @@ def _tokens(processor, example: Example) -> int:
     if visual and not hasattr(processor, "tokenizer"): raise ValueError(f"has {' and '.join(visual)}, but the model reads text only")
     content = [{"type": k[:-1]} for k, v in visual.items() for _ in v] + [{"type": "text", "text": example.prompt}]
     chat = [{"role": "user", "content": content if hasattr(processor, "tokenizer") else example.prompt}]
-    has_template = getattr(processor, "tokenizer", processor).chat_template is not None
-    text = chat_text(processor, chat) if has_template else example.prompt
-    return len(processor(text=[text], **visual)["input_ids"][0])
+    return len(prompt_ids(processor, chat, **visual))
 
 def model_problems(
     model: str | Path,  # a checkpoint folder
