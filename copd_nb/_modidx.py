@@ -664,6 +664,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'copd_nb/generation.py'),
                                     'copd_nb.generation._Client.update_weights': ( 'generation.html#_client.update_weights',
                                                                                    'copd_nb/generation.py'),
+                                    'copd_nb.generation._bare_text': ('generation.html#_bare_text', 'copd_nb/generation.py'),
                                     'copd_nb.generation._collected': ('generation.html#_collected', 'copd_nb/generation.py'),
                                     'copd_nb.generation._params': ('generation.html#_params', 'copd_nb/generation.py'),
                                     'copd_nb.generation._source': ('generation.html#_source', 'copd_nb/generation.py'),

@@ -1184,7 +1184,7 @@ def _compare_prompts(run: Run, found: dict[str, dict[str, dict[str, str]]]):
     for name, capabilities in run.manifest.get("prompts", {}).items():
         for capability, prints in capabilities.items():
             now = found.get(name, {}).get(capability, {})
-            if changed := [i for i, p in prints.items() if now.get(i, p) != p]:
+            if changed := [i for i, p in now.items() if prints.get(i, p) != p]:
                 raise ValueError(f"run {run.path.name}: prompt {changed[0]} of capability {capability!r} has other ids for {name!r} than when the run began. Its chat template, "
                                  "tokenizer or processor has changed, or the template shows what can't be kept: give the policy of before, or begin a new run in another folder")
 
