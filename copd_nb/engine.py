@@ -1142,7 +1142,7 @@ def _check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy
     if config.probe_every and largest > base.width: raise ValueError(f"config probe_k={config.probe_k}: the vocabulary has {base.width} ids")
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in base.parameters()):
         raise ValueError(f"the weights of {base.name!r} are {base.parameters()[0].dtype}: small updates would be rounded away, train fp32 weights (precision='bf16' computes in bf16) or LoRA branches")
-    for c in capabilities.values(): base.encode(sorted(c.train, key=lambda e: len(e.prompt))[-1:], room=config.max_new_tokens)
+    for c in capabilities.values(): base.encode(sorted(c.train, key=lambda e: len(e.transcript))[-1:], room=config.max_new_tokens)
 
 # %% ../nbs/25_engine.ipynb #084a26ce
 def _check_starts(schedule: Schedule, base: Policy, starts: dict[str, Policy]):

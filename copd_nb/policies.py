@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ from transformers.utils import logging
 
 from .attention import NO_MASK, Decoding, Packed, PromptKeys, Slots, use_packed_attention
 from .capabilities import Example
-from .processors import PLAIN, added_tokens, chat_text, encode_texts, is_dated, is_plain, load_processor, template_now, template_of, turn_end
+from .processors import PLAIN, absent, added_tokens, conversation_text, encode_texts, is_dated, is_plain, load_processor, template_now, template_of, turn_end
 
 # %% ../nbs/06_policies.ipynb #0883d498
 @dataclass(frozen=True, eq=False)
@@ -356,12 +357,16 @@ def prompt_text(
     policy: Policy,
     example: Example,
 ) -> str:  # images and videos as one mark each, which the processor expands
-    "The prompt in the model's chat format, as it stands if there is no template."
-    if policy.processor.chat_template is None: return example.prompt
-    visual = [{"type": "image"}] * len(example.images) + [{"type": "video"}] * len(example.videos)
-    content = [*visual, {"type": "text", "text": example.prompt}] if policy.processor is not policy.tokenizer else example.prompt
-    chat = [{"role": "user", "content": content}]
-    return chat_text(policy.processor, chat, policy.date)
+    "The prompt in the model's chat format, as it stands if there is no template; a prefill is left open."
+    if policy.processor.chat_template is None:
+        if example.messages: raise ValueError(f"a conversation needs a chat template, and {policy.name!r} has none")
+        return example.prompt
+    text = conversation_text(policy.processor, example.chat, policy.date)
+    if gone := example.messages and absent(example.chat, text):
+        lost = ", ".join(example.chat[i]["role"] for i in gone)
+        warnings.warn(f"the chat template of {policy.name!r} leaves out messages of conversations ({lost}); "
+                      "problems(…, model=…) lists the rows", stacklevel=2)
+    return text
 
 # %% ../nbs/06_policies.ipynb #82c49fd3
 _VISUAL = dict(images=("pixel_values", "image_grid_thw"), videos=("pixel_values_videos", "video_grid_thw"))

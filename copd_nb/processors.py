@@ -6,11 +6,13 @@
 __all__ = ['SPECIAL', 'CHARACTERS', 'UNKNOWN', 'WORDS', 'CHAT_TEMPLATE', 'MODES', 'PLAIN', 'GROWTH', 'PATIENCE', 'FRAMES',
            'CONTAINERS', 'character_tokenizer', 'patchify', 'resize_pixels', 'TorchImages', 'TorchImageProcessor',
            'TorchFrames', 'TorchVideoProcessor', 'FramesProcessor', 'small_processor', 'load_processor', 'template_now',
-           'template_of', 'is_dated', 'chat_text', 'is_plain', 'adds_special', 'added_tokens', 'encode_texts',
-           'prompt_ids', 'special_ids', 'turn_end', 'completion_texts', 'sample_indices', 'decode_video']
+           'template_of', 'is_dated', 'chat_text', 'absent', 'conversation_text', 'left_out', 'is_plain',
+           'adds_special', 'added_tokens', 'encode_texts', 'prompt_ids', 'special_ids', 'turn_end', 'completion_texts',
+           'sample_indices', 'decode_video']
 
 # %% ../nbs/04_processors.ipynb #79c5c21f
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -34,6 +36,7 @@ from transformers.utils import chat_template_utils
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import is_valid_video, make_batched_videos
 
+from .capabilities import parts_of
 from .sandbox import run_code
 
 # %% ../nbs/04_processors.ipynb #9d105c24
@@ -294,17 +297,93 @@ def chat_text(
     processor,  # a processor, or a tokenizer
     chat: list[dict],  # messages with role and content
     date: datetime | None = None,  # that the template is told, None for now
-    answer: bool = True,  # end with the header of an answer
-) -> str:  # what the model reads
+    closed: bool = False,  # end as a finished conversation does
+) -> str:  # what the model reads, ready for its answer, or for the rest of one that is begun
     "A chat in the model's format; ValueError for a template that fails, doesn't end or makes too much of it."
     words = getattr(processor, "tokenizer", processor).special_tokens_map
     if fault := _fault(template_of(processor), chat, words): raise ValueError(f"the chat template {fault} for one prompt: load the model with another one")
+    ends = "continue_final_message" if chat[-1]["role"] == "assistant" else "add_generation_prompt"
     try:
         with _at(date if is_dated(processor) else None):
-            text = processor.apply_chat_template(chat, add_generation_prompt=answer, tokenize=False)
-    except Exception as error: raise ValueError(f"the chat template fails: {type(error).__name__}: {error}") from error
+            text = processor.apply_chat_template(chat, tokenize=False, **{ends: not closed})
+    except Exception as error:
+        raise ValueError(f"the chat template fails: {type(error).__name__}: {str(error)[:300]}") from error
     if len(text) - len(json.dumps(chat, ensure_ascii=False)) > GROWTH: raise ValueError(f"the chat template makes {len(text):,} characters of a prompt: it may add {GROWTH:,}")
     return text
+
+# %% ../nbs/04_processors.ipynb #c0a7e522
+def absent(
+    chat: list[dict],  # messages with role and content
+    text: str,  # the chat as a template has rendered it
+) -> list[int]:  # positions from 0
+    "Messages of which a text is not in a rendered chat."
+    def whole(message): return all(p["text"].strip() in text for p in parts_of(message["content"]) if "text" in p)
+    return [i for i, m in enumerate(chat) if not whole(m)]
+
+def _check_printed(chat: list[dict], text: str):
+    "ValueError if a rendered chat shows lists of parts as Python or JSON writes them."
+    for i, content in ((i, m["content"]) for i, m in enumerate(chat, 1) if not isinstance(m["content"], str)):
+        if str(content) in text or json.dumps(content, ensure_ascii=False) in text:
+            raise ValueError(f"the chat template prints the parts of message {i} as a list")
+
+def conversation_text(
+    processor,  # a processor, or a tokenizer
+    chat: list[dict],  # messages of `Example.chat`
+    date: datetime | None = None,  # that the template is told, None for now
+    closed: bool = False,  # end as a finished conversation does
+) -> str:  # what the model reads
+    "A conversation in the model's format, by the form of contents that its template reads."
+    forms, made, failed = [chat, [m | {"content": parts_of(m["content"])} for m in chat]], [], []
+    for form in forms[::-1] if hasattr(processor, "tokenizer") else forms:
+        try: _check_printed(form, text := chat_text(processor, form, date, closed))
+        except ValueError as error: failed.append(error); continue
+        if not (gone := absent(form, text)): return text
+        made.append((len(gone), text))
+    if made: return min(made, key=lambda m: m[0])[1]
+    raise next((e for e in failed if "TemplateError" in str(e)), failed[0])  # the template's own words, if it has any
+
+# %% ../nbs/04_processors.ipynb #c0a7e525
+def _mark(i: int, k: int, end: str) -> str: return f"Zq{i}k{k}{end}"
+
+def _marked_part(part: dict, i: int, k: int) -> list[dict]:
+    begin, end = _mark(i, k, "B"), _mark(i, k, "E")
+    if "text" in part: return [part | {"text": begin + part["text"] + end}]
+    return [{"type": "text", "text": begin}, part, {"type": "text", "text": end}]
+
+def _marked(content: str | list, i: int) -> str | list:
+    "The content of message `i` with a mark before and behind every part."
+    parts = [p for k, part in enumerate(parts_of(content)) for p in _marked_part(part, i, k)]
+    return parts[0]["text"] if isinstance(content, str) else parts
+
+def _fate(shown: str, part: dict, i: int, k: int) -> str:
+    "How a template treats a part, by a text with marks; nothing if it keeps it."
+    begin, end = _mark(i, k, "B"), _mark(i, k, "E")
+    between = re.search(f"{begin}(.*?){end}", shown, re.DOTALL)
+    if "text" not in part: return "" if between and between[1].strip() else "drops or moves a picture of"
+    if between and between[1] == part["text"]: return ""
+    return "changes" if begin in shown or end in shown else "drops"
+
+# %% ../nbs/04_processors.ipynb #c0a7e526
+def _fates(chat: list[dict], plain: str, shown: str) -> Iterator[tuple[str, int]]:
+    "How a template treats messages, by their text without and with marks; a text without marks is all there may be."
+    for i, m in enumerate(chat):
+        found = {f for k, p in enumerate(parts_of(m["content"])) if shown and (f := _fate(shown, p, i, k))}
+        if not found and i in absent(chat, plain): found = {"changes" if shown else "drops"}
+        yield from ((f, i) for f in sorted(found))
+    for i, j in re.findall(r"Zq(\d+)k\d+EZq(\d+)k\d+B", shown):
+        if i != j: yield f"puts nothing between message {int(i) + 1} and", int(j)
+    last = chat[-1]
+    if last["role"] == "assistant" and not plain.endswith(last["content"]): yield "trims the prefill,", len(chat) - 1
+
+def left_out(
+    processor,  # a processor, or a tokenizer
+    chat: list[dict],  # messages of `Example.chat`
+) -> list[str]:  # a sentence each, [] if all is kept
+    "What a chat template drops or changes of a conversation; ValueError if it refuses it."
+    plain = conversation_text(processor, chat)
+    try: shown = conversation_text(processor, [m | {"content": _marked(m["content"], i)} for i, m in enumerate(chat)])
+    except ValueError: shown = ""  # a template that looks into the texts
+    return [f"the chat template {f} message {i + 1} ({chat[i]['role']})" for f, i in _fates(chat, plain, shown)]
 
 # %% ../nbs/04_processors.ipynb #c0060d61
 def is_plain(processor) -> bool:
@@ -341,9 +420,9 @@ def encode_texts(
     return processor(text=list(texts), add_special_tokens=special, **options), len(behind)
 
 def _bare(chat: list[dict]) -> str:
-    "The texts of a chat, one after the other."
-    parts = [[m["content"]] if isinstance(m["content"], str) else [c.get("text", "") for c in m["content"]] for m in chat]
-    return "".join(_leaves(parts))
+    "The text of a prompt for a model without a chat template; ValueError for a conversation."
+    if len(chat) > 1: raise ValueError("is a conversation, but the model has no chat template")
+    return "".join(p.get("text", "") for p in parts_of(chat[0]["content"]))
 
 def prompt_ids(
     processor,  # a processor, or a tokenizer
@@ -352,7 +431,7 @@ def prompt_ids(
     **visual,  # images and videos
 ) -> list[int]:
     "Ids of one chat as a prompt."
-    text = _bare(chat) if processor.chat_template is None else chat_text(processor, chat, date)
+    text = _bare(chat) if processor.chat_template is None else conversation_text(processor, chat, date)
     batch, cut = encode_texts(processor, [text], **visual)
     ids = list(batch["input_ids"][0])
     return ids[:len(ids) - cut]
@@ -360,10 +439,7 @@ def prompt_ids(
 # %% ../nbs/04_processors.ipynb #fdd22fa7
 _ANSWER = "four"
 
-def _turn(processor) -> list[dict]:
-    "A question and its answer."
-    def content(text): return [{"type": "text", "text": text}] if hasattr(processor, "tokenizer") else text
-    return [{"role": "user", "content": content("2+2?")}, {"role": "assistant", "content": content(_ANSWER)}]
+_TURN = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": _ANSWER}]
 
 def special_ids(tokenizer) -> set[int]:
     "Ids of all special tokens, those without a role included."
@@ -376,7 +452,7 @@ def turn_end(
     "The id that closes an answer: the first end or special token behind it in the chat format, else the tokenizer's end token."
     tokenizer = getattr(processor, "tokenizer", processor)
     if is_plain(processor): return tokenizer.eos_token_id
-    try: _, found, behind = chat_text(processor, _turn(processor), answer=False).rpartition(_ANSWER)
+    try: _, found, behind = conversation_text(processor, _TURN, closed=True).rpartition(_ANSWER)
     except ValueError: return tokenizer.eos_token_id
     ids = tokenizer(behind, add_special_tokens=False).input_ids if found else []
     closing = {*ends, *special_ids(tokenizer)}

@@ -83,7 +83,7 @@ class Rollouts:
         return replace(self, prompts=policy.encode(self.address.examples(capabilities)), ids=ids, mask=mask, finished=finished, top_ids=tops)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{escape(e.prompt)}</td><td><code>{escape(t)}</code></td><td>{'' if f else 'unfinished'}</td></tr>"
+        rows = "".join(f"<tr><td>{escape(e.transcript)}</td><td><code>{escape(t)}</code></td><td>{'' if f else 'unfinished'}</td></tr>"
                        for e, t, f in list(zip(self.examples, self.texts, self.finished.tolist()))[:16])
         return f"<table><tr><th>prompt</th><th>completion</th><th></th></tr>{rows}</table>"
 

@@ -379,7 +379,7 @@ def prompt_of(
     "What the policies have read: number, capability, pictures, text, and the reference answer."
     e = view.completions[row].example
     answer = f"<p><small>reference answer</small> {_word(e.answer, 400)}</p>" if e.answer else ""
-    return f'<small>completion {row} · {escape(e.capability)}</small><div>{pictures(e)}</div><p style="white-space:pre-wrap">{_word(e.prompt, 2000, keep=chr(10))}</p>{answer}'
+    return f'<small>completion {row} · {escape(e.capability)}</small><div>{pictures(e)}</div><p style="white-space:pre-wrap">{_word(e.transcript, 2000, keep=chr(10))}</p>{answer}'
 
 def _row(view: TokenView, row: int, shown: range, opened: tuple[int, int]) -> str:
     "One completion beside its prompt."

@@ -259,7 +259,7 @@ def test_ways_to_read_an_answer(folder, extract, value, answer):
     (dict(extract="number"), dict(answer=True), "'True': a number or text"), (dict(extract="number"), dict(answer=[4]), r"'\[4\]': a number or text"),
     (dict(extract="hashes"), dict(answer="so 4"), "holds no answer"), (dict(extract="boxed"), dict(answer=4), "holds no answer"), (dict(extract="tag"), dict(answer="<answer>"), "holds no answer"),
     (dict(extract="letter", options="o"), dict(answer="green", o=["red", "blue"]), "none of the 2 options"), (dict(extract="letter", options="o"), dict(answer=2, o=["red", "blue"]), "none of the 2 options"),
-    (dict(options="o"), dict(answer="A", o="red or blue"), "are no list"), (dict(), dict(answer=None, prompt="  "), "is blank"), (dict(), dict(prompt=[dict(role="system", content="x")]), "'prompt' is None"),
+    (dict(options="o"), dict(answer="A", o="red or blue"), "are no list"), (dict(), dict(answer=None, prompt="  "), "is blank"), (dict(), dict(prompt=[dict(role="system", content="x")]), "no message is of the user: system"),
     (dict(), dict(prompt="x" * 1_000_001), "1,000,001 characters: at most 1,000,000"), (dict(), dict(images=["a.png"] , prompt="p"), "no file 'a.png'")])
 def test_rows_that_do_not_fit_the_columns(folder, columns, row, message):
     with pytest.raises(ValueError, match=f"row 1 of prompts.jsonl: .*{message}"): read_examples(write(folder, dict(prompt="q") | row), columns=Columns(**columns))

@@ -118,11 +118,28 @@ def test_ids_are_those_of_apply_chat_template(name, chat):
     assert messages[-1]["content"].strip() in tokenizer.decode(ids)
 
 
+def told(chat): return Example("", "1", "sums", messages=tuple(chat))
+
+
+@pytest.mark.filterwarnings("ignore:the chat template of .* leaves out")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_policies_encode_the_same_ids(name):
     policy = policy_of(family(name))
-    prompts = policy.encode([ask("2+2?"), ask("What is 12 + 34 ?")])
-    for e, ids, mask in zip(prompts.examples, prompts.ids, prompts.mask.bool()): assert ids[mask].tolist() == official(policy.tokenizer, said(e.prompt))
+    chats = [c for chat, c in CHATS.items() if (name, chat) not in REFUSED]
+    prompts = policy.encode([ask("What is 12 + 34 ?"), *map(told, chats)])
+    for chat, ids, mask in zip([said("What is 12 + 34 ?"), *chats], prompts.ids, prompts.mask.bool()): assert ids[mask].tolist() == official(policy.tokenizer, chat)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_answer_that_is_begun_has_the_ids_of_continue_final_message(name):
+    tokenizer, chat = family(name), said("2+2?", "It is")
+    want = tokenizer.apply_chat_template(chat, continue_final_message=True, tokenize=True, return_dict=False)
+    assert prompt_ids(tokenizer, chat) == want == policy_of(tokenizer).encode([told(chat)]).ids[0].tolist()
+
+
+def test_a_conversation_needs_a_template():
+    tokenizer = tokenizer_of(*GEMMA, True, None)
+    with pytest.raises(ValueError, match="is a conversation, but the model has no chat template"): prompt_ids(tokenizer, CHATS["three turns"])
 
 
 @pytest.mark.parametrize("template", [PLAIN, PLAIN + "\n", None])
