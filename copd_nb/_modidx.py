@@ -52,6 +52,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'copd_nb.audit._scores': ('audit.html#_scores', 'copd_nb/audit.py'),
                                'copd_nb.audit._solutions': ('audit.html#_solutions', 'copd_nb/audit.py'),
                                'copd_nb.audit.audit': ('audit.html#audit', 'copd_nb/audit.py'),
+                               'copd_nb.audit.audit_map': ('audit.html#audit_map', 'copd_nb/audit.py'),
                                'copd_nb.audit.audit_plot': ('audit.html#audit_plot', 'copd_nb/audit.py'),
                                'copd_nb.audit.cases': ('audit.html#cases', 'copd_nb/audit.py'),
                                'copd_nb.audit.completions_of': ('audit.html#completions_of', 'copd_nb/audit.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'Z', 'ERRORS', 'NUMBERS', 'PROGRAMS', 'own_form', 'written', 'form_of', 'cases', 'wilson', 'group_effects',
-           'Audit', 'completions_of', 'audit', 'audit_plot', 'program_references', 'shipped', 'reward_from',
-           'references']
+           'Audit', 'completions_of', 'audit', 'audit_plot', 'audit_map', 'program_references', 'shipped',
+           'reward_from', 'references']
 
 # %% ../nbs/39_audit.ipynb #8bf87d83
 import importlib
@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 import torch
 
 from .capabilities import Capability, Example
@@ -269,7 +270,29 @@ def audit_plot(
     ax.legend(loc="lower right", fontsize=8)
     return ax
 
-# %% ../nbs/39_audit.ipynb #881a1a13
+# %% ../nbs/39_audit.ipynb #c1da83b4
+def audit_map(
+    found: Mapping[str, Audit],  # by name
+    ax: plt.Axes | None = None,  # a new one if None
+) -> plt.Axes:
+    "Share of cases judged wrongly, kinds of variants down, rewards across; kinds that nobody misjudges are left out."
+    table = pd.concat([f.by_kind().assign(reward=name) for name, f in found.items()])
+    table = table[table.groupby(["group", "kind"]).wrong.transform("sum") > 0]
+    shares = table.pivot_table(index=["group", "kind"], columns="reward", values="rate", sort=False).reindex(columns=list(found))
+    shares = shares.loc[sorted(shares.index, key=lambda i: GROUPS.index(i[0]))]
+    if ax is None: _, ax = plt.subplots(figsize=(1.5 + 0.85 * len(found), 1.5 + 0.27 * max(1, len(shares))), layout="constrained")
+    if not len(shares):
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, "every case is judged rightly", ha="center")
+        return ax
+    sns.heatmap(shares, ax=ax, vmin=0, vmax=1, cmap="Oranges", annot=True, fmt=".0%", annot_kws=dict(size=7), cbar=False, linewidths=0.5, yticklabels=[f"{kind}  ({group})" for group, kind in shares.index])
+    ax.set(xlabel="", ylabel="", title="Share of cases that are judged wrongly")
+    ax.tick_params(axis="x", rotation=40, labelsize=8)
+    plt.setp(ax.get_xticklabels(), ha="right")
+    ax.tick_params(axis="y", labelsize=8)
+    return ax
+
+# %% ../nbs/39_audit.ipynb #6d59d16f
 NUMBERS = ("7", "42", "100", "1234", "-5", "-1728", "65536", "1000000", "0.5", "-2.75", "12.50", "3/4", "-7/3", "9007199254740993")
 PROGRAMS = {
     "double": ("def double(x):\n    return 2 * x", "assert double(1) == 2\nassert double(-3) == -6\nassert double(0) == 0"),
@@ -292,7 +315,7 @@ def shipped() -> dict[str, tuple[list[Example], dict[str, str]]]:  # name of a r
     numbers = {name: (_plain(NUMBERS), {}) for name in ("numeric", "numeric?form=tag:answer", "numeric?form=boxed", "math_verify", "math_verify?form=boxed", "boxed")}
     return numbers | {"exact": (words, {}), "exact?form=tag:answer": (words, {}), "choice": (letters, {}), "choice?form=tag:answer": (letters, {}), "choice?form=after:Answer:": (letters, {}), "code": programs}
 
-# %% ../nbs/39_audit.ipynb #d9cf962a
+# %% ../nbs/39_audit.ipynb #111c1b1b
 def reward_from(
     name: str,  # a reward's name, or package.module:function
 ) -> Callable:  # a reward

@@ -29,7 +29,7 @@ DRAWINGS: dict[str, Schedule] = {
     "copd": copd(PAIR, cycles=2), "hub": copd(THREE, cycles=1, topology="hub", hub="text"), "student": copd(PAIR, cycles=1, topology="student")}
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?!\d)", re.S)
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
-DIRECTIVE = re.compile(r"<!-- (drawing|results|claims|studies) (.+?) -->")
+DIRECTIVE = re.compile(r"<!-- (drawing|results|claims|studies|headline) (.+?) -->")
 WEB_FONT = re.compile(r"@import\s+url\([\"\']?https://fonts[^)]*\);?")
 ELSEWHERE = re.compile(r"<(?:script|img|iframe|source)[^>]*?\ssrc=\"(https?:|//)|<link(?=[^>]*rel=\"(?:stylesheet|icon|preload|modulepreload)\")[^>]*?href=\"(https?:|//)|@import\s+(?:url\()?[\"']?(?:https?:|//)")
 
@@ -101,6 +101,11 @@ def claims(names: str) -> str:
     return claims_markdown([e.record for e in chosen(names)])
 
 
+def headline(names: str) -> str:
+    "The headlines of published reports, with the commit that made them."
+    return "\n\n".join(f"{e.record['headline']}\n\n`copd report {e.name}`, commit {e.record['environment']['commit']}." for e in chosen(names))
+
+
 def means(tables: dict[str, list[dict]]) -> list[str]:
     "Mean accuracy of every paradigm, one column a setting and measure; the highest of a column is bold."
     found = {(r["paradigm"], key): r for key, rows in tables.items() for r in rows if r["capability"] == "mean"}
@@ -133,7 +138,7 @@ def filled(text: str, root: str = "") -> str:
     "A page with its drawings and results; `root` leads from it to the site's root."
     def made(match: re.Match) -> str:
         if match[1] == "drawing": return DRAWINGS[match[2]]._repr_html_()
-        return dict(results=lambda names: results(names.split(", ")), claims=claims, studies=lambda names: studies(names, root))[match[1]](match[2])
+        return dict(results=lambda names: results(names.split(", ")), claims=claims, headline=headline, studies=lambda names: studies(names, root))[match[1]](match[2])
     return DIRECTIVE.sub(made, text)
 
 
