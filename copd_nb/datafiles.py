@@ -269,12 +269,12 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict | Exception]]:
             yield number, row
 
 def _batch_rows(batch: pa.RecordBatch | pa.Table) -> list[dict]:
-    "The rows of a batch; a narrow float becomes the float of the same shortest decimal."
+    "The rows of a batch; a narrow float that is not whole becomes the float of the same shortest decimal."
     rows = batch.to_pylist()
     for field in batch.schema:
         narrow = {pa.float16(): np.float16, pa.float32(): np.float32}.get(field.type)
         for row in rows if narrow else ():
-            if row[field.name] is not None: row[field.name] = float(str(narrow(row[field.name])))
+            if row[field.name] is not None and row[field.name] % 1: row[field.name] = float(str(narrow(row[field.name])))
     return rows
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:

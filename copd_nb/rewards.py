@@ -123,10 +123,10 @@ def read_number(
     value = _value(text, strip)
     return None if value is None else Fraction(value)
 
-# %% ../nbs/01_rewards.ipynb #9fe5a193
+# %% ../nbs/01_rewards.ipynb #77650a83
 LETTER = r"A-Za-zªµºÀ-ÖØ-öø-ԯ"  # Latin, Greek and Cyrillic; other scripts have no spaces between words and numbers
 DIGIT = re.compile("[\\d¼-¾⅐-⅞↉]")
-BRACES = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+\}"
+BRACES = r"\{(?:[^{}\n]|\{(?:[^{}\n]|\{[^{}\n]*+\})*+\})*+\}"
 RAISED = rf"(?:\^(?!\{{? ?\\circ)(?:{BRACES}|[-+]?[\w\\]++)|_(?:{BRACES}|[^\W_]++)|\*\*[-+]?\d++|[⁰¹²³⁴-⁹⁺⁻ⁿ]++)"
 WORD = rf"\\?[{LETTER}](?:[{LETTER}\d]|[.-](?=\d)|{RAISED})*+"
 RATIO = rf"\\[dtc]?frac ?(?:{BRACES}|[^\s{{}}]) ?(?:{BRACES}|[^\s{{}}])"
