@@ -19,11 +19,13 @@ import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps, ImageSequence
 from pyarrow import ArrowException
@@ -32,7 +34,7 @@ from transformers import AutoConfig
 from .capabilities import (Capability, Example, check_name, conversation, held_out_by_hash,
                                   last_of_user, parts_of)
 from .processors import decode_video, left_out, load_processor, prompt_ids
-from .rewards import Boxed, Tagged
+from .rewards import DIGITS, Boxed, Tagged, plain_number
 from .verifiers import check_answer, named_reward
 
 # %% ../nbs/08_datafiles.ipynb #f565ac3f
@@ -178,8 +180,17 @@ def _options(value) -> list[tuple[str, str]]:
     return [(letter, re.sub(rf"^\(?{letter}[.:)]\s*", "", str(v))) for letter, v in zip(LETTERS, value)]
 
 def _as_number(value, options) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)): raise ValueError(f"{str(value)[:80]!r}: a number or text is needed")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    "Text as it is, a number in plain digits."
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, str)): raise ValueError(f"{str(value)[:80]!r}: a number or text is needed")
+    if isinstance(value, (int, str)): return str(value)
+    exact = Decimal(repr(value)) if isinstance(value, float) else value
+    if not exact.is_finite() or abs(exact.adjusted()) > DIGITS: raise ValueError(f"{str(value)[:80]}: a finite number of at most {DIGITS} digits is needed")
+    return f"{exact:f}".removesuffix(".0") if isinstance(value, float) else f"{exact:f}"
+
+def _hashed(value: str) -> str | None:
+    "The answer behind the last ####, a number in plain digits."
+    _, mark, answer = value.rpartition("####")
+    return (plain_number(answer) or answer.strip()) if mark else None
 
 def _as_letter(value, options) -> str:
     "The letter of an option by its number (from 0), letter or text."
@@ -198,7 +209,7 @@ def _cut(pattern: str | Callable, value) -> str:
 
 EXTRACT = dict(text=lambda value, options: value, number=_as_number, letter=_as_letter,
                boxed=lambda value, options: _cut(Boxed(), value), tag=lambda value, options: _cut(Tagged(), value),
-               hashes=lambda value, options: _cut(lambda v: v.rpartition("####")[2].strip().replace(",", "") if "####" in v else None, value))
+               hashes=lambda value, options: _cut(_hashed, value))
 
 # %% ../nbs/08_datafiles.ipynb #c0a7e582
 SPEAKERS = dict(human="user", gpt="assistant")  # ShareGPT's names of roles
@@ -350,12 +361,18 @@ def _read(row, folder: Path, columns: Columns, longest: int = LONGEST) -> tuple[
     except ValueError as error: return None, [(columns.prompt, str(error))]  # marks and pictures don't fit
 
 # %% ../nbs/08_datafiles.ipynb #496de5de
+def _as_written(text: str) -> float | Decimal:
+    "A number of JSON; a Decimal where a float would be another number."
+    try: exact = Decimal(text)
+    except InvalidOperation: raise ValueError(f"the number {text[:40]} is out of range") from None
+    return value if Decimal(repr(value := float(text))) == exact else exact
+
 def _json(data: bytes):
     "A JSON value in UTF-8 whose texts can be written again; ValueError for anything else."
     text = data.decode("utf-8-sig")
-    try: value = json.loads(text)
+    try: value = json.loads(text, parse_float=_as_written)
     except RecursionError: raise ValueError("it is nested too deeply") from None
-    if re.search(r"\\u[dD]", text): json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs can't
+    if re.search(r"\\u[dD]", text): json.dumps(value, ensure_ascii=False, default=str).encode()  # halves of surrogate pairs can't
     return value
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict | Exception]]:
@@ -374,11 +391,20 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict | Exception]]:
             except ValueError as error: row = ValueError(f"is no JSON: {error}")
             yield number, row
 
+def _batch_rows(batch: pa.RecordBatch | pa.Table) -> list[dict]:
+    "The rows of a batch; a narrow float that is not whole becomes the float of the same shortest decimal."
+    rows = batch.to_pylist()
+    for field in batch.schema:
+        narrow = {pa.float16(): np.float16, pa.float32(): np.float32}.get(field.type)
+        for row in rows if narrow else ():
+            if row[field.name] is not None and row[field.name] % 1: row[field.name] = float(str(narrow(row[field.name])))
+    return rows
+
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
     "Row numbers and rows of a Parquet file, a batch at a time."
     try:
         batches = pq.ParquetFile(path).iter_batches(256)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        yield from enumerate((row for batch in batches for row in _batch_rows(batch)), 1)
     except (OSError, ValueError, ArrowException) as error: raise ValueError(f"{path.name} can't be read as Parquet: {error}") from error
 
 def _check_saved(path: Path):
@@ -400,7 +426,7 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[tuple[int, dict]]:
         if split not in data: raise ValueError(f"{path.name} has no split {split!r}: {', '.join(data)}")
         data = data[split]
     batches = data.with_format("arrow").iter(256)
-    yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+    yield from enumerate((row for batch in batches for row in _batch_rows(batch)), 1)
 
 def _rows(path: Path, split: str | None = None) -> Iterable[tuple[int, dict]]:
     "Row numbers from 1 and rows of a data file or folder."

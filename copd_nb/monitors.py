@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .rewards import LastNumber
+from .rewards import LastNumber, answer_after
 
 # %% ../nbs/17_monitors.ipynb #140685e8
 def _numbered(ids: Tensor, n: int) -> Tensor:
@@ -44,9 +44,9 @@ def repetition(
 # %% ../nbs/17_monitors.ipynb #aa461f6f
 def said(
     text: str,  # a completion
-) -> str:  # its last number, or else the whole text
+) -> str:  # its last number, behind a colon if there is one, or else the whole text
     "What a completion comes to."
-    return LastNumber()(text) or text.strip()
+    return LastNumber()(answer_after(text, ":") or "") or LastNumber()(text) or text.strip()
 
 def sameness(
     texts: Iterable[str],  # completions of different prompts

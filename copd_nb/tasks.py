@@ -23,7 +23,7 @@ from fractions import Fraction
 from functools import cache
 
 from .capabilities import Capability, Example, held_out_by_hash
-from .rewards import Numeric, answer_form, answer_in
+from .rewards import Numeric, answer_form, answer_in, read_number
 from .sandbox import Guarded
 from .verifiers import CodeTests, Instructions, named_reward
 
@@ -139,7 +139,10 @@ PREFIX = {"coin_flip"}  # its scorer compares digits up to the shorter text, so 
 
 NO_NUMBER = r"(?i)(?<![a-z])(nan|inf|infinity)[ij]?(?![a-z])"  # the distance to it is no number, and `complex_arithmetic` calls that right
 
-def _close(text: str, entry: dict) -> bool: return abs(float(Fraction(text.replace(",", ""))) - float(Fraction(entry["answer"]))) <= 1e-6
+def _close(text: str, entry: dict) -> bool:
+    "Whether two numbers are one to six places."
+    value, reference = read_number(text), read_number(entry["answer"])
+    return value is not None and reference is not None and abs(value - reference) <= Fraction(1, 10 ** 6)
 
 @dataclass(frozen=True)
 class GymReward:

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from urllib.parse import unquote
 
 from .capabilities import Example
-from .rewards import Boxed, Choice, Exact, Format, LengthPenalty, Noisy, Numeric, Tagged, Weighted, answer_form, answer_in
+from .rewards import Boxed, Choice, Exact, Format, LengthPenalty, Noisy, Numeric, Tagged, Weighted, answer_form, answer_in, plain_numbers, read_number
 from .sandbox import Guarded, Outcome, run_many
 
 # %% ../nbs/03_verifiers.ipynb #1f658fda
@@ -35,13 +35,35 @@ def _math() -> tuple[Callable, Callable]:
 
 def _formula(text: str, bare: bool) -> str:
     "LaTeX in dollars, unless it is in an environment, or is prose (not `bare`) without a command."
+    text = re.sub(r"\\boxed\s+\{", r"\\boxed{", plain_numbers(text))
     alone = bare or "\\" in text and "\n" not in text.strip()
     return f"${text.strip()}$" if alone and not re.search(r"\$|\\boxed|\\\(|\\\[", text) else text
+
+def _parsed_math(text: str, bare: bool) -> list:
+    "What math-verify reads: expressions, and beside them the text. Empty if it reads no expression."
+    found = _math()[0](_formula(text, bare), parsing_timeout=None)
+    return found if any(not isinstance(f, str) for f in found) else []
+
+# %% ../nbs/03_verifiers.ipynb #6ba9f1b2
+def _apart(a, b) -> bool:
+    "Whether two sympy expressions are numbers, or made of numbers, and differ."
+    from sympy import FiniteSet, Float, UnevaluatedExpr
+    if a == b: return False
+    if isinstance(a, FiniteSet) or isinstance(b, FiniteSet):
+        ours, theirs = (x.args if isinstance(x, FiniteSet) else (x,) for x in (a, b))
+        return any(all(_apart(x, y) for y in theirs) for x in ours)
+    if hasattr(a, "rhs") != hasattr(b, "rhs"): a, b = (getattr(x, "rhs", x) for x in (a, b))
+    if not getattr(a, "is_number", False) or not getattr(b, "is_number", False):
+        return type(a) is type(b) and not a.is_Add and len(a.args) == len(b.args) and any(map(_apart, a.args, b.args))
+    if a.has(UnevaluatedExpr) or b.has(UnevaluatedExpr): return False
+    x, y = a.evalf(50), b.evalf(50)
+    share = abs(x / y - 1) if x and y else 0
+    return bool(share and share.is_finite and share > (1e-5 if a.has(Float) or b.has(Float) else 1e-40))
 
 # %% ../nbs/03_verifiers.ipynb #ebeae579
 @dataclass(frozen=True)
 class MathVerify:
-    "1 where the answer means the same as the reference, by math-verify."
+    "1 where the answer means the same as the reference, by math-verify and a second look."
     mark: str | Callable = ""  # a mark or form, "" lets math-verify search the whole completion
 
     def prepare(self): _math()[0]("$1$", parsing_timeout=None)  # loads sympy and the grammar of LaTeX
@@ -50,12 +72,11 @@ class MathVerify:
         return [self._one(answer_in(c, self.mark), e.answer) for c, e in zip(completions, examples, strict=True)]
 
     def _one(self, text: str | None, reference: str) -> float:
-        parse, verify = _math()
-        if text is None: return 0.0
+        gold = _parsed_math(reference, bare=True) if text is not None else []
+        if not gold: return 0.0
         inside = Tagged()(text)
-        target = _formula(text if inside is None else inside, bare=inside is not None or self.mark != "")
-        gold = parse(_formula(reference, bare=True), parsing_timeout=None)
-        return float(verify(gold, parse(target, parsing_timeout=None), timeout_seconds=None))
+        target = _math()[0](_formula(text if inside is None else inside, bare=inside is not None or self.mark != ""), parsing_timeout=None)
+        return float(_math()[1](gold, target, timeout_seconds=None) and not _apart(gold[0], target[0]))
 
 # %% ../nbs/03_verifiers.ipynb #963d9e67
 def code_in(
@@ -225,7 +246,7 @@ class Instructions:
 # %% ../nbs/03_verifiers.ipynb #8a6ca298
 def _exact(form: str = "whole") -> Exact: return Exact(answer_form(form))
 def _boxed() -> Exact: return Exact(Boxed())
-def _numeric(form: str = "number", tolerance: float = 1e-6) -> Numeric: return Numeric(answer_form(form), tolerance)
+def _numeric(form: str = "number", tolerance: float = 0.0, strip: str = "") -> Numeric: return Numeric(answer_form(form), tolerance, strip)
 def _choice(form: str = "whole", letters: str = "ABCDEFGHIJ") -> Choice: return Choice(answer_form(form), letters)
 def _code(seconds: float = 10.0, share: bool = False, packages: bool = False) -> CodeTests: return CodeTests(seconds, share, packages)
 def _instructions(share: bool = True) -> Instructions: return Instructions(share)
@@ -268,25 +289,24 @@ def named_reward(
 
 # %% ../nbs/03_verifiers.ipynb #30371df0
 def _check_math(answer: str) -> str | None:
-    found = answer.strip() and _math()[0](_formula(answer, bare=True), parsing_timeout=None)
-    return None if found else "is nothing that math-verify can read"
+    return None if _parsed_math(answer, bare=True) else "is nothing that math-verify can read: a number, a formula or a set is needed, `exact` compares texts"
 
 def _check_json(read: Callable, answer: str) -> str | None:
     "What a reader of JSON answers objects to."
     try: read(answer)
     except (ValueError, RecursionError) as error: return f"can't be used: {error}"
 
-def _check_number(answer: str) -> str | None:
-    try: finite = math.isfinite(float(answer.replace(",", "")))
-    except ValueError: finite = False
-    return None if finite else "is no finite number"
+def _check_number(reward: Numeric, answer: str) -> str | None:
+    if read_number(answer, reward.strip) is not None: return None
+    return (r"is no number, or could be read in two ways: 1234, 1,234, -3.5, 3/4, 2 1/2, \frac{3}{4} and 5e3 are numbers, "
+            "1,2 and 1.234,56 are not; `strip` names units that are ignored, such as strip=$,%")
 
 def _check_plain(reward: Callable, answer: str) -> str | None:
     "What is wrong with the answer for a reward that is not made of others."
     if isinstance(reward, CodeTests): return _check_json(_tests, answer)
     if isinstance(reward, Instructions): return _check_json(_constraints, answer)
     if isinstance(reward, MathVerify): return _check_math(answer)
-    if isinstance(reward, Numeric): return _check_number(answer)
+    if isinstance(reward, Numeric): return _check_number(reward, answer)
     if isinstance(reward, Choice): return None if len(answer) == 1 and answer in reward.letters else f"is none of the letters {reward.letters}"
     if isinstance(reward, Exact): return None if answer and answer == answer.strip() else "is empty, or begins or ends with spaces, and can't be matched"
 
