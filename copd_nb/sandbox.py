@@ -664,7 +664,7 @@ class Acts(Values):
 
     def do_describe(self, number: int) -> tuple:
         kind = self.mine[number]
-        filled = _base(kind) in (list, dict, set, bytearray) or kind.__name__ in ("dict_keys", "dict_items")
+        filled = _base(kind) in (list, dict, set, bytearray) or bool({"dict_keys", "dict_items"} & {c.__name__ for c in kind.__mro__})
         plain = lambda c: c in (object, *FIXED) or _named(c) and issubclass(c, BaseException)
         methods = {n for c in kind.__mro__ if not plain(c) for n, method in vars(c).items() if method is not None}
         bases = [b for b in kind.__bases__ if b is not object and (b in FIXED or b not in NAMED)]
@@ -1052,7 +1052,7 @@ def isolation() -> dict[str, str]:  # steps by what they keep in; "" where nothi
     steps = _boxed("", 20, 1000, "", _state(2 ** 28, 2 ** 20, 1, False, _unusable(), 20)).steps
     return {what: ", ".join(s for s in by if s in steps) for what, by in KEPT.items()}
 
-def _warn(steps: tuple, without: Sequence[str]):
+def _warn(steps: Sequence[str], without: Sequence[str]):
     "A warning for what nothing keeps in."
     open_ = [what for what, by in KEPT.items() if not {*by} & {*steps}]
     if open_ and not without: warnings.warn(f"code runs without isolation of {', '.join(open_)}: this machine does not permit it", stacklevel=3)
@@ -1137,9 +1137,9 @@ def judge_code(
     state = _state(memory, 16 * 2 ** 20, 1, packages, [*without, *_unusable()], seconds)
     first = "lambda state: launcher._apart(state, launcher._run)"
     (_, _, report), reason = _streams(source, seconds, 2 ** 16, bytes(task.out), state, first)
-    passed, steps = set(re.findall(rb"^passed \d+$", report, re.M)), tuple(_said(report).get("steps", "").split())
-    _warn(steps or tuple(KEPT), without)
-    return Verdict(len(passed), reason, time.monotonic() - begin, steps)
+    passed, steps = set(re.findall(rb"^passed \d+$", report, re.M)), _said(report).get("steps")
+    if steps is not None: _warn(steps.split(), without)
+    return Verdict(len(passed), reason, time.monotonic() - begin, tuple((steps or "").split()))
 
 # %% ../nbs/02_sandbox.ipynb #0482e962
 LOADING = 120  # seconds that a worker may take to load what a reward needs

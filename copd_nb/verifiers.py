@@ -172,11 +172,11 @@ def _examined(tree: ast.AST) -> set[str]:
     values = [n.value for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
     return {made.get(v.id) if isinstance(v, ast.Name) else call(v) for v in values} - {None}
 
-def _modules(tree: ast.AST, names: set[str]) -> set[str]:
-    "Modules of the standard library that the tests use without importing them."
+def _modules(tree: ast.AST) -> set[str]:
+    "Modules of the standard library that the tests use, whether they import them or not."
     bases = [n.value.id for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
     uses = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
-    return {n for n in names & sys.stdlib_module_names if bases.count(n) == uses.count(n)}
+    return {n for n in sys.stdlib_module_names.intersection(bases) if bases.count(n) == uses.count(n)}
 
 def _builtin(tree: ast.Module) -> set[str]:
     "The one function of Python's own that every test calls, which can only mean the program's."
@@ -191,7 +191,7 @@ def _given(trusted: list[ast.stmt]) -> set[str]: return set().union(*map(_bound,
 def _meanings(tree: ast.Module, trusted: list[ast.stmt], entry: str) -> dict[str, list[str]]:
     "Arguments of `judge_code` that tell whose names the tests use."
     free, own = _free(tree), {entry} & set(dir(builtins))
-    modules = _modules(tree, free - _given(trusted))
+    modules = _modules(tree) - _given(trusted)
     program = free - _given(trusted) - modules - set(dir(builtins))
     if not entry and not program and "solution" not in ast.dump(tree):  # then what the prefix defines is the program's
         names = {getattr(s, "name", "") for s in trusted} & free
