@@ -41,7 +41,7 @@ from transformers.utils import logging
 
 from .attention import NO_MASK, Decoding, Packed, PromptKeys, Slots, use_packed_attention
 from .capabilities import Example
-from .processors import PLAIN, absent, added_tokens, conversation_text, encode_texts, is_dated, is_plain, load_processor, template_now, template_of, turn_end
+from .processors import PLAIN, absent, adding, conversation_text, encode_texts, is_dated, load_processor, template_now, template_of, turn_end
 
 # %% ../nbs/06_policies.ipynb #0883d498
 @dataclass(frozen=True, eq=False)
@@ -428,8 +428,7 @@ def _form(policy: Policy) -> tuple:
     "What the ids of a prompt depend on besides its text: the template, the day, and what the tokenizer adds to texts."
     processor = policy.processor
     date = policy.date or template_now().date() if is_dated(processor) else None
-    chat = is_plain(processor) or policy.tokenizer is not processor
-    return template_of(processor), date, str(added_tokens(policy.tokenizer)) if chat else ""
+    return template_of(processor), date, adding(policy.tokenizer)
 
 def encode(
     policy: Policy,

@@ -7,8 +7,8 @@ __all__ = ['SPECIAL', 'CHARACTERS', 'UNKNOWN', 'WORDS', 'CHAT_TEMPLATE', 'MODES'
            'CONTAINERS', 'character_tokenizer', 'patchify', 'resize_pixels', 'TorchImages', 'TorchImageProcessor',
            'TorchFrames', 'TorchVideoProcessor', 'FramesProcessor', 'small_processor', 'load_processor', 'template_now',
            'template_of', 'is_dated', 'chat_text', 'absent', 'conversation_text', 'left_out', 'is_plain',
-           'adds_special', 'added_tokens', 'encode_texts', 'prompt_ids', 'special_ids', 'turn_end', 'completion_texts',
-           'sample_indices', 'decode_video']
+           'adds_special', 'adding', 'added_tokens', 'encode_texts', 'prompt_ids', 'special_ids', 'turn_end',
+           'completion_texts', 'sample_indices', 'decode_video']
 
 # %% ../nbs/04_processors.ipynb #79c5c21f
 import json
@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock
 from types import SimpleNamespace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -400,6 +401,11 @@ def adds_special(
     if is_plain(processor): return True
     return tokenizer is not processor and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
+def adding(tokenizer) -> str:
+    "How a tokenizer adds special tokens to texts, quickly; it changes when they do."
+    flags = [getattr(tokenizer, f"add_{kind}_token", None) for kind in ("bos", "eos")]
+    return f"{flags} {getattr(getattr(tokenizer, 'backend_tokenizer', None), 'post_processor', None)!r}"
+
 def added_tokens(tokenizer) -> tuple[list[int], list[int]]:
     "Ids that a tokenizer puts before and behind every text."
     every, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
@@ -459,17 +465,26 @@ def turn_end(
     return next((i for i in ids if i in closing), tokenizer.eos_token_id)
 
 # %% ../nbs/04_processors.ipynb #b5d381b3
+_letters = WeakKeyDictionary()  # tokenizer → ids behind which its completions are decoded
+
+def _texts(tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
+    return tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+def _letter(tokenizer) -> list[int]:
+    "Ids of a letter, or none where a text is decoded to the same behind it as alone."
+    letter, both = tokenizer(["a", "a a"], add_special_tokens=False).input_ids
+    start, alone, whole = _texts(tokenizer, [letter, both[len(letter):], both])
+    return [] if whole == start + alone else letter
+
 def completion_texts(
     tokenizer,
     rows: Sequence[Sequence[int]],  # ids of completions, without the end of the turn
 ) -> list[str]:
     "Completions as they would follow a prompt, special tokens included."
-    before = tokenizer("a", add_special_tokens=False).input_ids
-    def texts(some): return tokenizer.batch_decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    start, *found = texts([before, *([*before, *row] for row in rows)])
-    odd = [r for r, t in zip(rows, found) if not t.startswith(start)]  # decoders that join what stands side by side
-    alone = iter(texts(odd)) if odd else iter(())
-    return [t.removeprefix(start) if t.startswith(start) else next(alone) for t in found]
+    if tokenizer not in _letters: _letters[tokenizer] = _letter(tokenizer)
+    if not (before := _letters[tokenizer]): return _texts(tokenizer, rows)
+    start, *found = _texts(tokenizer, [before, *([*before, *row] for row in rows)])
+    return [t.removeprefix(start) for t in found]
 
 # %% ../nbs/04_processors.ipynb #bd4866ec
 FRAMES = (4, 768)  # fewest and most frames of a video that the model sees
