@@ -218,7 +218,8 @@ ADDRESS = re.compile(r"https?://|s3://|file://|data:", re.I)
 def _messages(value) -> list | None:
     "Messages from a list, or from a dictionary of lists, as some tables have it; None for anything else."
     if isinstance(value, (list, tuple, np.ndarray)): return list(value)
-    columns = list(value.values()) if isinstance(value, dict) else []
+    if not isinstance(value, dict): return None
+    columns = list(value.values())
     lists = columns and all(isinstance(c, (list, tuple, np.ndarray)) for c in columns)
     return [dict(zip(value, m)) for m in zip(*columns)] if lists and len({*map(len, columns)}) == 1 else None
 
@@ -252,16 +253,16 @@ def _bare(message):
     def bare(part): return {k: v for k, v in part.items() if k not in names} if (names := _names(part)) else part
     return message | {"content": [bare(part) for part in message["content"]]}
 
-def _parts_in(chat: list | None) -> Iterator[dict]:
-    "Parts of all messages of a chat, as far as there are any."
-    for message in map(_standard, chat or ()):
-        if isinstance(message, dict) and isinstance(message.get("content"), list): yield from message["content"]
+def _named(chat: list, kind: str) -> Iterator[str | dict]:
+    "Pictures or videos that parts of a conversation name."
+    contents = [m.get("content") for m in map(_standard, chat) if isinstance(m, dict)]
+    for part in (p for c in contents if isinstance(c, list) for p in c):
+        if kind in (names := _names(part)): yield from (part[k] for k in names if not _empty(part.get(k)))
 
-def _sources(row: dict, columns: Columns, kind: str) -> list:
+def _sources(row: dict, chat: list | None, column: str | tuple, kind: str) -> list:
     "Pictures of a row by name or bytes, from their column or from parts of its conversation."
-    listed, column = _listed(row, getattr(columns, f"{kind}s")), getattr(columns, f"{kind}s")
-    parts = _parts_in(_messages(_found(row, columns.prompt)))
-    named = [p[k] for p in parts if kind in (names := _names(p)) for k in names if not _empty(p.get(k))]
+    listed, named = _listed(row, column), chat and list(_named(chat, kind))
+    if not listed and not named: return []
     if listed and named: raise ValueError(f"{kind}s are in {column!r} and in the conversation: one place is allowed")
     for source in listed or named:
         if isinstance(source, str) and ADDRESS.match(source):
@@ -305,9 +306,8 @@ def _shown_options(row: dict, columns: Columns) -> str:
 def _check_length(n: int, longest: int):
     if n > longest: raise ValueError(f"the prompt has {n:,} characters: at most {longest:,} are read")
 
-def _prompt(row: dict, columns: Columns, longest: int) -> str:
+def _prompt(value, row: dict, columns: Columns, longest: int) -> str:
     "The text that the model reads."
-    value = _found(row, columns.prompt)
     if value is None and (other := next((c for c, v in row.items() if _is_chat(v)), None)):
         raise ValueError(f"column {columns.prompt!r} is None: {_cure(other)}")
     text = _text(row, columns.prompt, value)
@@ -328,19 +328,19 @@ def _listed(row: dict, column: str | tuple) -> list:
     value = _found(row, column)
     return [] if value is None else [value] if isinstance(value, (str, dict)) else list(value)
 
-def _pictures(read: Callable, row: dict, kind: str, folder: Path, columns: Columns, suffix: str = "") -> tuple:
-    found = _sources(row, columns, kind)
-    return tuple(read(folder / columns.folder, s + suffix if isinstance(s, str) else s) for s in found)
+def _pictures(read: Callable, sources: list, folder: Path, columns: Columns, suffix: str = "") -> tuple:
+    return tuple(read(folder / columns.folder, s + suffix if isinstance(s, str) else s) for s in sources)
 
 def _parts(row: dict, folder: Path, columns: Columns, longest: int) -> Iterator[tuple[str, str, Callable]]:
     "Name, column and reader of each part of an example."
     yield "capability", columns.capability, lambda: check_name(_text(row, columns.capability, _found(row, columns.capability), "prompts"), "capability")
-    chat = _messages(_found(row, columns.prompt))
-    if chat is None: yield "prompt", columns.prompt, lambda: _prompt(row, columns, longest)
+    chat = _messages(value := _found(row, columns.prompt))
+    if chat is None: yield "prompt", columns.prompt, lambda: _prompt(value, row, columns, longest)
     else: yield "messages", columns.prompt, lambda: _conversation(chat, row, columns, longest)
     yield "answer", columns.answer, lambda: _answer(row, columns)
-    yield "images", columns.images, lambda: _pictures(_image, row, "image", folder, columns)
-    yield "videos", columns.videos, lambda: _pictures(_video, row, "video", folder, columns, columns.suffix)
+    def shown(kind): return _sources(row, chat, getattr(columns, f"{kind}s"), kind)
+    yield "images", columns.images, lambda: _pictures(_image, shown("image"), folder, columns)
+    yield "videos", columns.videos, lambda: _pictures(_video, shown("video"), folder, columns, columns.suffix)
 
 def _mark(row, columns: Columns) -> str | None:
     "The id of a row as text."
@@ -357,7 +357,7 @@ def _read(row, folder: Path, columns: Columns, longest: int = LONGEST) -> tuple[
         except (KeyError, OSError, RecursionError, TypeError, ValueError) as error: wrong.append((str(column), str(error)))
     if isinstance(_found(row, columns.id), (list, dict)): wrong.append((columns.id, f"column {columns.id!r} holds a list or an object: text or a number is needed"))
     if wrong: return None, wrong
-    try: return Example(**dict(prompt="") | parts), []
+    try: return Example(**{"prompt": "", **parts}), []
     except ValueError as error: return None, [(columns.prompt, str(error))]  # marks and pictures don't fit
 
 # %% ../nbs/08_datafiles.ipynb #496de5de
