@@ -1174,16 +1174,18 @@ def _added(shared: _Shared, shape: dict, path: str) -> _Adapter:
     return adapter
 
 def _fill(policy: LoraPolicy, tensors: dict[str, Tensor], path: str):
-    "Put matrices in place as `peft` does, which knows former names of layers; ValueError unless they are those of all layers."
-    model, name = policy.model, policy.adapter.name
-    model.peft_config = {name: policy.shared.config(policy.adapter)}
-    try: done = _peft().set_peft_model_state_dict(model, tensors, name)
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds an adapter for a model of another size than {policy.shared.base.origin}: {str(error).splitlines()[-1].strip()}") from error
-    finally: del model.peft_config
-    lacking = [n for n in done.missing_keys if n.endswith(f".{name}.weight")]
-    for odd, what in ((done.unexpected_keys, "holds {}, and its config names no such layer of"), (lacking, "lacks {}, which its config names, for")):
-        if odd: raise ValueError(f"{path} {what.format(odd[0])} {policy.shared.base.origin}: an A and a B for each layer are needed, and no others")
+    "Put matrices in place; ValueError unless they are those of all layers."
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as converted
+    base, own = policy.shared.base.origin, policy.state_dict()
+    try: found = converted(policy.model, policy.shared.config(policy.adapter), tensors, policy.adapter.name)
+    except Exception as error: raise ValueError(f"{path} holds tensors whose names `peft` can't translate for {base}: {error}") from error
+    found = {n.removeprefix("base_model.model."): x for n, x in found.items()}
+    if odd := sorted(found.keys() - own.keys()): raise ValueError(f"{path} holds {odd[0]}, and its config names no such layer of {base}")
+    if odd := sorted(own.keys() - found.keys()): raise ValueError(f"{path} lacks {odd[0]}, and its config names this layer of {base}")
+    if odd := [n for n, x in own.items() if x.shape != found[n].shape]:
+        raise ValueError(f"{path} holds an adapter for a model of another size: {odd[0]} has the shape {tuple(found[odd[0]].shape)}, "
+                         f"and {base} needs {tuple(own[odd[0]].shape)}")
+    policy.load_state(found)
 
 # %% ../nbs/06_policies.ipynb #e02f0ad2
 _BASES: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # (folder, dtype, layers) → _Shared

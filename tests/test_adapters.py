@@ -348,7 +348,7 @@ def test_a_config_that_is_none_is_refused(data, plain_adapter):
 
 
 def test_a_base_of_another_size_is_named(bases, plain_adapter):
-    with pytest.raises(ValueError, match="another size than .*wide"): Policy.load(reworded(plain_adapter, base_model_name_or_path=str(bases("wide"))))
+    with pytest.raises(ValueError, match="another size: .*q_proj.lora_A.weight has the shape .4, 32., and .*wide needs .4, 48."): Policy.load(reworded(plain_adapter, base_model_name_or_path=str(bases("wide"))))
     with pytest.raises(ValueError, match="doesn't fit into .*gpt2"): Policy.load(reworded(plain_adapter, base_model_name_or_path=str(bases("gpt2"))))
 
 
