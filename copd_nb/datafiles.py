@@ -53,11 +53,13 @@ def _open(folder: Path, source: str | dict) -> Image.Image:
     if data is None and not isinstance(name, str): raise ValueError(f"{str(source)[:80]!r} is no picture: a file name or bytes are needed")
     held = io.BytesIO(data) if data is not None else _inside(folder, name)
     try: return Image.open(held, formats=FORMATS)
-    except (OSError, ValueError, Image.DecompressionBombError) as error: raise ValueError(f"{name!r} is no picture that can be read ({', '.join(FORMATS)}): {error}") from error
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name!r} is no picture that can be read ({', '.join(FORMATS)}): {error}") from error
 
 # %% ../nbs/08_datafiles.ipynb #2a1b7c3d
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I;16")  # of Pillow
-_DAMAGES = (OSError, EOFError, IndexError, KeyError, OverflowError, SyntaxError, TypeError, ValueError, struct.error, zlib.error)
+_DAMAGES = (OSError, EOFError, IndexError, KeyError, OverflowError, SyntaxError, TypeError, ValueError,
+            struct.error, zlib.error)
 _LARGEST = {"L;2": 3, "L;4": 15}  # grey values of PNGs with few bits
 
 def _eight_bits(image: Image.Image, stored: str) -> Image.Image:
@@ -87,7 +89,7 @@ def pixels(
     image: Image.Image,  # of one of MODES
 ) -> np.ndarray:  # (H, W, 3) uint8
     "A picture as models see it: turned as its EXIF data says, in 8 bits, on white where it is transparent."
-    stored = next((t[3] for t in getattr(image, "tile", ()) if isinstance(t[3], str)), "")  # Pillow's name for bits in the file
+    stored = next((t[3] for t in getattr(image, "tile", ()) if isinstance(t[3], str)), "")  # in the file
     try:
         image.load()
         turned = image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
@@ -97,7 +99,7 @@ def pixels(
 # %% ../nbs/08_datafiles.ipynb #5d4eaf60
 def _fits(width: int, height: int, frames: int = 1):
     "ValueError for pictures without pixels and for those that are too large, before they are decoded."
-    if not width * height * frames: raise ValueError(f"{frames} × {width} × {height} pixels: a picture has at least one")
+    if not width * height * frames: raise ValueError(f"{frames} × {width} × {height} pixels: at least one is needed")
     if width * height * frames > PIXELS: raise ValueError(f"{frames} × {width} × {height} pixels: at most {PIXELS} are read")
 
 def _image(folder: Path, source: str | dict) -> np.ndarray:
