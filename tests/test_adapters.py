@@ -3,7 +3,10 @@ import dataclasses
 import gc
 import json
 import shutil
+import tempfile
 import warnings
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,16 +44,16 @@ def made(family):
     return getattr(transformers, kind + ("LMHeadModel" if kind == "GPT2" else "ForCausalLM"))(config).eval()
 
 
+def base_in(place, family):
+    "Folder of a family's base, made when it is first asked for."
+    if (place / family).exists(): return place / family
+    if family == "vision": base = tiny_policy(hidden=32, layers=2, vision_hidden=16, vision_depth=2)
+    else: base = Policy(made(family), character_tokenizer())
+    return base.save(place / family)
+
+
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    "Folder of a base by family."
-    place = tmp_path_factory.mktemp("bases")
-    def folder(family):
-        if (place / family).exists(): return place / family
-        if family == "vision": base = tiny_policy(hidden=32, layers=2, vision_hidden=16, vision_depth=2)
-        else: base = Policy(made(family), character_tokenizer())
-        return base.save(place / family)
-    return folder
+def bases(tmp_path_factory): return partial(base_in, tmp_path_factory.mktemp("bases"))
 
 
 def plain(folder):
@@ -474,3 +477,43 @@ def test_a_quantised_base_is_refused_by_name(config, plain_adapter, bases, tmp_p
     stored = json.loads((base / "config.json").read_text()) | dict(quantization_config=config)
     (base / "config.json").write_text(json.dumps(stored))
     refused(f"quantised.*{config['quant_method']}", reworded(plain_adapter, base_model_name_or_path=str(base)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family, places", [
+    ("mixtral", [*ATTENTION, "w1", "w2", "w3"]), ("moe", [*ATTENTION, "gate_proj", "up_proj"]), ("moe", "all-linear"),
+    ("moe", ".*(q_proj|v_proj|experts.*)")])
+def test_places_that_have_become_experts_are_refused(family, places, bases, tmp_path):
+    "In transformers 4 each expert had linear layers; they are one parameter now, and peft moves such an adapter there."
+    folder = saved(c(), bases(family), tmp_path / "adapter")
+    refused("target_parameters|router|gate|doesn't fit", reworded(folder, target_modules=places))
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "adapters.md"
+
+
+def outcome(kind, place):
+    "A row of the page: what is read with its largest error, what is refused with its reason."
+    family, config, options, _ = (*EQUAL[kind], {}, "") if kind in EQUAL else REFUSED[kind]
+    base, folder = base_in(place, family), place / kind / "adapter"
+    saved(config, base, folder, **options)
+    try: found = max(errors(folder, base, folder.parent).values())
+    except ValueError as error: return "refused", str(error).partition(f"{folder} ")[2].partition(": only ")[0]
+    return "equal", f"{found:.0e}"
+
+
+def table():
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = [(kind, *outcome(kind, Path(place))) for kind in (*EQUAL, *REFUSED)]
+    return "".join(f"| {kind} | {word} | {why} |\n" for kind, word, why in rows)
+
+
+def test_the_page_on_adapters_names_every_kind():
+    page = PAGE.read_text()
+    for kind in (*EQUAL, *REFUSED): assert f"| {kind} | {'equal' if kind in EQUAL else 'refused'} |" in page, kind
+    for kind in PeftType: assert kind.value in page, kind
+    for field in dataclasses.fields(LoraConfig): assert f"`{field.name}`" in page, field.name
+
+
+if __name__ == "__main__": print(table())
