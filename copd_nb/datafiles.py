@@ -31,7 +31,7 @@ from transformers import AutoConfig
 
 from .capabilities import (Capability, Example, check_name, conversation, held_out_by_hash,
                                   last_of_user, parts_of)
-from .processors import conversation_text, decode_video, left_out, load_processor
+from .processors import decode_video, left_out, load_processor, prompt_ids
 from .rewards import Boxed, Tagged
 from .verifiers import check_answer, named_reward
 
@@ -549,10 +549,7 @@ def _tokens(processor, example: Example) -> int:
     "Length of an encoded prompt, pictures included."
     visual = {k: list(v) for k in ("images", "videos") if (v := getattr(example, k))}
     if visual and not hasattr(processor, "tokenizer"): raise ValueError(f"has {' and '.join(visual)}, but the model reads text only")
-    has_template = getattr(processor, "tokenizer", processor).chat_template is not None
-    if example.messages and not has_template: raise ValueError("is a conversation, but the model has no chat template")
-    text = conversation_text(processor, example.chat) if has_template else example.prompt
-    return len(processor(text=[text], **visual)["input_ids"][0])
+    return len(prompt_ids(processor, example.chat, **visual))
 
 def model_problems(
     model: str | Path,  # a checkpoint folder

@@ -31,8 +31,9 @@ from .heads import CHUNK, compare_tokens
 from .jobs import scores_file
 from .merging import merge
 from .policies import Head, Policy, Prompts, check_same_vocabulary
+from .processors import completion_texts
 from .results import METRICS
-from .rollouts import Request, Rollouts, completion_mask, generator, sample_many
+from .rollouts import Request, Rollouts, closed, generator, given_rollouts, sample_many
 from .runs import Run, list_runs
 from .schedule import BASE, RL, Schedule, Update
 from .stats import Interval, Ratio, cluster_intervals, line_fit, macro_difference, ratio_interval, t_interval
@@ -94,7 +95,7 @@ def _sampled(policy: Policy, examples: Sequence[Example], samples: int, max_new_
 def _checked_ids(policy: Policy, example: Example, completion: str | Sequence[int]) -> list[int]:
     "A given completion as ids; ValueError if it is empty or holds ids that a policy may not write."
     ids = list(completion)
-    if isinstance(completion, str): ids = [*policy.tokenizer(completion, add_special_tokens=False).input_ids, policy.eos[0]]
+    if isinstance(completion, str): ids = closed(policy, [completion])[0]
     if not ids: raise ValueError(f"the completion given for example {example.id} is empty: there is no token to compare")
     allowed = set(range(policy.width)) - set(policy.banned.tolist())
     if wrong := [i for i in ids if i not in allowed]:
@@ -103,11 +104,8 @@ def _checked_ids(policy: Policy, example: Example, completion: str | Sequence[in
 
 def _given(policy: Policy, examples: Sequence[Example], completions: Sequence) -> Rollouts:
     "Given completions, one a prompt."
-    rows = [torch.tensor(_checked_ids(policy, e, c)) for e, c in zip(examples, completions, strict=True)]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=policy.eos[0]).to(policy.device)
-    mask = (torch.arange(ids.shape[1]) < torch.tensor([len(r) for r in rows])[:, None]).float().to(policy.device)
-    texts = policy.tokenizer.batch_decode([r.tolist() for r in rows])
-    return Rollouts(policy.encode(examples, room=ids.shape[1]), 1, ids, mask, completion_mask(ids, policy.eos)[1], texts)
+    rows = [_checked_ids(policy, e, c) for e, c in zip(examples, completions, strict=True)]
+    return given_rollouts(policy, policy.encode(examples, room=max(map(len, rows))), rows)
 
 # %% ../nbs/33_gaps.ipynb #b99a4f41
 def _placed(policy: Policy, temperature: float, device: torch.device) -> Head:
@@ -143,7 +141,8 @@ def _token_rows(a: Policy, b: Policy, owner: str, out: Rollouts, heads: tuple[He
     numbers = compare_tokens(heads[0], first, heads[1], second, k, chunk, ids)
     _check_finite(numbers, (a, b), out, rows, positions)
     numbers |= dict(entropy_gap=numbers["entropy_b"] - numbers["entropy_a"], delta=numbers["logp_b"] - numbers["logp_a"])
-    texts = {i: a.tokenizer.decode([i]) for i in set(ids.tolist())}
+    used = sorted(set(ids.tolist()))
+    texts = dict(zip(used, completion_texts(a.tokenizer, [[i] for i in used])))
     examples = [out.examples[r] for r in rows.tolist()]
     place = dict(a=a.name, b=b.name, owner=owner, capability=[e.capability for e in examples], example=[e.id for e in examples], row=(rows % out.group_size).cpu(),
                  position=positions.cpu(), token=ids.cpu(), text=[texts[i] for i in ids.tolist()])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .capabilities import Example
 from .policies import BANNED_LOGIT, Policy, prompt_text
+from .processors import added_tokens
 from .rollouts import Request, Rollouts, rollouts_of
 
 # %% ../nbs/52_generation.ipynb #1b80f995
@@ -91,6 +92,11 @@ def _video(policy: Policy, frames) -> tuple:
     rate = getattr(policy.processor.video_processor, "fps", None) or 2
     return frames, dict(total_num_frames=len(frames), fps=rate, frames_indices=list(range(len(frames))), do_sample_frames=False)
 
+def _bare_text(policy: Policy, example: Example) -> str:
+    "The text of a prompt without the token that begins it, where vLLM's tokenizer adds that one."
+    text, first = prompt_text(policy, example), policy.tokenizer.bos_token
+    return text.removeprefix(first) if first and added_tokens(policy.tokenizer)[0] == [policy.tokenizer.bos_token_id] else text
+
 def vllm_prompt(
     policy: Policy,
     example: Example,
@@ -99,7 +105,7 @@ def vllm_prompt(
     "A prompt as vLLM takes it."
     if not (example.images or example.videos): return dict(prompt_token_ids=ids)
     data = dict(image=[Image.fromarray(x) for x in example.images], video=[_video(policy, v) for v in example.videos])
-    return dict(prompt=prompt_text(policy, example), multi_modal_data={k: v for k, v in data.items() if v})
+    return dict(prompt=_bare_text(policy, example), multi_modal_data={k: v for k, v in data.items() if v})
 
 # %% ../nbs/52_generation.ipynb #7ff2235b
 def _tokens(policy: Policy, output, prompt: list[int], length: int) -> list[int]:

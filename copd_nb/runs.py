@@ -289,9 +289,11 @@ def without_places(
 # %% ../nbs/24_runs.ipynb #d5c4e597
 _PLAN = record(dict(name=TEXT), closed=False)
 PLAN = Draft202012Validator(_PLAN)  # of a file that holds a schedule
+def _by_name(values: dict) -> dict: return dict(type="object", additionalProperties=values)
+_PROMPTS = _by_name(_by_name(_by_name(TEXT)))  # policy → capability → example → print of its ids
 _MANIFEST = Draft202012Validator(record(
     dict(schedule=_PLAN, config=record(dict(seed=dict(type="integer")), closed=False), content_hash=TEXT, status=TEXT),
-    dict(realised=_PLAN, peak_memory=dict(type="number")), closed=False))
+    dict(realised=_PLAN, peak_memory=dict(type="number"), date=TEXT, prompts=_PROMPTS), closed=False))
 
 # %% ../nbs/24_runs.ipynb #66833284
 class Run:
@@ -313,6 +315,13 @@ class Run:
 
     @property
     def finished(self) -> bool: return self.manifest["status"] == "finished"
+
+    @property
+    def date(self) -> datetime | None:
+        "When the run began, as its chat templates are told; None for runs of versions that didn't keep it. ValueError for no date."
+        if (written := self.manifest.get("date")) is None: return None
+        try: return datetime.fromisoformat(written)
+        except ValueError as error: raise ValueError(f"{self.path / 'manifest.json'}: date is {written!r}, a date and time of day in ISO form is needed") from error
 
     @property
     def planned(self) -> Schedule:

@@ -27,7 +27,8 @@ from torch import Tensor
 from .capabilities import Example
 from .heads import CHUNK, compare_tokens, token_scores
 from .policies import Head, Policy, check_same_vocabulary
-from .rollouts import Rollouts, generator, sample
+from .processors import completion_texts
+from .rollouts import Rollouts, closed, generator, given_rollouts, sample
 
 # %% ../nbs/41_tokens.ipynb #3918c45b
 def _seen(character: str) -> str:
@@ -169,12 +170,8 @@ TokenView.frame = property(token_frame)
 def _given(policy: Policy, examples: Sequence[Example], texts: Sequence[str]) -> Rollouts:
     "Given texts as completions, one a prompt, closed by the end token."
     if len(texts) != len(examples): raise ValueError(f"{len(texts)} completions for {len(examples)} examples: give one for each")
-    rows = [policy.tokenizer(t, add_special_tokens=False).input_ids + policy.eos[:1] for t in texts]
-    prompts = policy.encode(examples, room=max(map(len, rows)))
-    ids = torch.full((len(rows), max(map(len, rows))), policy.eos[0], device=policy.device)
-    mask = torch.zeros(ids.shape, device=policy.device)
-    for i, row in enumerate(rows): ids[i, :len(row)], mask[i, :len(row)] = torch.tensor(row), 1
-    return Rollouts(prompts, 1, ids, mask, torch.ones(len(rows), dtype=torch.bool), list(texts))
+    rows = closed(policy, texts)
+    return given_rollouts(policy, policy.encode(examples, room=max(map(len, rows))), rows)
 
 # %% ../nbs/41_tokens.ipynb #ff106d66
 def _heard(policy: Policy, out: Rollouts, device: torch.device) -> Tensor:
@@ -221,7 +218,7 @@ def _decoder(policy: Policy) -> Callable[[int], str]:
     @cache
     def text(i: int) -> str:
         if i >= len(tokenizer): return f"[row {i} of the head, no token]"
-        decoded = tokenizer.decode([i], skip_special_tokens=False)
+        decoded = completion_texts(tokenizer, [[i]])[0]
         return tokenizer.convert_ids_to_tokens(i) if "\ufffd" in decoded else decoded
     return text
 

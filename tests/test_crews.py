@@ -1,9 +1,12 @@
 "Crews: branches apart from each other give what they give together; lost workers are replaced; what can't be placed is said."
+import copy
 from dataclasses import replace
+from datetime import datetime
 
 import pandas as pd
 import pytest
 import torch
+from transformers.utils import chat_template_utils
 
 from copd_nb import engine
 from copd_nb.baselines import expert, mixed_rlvr, mopd, static_opd
@@ -119,6 +122,31 @@ def test_every_way_of_computing_is_the_same_apart(changes, suite, start, tmp_pat
     schedule = copd(PAIR, cycles=1, s_rl=1, s_opd=2, beta=0.5, estimator="reverse" if "epochs" in changes else "topk")
     config = replace(TINY, eval_every=0, probe_every=0, **changes)
     same(*(train(schedule, suite, start, config, tmp_path / f"{cluster is None}", progress=False, cluster=cluster) for cluster in (None, "ray")))
+
+
+def test_the_date_of_a_run_goes_where_its_branches_go(suite, start, tmp_path, apart, monkeypatch):
+    "Templates show the day on which the run began, in every branch, though the next one has come."
+    class Clock(datetime):
+        today = datetime(2026, 5, 1)
+
+        @classmethod
+        def now(cls, tz=None): return cls.today
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    keep = engine._keep_prompts
+
+    def night(training):
+        keep(training)
+        Clock.today = datetime(2026, 5, 2)
+    monkeypatch.setattr(engine, "_keep_prompts", night)
+    runs = []
+    for cluster in (None, Cluster(shard_bytes=200_000)):
+        Clock.today = datetime(2026, 5, 1)
+        shown = start.clone("base")
+        shown.processor = copy.deepcopy(start.processor)
+        shown.processor.chat_template = "{{ strftime_now('%d') }}" + start.processor.chat_template
+        runs.append(train(COPD, suite, shown, TINY, tmp_path / f"{cluster is None}", progress=False, cluster=cluster))
+    same(*runs)
+    assert runs[0].date == runs[1].date == datetime(2026, 5, 1) and runs[0].manifest["prompts"] == runs[1].manifest["prompts"]
 
 
 @SLOW

@@ -554,6 +554,7 @@ def test_ids_without_a_token_are_banned_wherever_they_are():
         "A tokenizer whose ids have a hole."
         def __init__(self, of): self.of = of
         def __getattr__(self, name): return getattr(self.of, name)
+        def __call__(self, *given, **options): return self.of(*given, **options)
         def get_vocab(self): return {t: i for t, i in self.of.get_vocab().items() if i != 50}
     policy = text_policy()
     assert 50 not in policy.banned and 50 in Policy(policy.model, Gappy(policy.tokenizer)).banned
