@@ -999,6 +999,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'copd_nb.policies._check_config': ('policies.html#_check_config', 'copd_nb/policies.py'),
                                   'copd_nb.policies._check_gguf': ('policies.html#_check_gguf', 'copd_nb/policies.py'),
                                   'copd_nb.policies._check_layers': ('policies.html#_check_layers', 'copd_nb/policies.py'),
+                                  'copd_nb.policies._check_pattern': ('policies.html#_check_pattern', 'copd_nb/policies.py'),
                                   'copd_nb.policies._check_sizes': ('policies.html#_check_sizes', 'copd_nb/policies.py'),
                                   'copd_nb.policies._check_visual': ('policies.html#_check_visual', 'copd_nb/policies.py'),
                                   'copd_nb.policies._check_weights': ('policies.html#_check_weights', 'copd_nb/policies.py'),

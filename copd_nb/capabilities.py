@@ -41,9 +41,10 @@ def _png(image: np.ndarray, height: int = 48) -> str:
 def _check_pixels(name: str, arrays: tuple, shape: str):
     "ValueError for what is no array of red, green and blue in 8 bits."
     for i, x in enumerate(arrays):
-        if isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == shape.count(",") + 1 and x.shape[-1] == 3 and x.size: continue
         found = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise ValueError(f"{name}[{i}] is {found}: a uint8 array {shape} is needed, which `datafiles.pixels` makes of a picture")
+        fits = found.startswith("uint8 of") and x.ndim == shape.count(",") + 1 and x.shape[-1] == 3 and x.size
+        if fits: continue
+        raise ValueError(f"{name}[{i}] is {found}: a uint8 array {shape} is needed, `datafiles.pixels` makes one")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Example:

@@ -25,7 +25,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, ImageSequence
+from PIL import ExifTags, Image, ImageOps, ImageSequence
 from pyarrow import ArrowException
 from transformers import AutoConfig
 
@@ -54,17 +54,21 @@ def _open(folder: Path, source: str | dict) -> Image.Image:
     if data is None and not isinstance(name, str): raise ValueError(f"{str(source)[:80]!r} is no picture: a file name or bytes are needed")
     held = io.BytesIO(data) if data is not None else _inside(folder, name)
     try: return Image.open(held, formats=FORMATS)
-    except (OSError, ValueError, Image.DecompressionBombError) as error: raise ValueError(f"{name!r} is no picture that can be read ({', '.join(FORMATS)}): {error}") from error
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name!r} is no picture that can be read ({', '.join(FORMATS)}): {error}") from error
 
 # %% ../nbs/08_datafiles.ipynb #2a1b7c3d
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I;16")  # of Pillow
-_DAMAGES = (OSError, EOFError, IndexError, KeyError, OverflowError, SyntaxError, TypeError, ValueError, struct.error, zlib.error)
+_DAMAGES = (OSError, EOFError, IndexError, KeyError, OverflowError, SyntaxError, TypeError, ValueError,
+            struct.error, zlib.error)
 _LARGEST = {"L;2": 3, "L;4": 15}  # grey values of PNGs with few bits
 
 def _eight_bits(image: Image.Image, stored: str) -> Image.Image:
     "A picture with 8 bits a channel, and its transparent grey, if there is one, in the same scale."
     key = image.info.get("transparency")
-    if stored in _LARGEST and key is not None: image.info["transparency"] = key * 255 // _LARGEST[stored]
+    if stored in _LARGEST and key is not None:
+        image = image.copy()
+        image.info["transparency"] = key * 255 // _LARGEST[stored]
     if stored == "RGB;16B" and key is not None:
         raise ValueError("a PNG of 16 bits with a transparent colour: give it an alpha channel, or 8 bits")
     if stored != "I;16B" and not image.mode.startswith("I;16"): return image
@@ -76,7 +80,7 @@ def _eight_bits(image: Image.Image, stored: str) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     "Red, green and blue of a picture of 8 bits; white shows through where it is transparent."
     if image.mode not in MODES: raise ValueError(f"a picture of mode {image.mode!r}: {', '.join(MODES)} are read")
-    if not image.has_transparency_data: return image.convert("RGB")
+    if not image.has_transparency_data: return image if image.mode == "RGB" else image.convert("RGB")
     clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(clear, mask=clear.getchannel("A"))
@@ -86,15 +90,17 @@ def pixels(
     image: Image.Image,  # of one of MODES
 ) -> np.ndarray:  # (H, W, 3) uint8
     "A picture as models see it: turned as its EXIF data says, in 8 bits, on white where it is transparent."
-    stored = next((t[3] for t in getattr(image, "tile", ()) if isinstance(t[3], str)), "")  # Pillow's name for bits in the file
-    try: turned = ImageOps.exif_transpose(image)
+    stored = next((t[3] for t in getattr(image, "tile", ()) if isinstance(t[3], str)), "")  # in the file
+    try:
+        image.load()
+        turned = image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
     except _DAMAGES as error: raise ValueError(f"a picture is damaged: {error}") from error
     return np.array(_on_white(_eight_bits(turned, stored)))
 
 # %% ../nbs/08_datafiles.ipynb #5d4eaf60
 def _fits(width: int, height: int, frames: int = 1):
     "ValueError for pictures without pixels and for those that are too large, before they are decoded."
-    if not width * height * frames: raise ValueError(f"{frames} × {width} × {height} pixels: a picture has at least one")
+    if not width * height * frames: raise ValueError(f"{frames} × {width} × {height} pixels: at least one is needed")
     if width * height * frames > PIXELS: raise ValueError(f"{frames} × {width} × {height} pixels: at most {PIXELS} are read")
 
 def _image(folder: Path, source: str | dict) -> np.ndarray:

@@ -624,8 +624,9 @@ def _targets(model: PreTrainedModel, vision: bool) -> dict:
     unseen = [r"(.*\.)?visual\..*"] if len(seen) < len(modules) else []
     turned = any(type(modules[n]).__name__ == "Conv1D" for n in chosen)  # these keep W transposed
     config = _peft().LoraConfig(target_modules=sorted(names))
-    converted(config, model, None)  # where experts have such names `peft` means the experts, which are no layers: left out
-    return dict(target_modules=sorted(config.target_modules), exclude_modules="|".join(others + unseen) or None, fan_in_fan_out=turned)
+    converted(config, model, None)  # leaves out names that are also those of experts, which are no layers
+    excluded = "|".join(others + unseen) or None
+    return dict(target_modules=sorted(config.target_modules), exclude_modules=excluded, fan_in_fan_out=turned)
 
 # %% ../nbs/06_policies.ipynb #752f570e
 @dataclass(eq=False)
@@ -783,11 +784,12 @@ def lora(
     vision: bool = False,  # adapt the vision tower, too
     seed: int = 0,  # of the random matrices A
 ) -> LoraPolicy:  # computes what the base does; its clones are branches
-    "Adapters in every linear layer of a policy but the output head; ValueError if there are any already."
+    "Adapters in all linear layers but the head and those named as experts are; ValueError if there are any already."
     if isinstance(policy, LoraPolicy): raise ValueError(f"{policy.name!r} is a LoRA policy already: its clones are branches on the same base")
     if rank < 1: raise ValueError(f"rank={rank}: it must be at least 1")
     shared = _Shared(policy, _targets(policy.model, vision))
-    return LoraPolicy.of(policy, shared, shared.add(dict(r=rank, lora_alpha=2 * rank if alpha is None else alpha), seed), policy.name)
+    shape = dict(r=rank, lora_alpha=2 * rank if alpha is None else alpha)
+    return LoraPolicy.of(policy, shared, shared.add(shape, seed), policy.name)
 
 # %% ../nbs/06_policies.ipynb #02462954
 def full_tensor(x: Tensor) -> Tensor:
@@ -1009,13 +1011,15 @@ def _opened(file: Path) -> Iterator:
     with opened as tensors: yield tensors
 
 def _check_config(config, path: str):
-    "ValueError for quantised weights, and for what a config wants from elsewhere: attention, which is code, and weights of another folder."
+    "ValueError for quantised weights, for attention from a hub, which is code, and for weights of another folder."
     parts = [config, *(part for name in config.sub_configs if (part := getattr(config, name, None)) is not None)]
     if asked := sorted(a for part in parts if "/" in (a := str(getattr(part, "_attn_implementation", "")))): raise ValueError(f"{path} wants attention from {asked[0]!r}: no remote code is run")
     for stored in filter(None, (getattr(part, "quantization_config", None) for part in parts)):
         method = stored.get("quant_method") if isinstance(stored, dict) else stored
-        if method != "mxfp4" and not (isinstance(stored, dict) and stored.get("dequantize")):  # transformers unpacks these
-            raise ValueError(f"{path} holds quantised weights (quant_method={method!r:.80}): weights in full, or one GGUF file, are read")
+        unpacked = method == "mxfp4" or isinstance(stored, dict) and stored.get("dequantize")  # by transformers
+        if not unpacked:
+            raise ValueError(f"{path} holds quantised weights (quant_method={method!r:.80}): "
+                             "weights in full, or one GGUF file, are read")
     weights = getattr(config, "transformers_weights", None)
     if weights is not None and Path(str(weights)).name != weights: raise ValueError(f"{path} wants weights from {weights!r}: only safetensors in its own folder are read")
 
@@ -1115,20 +1119,21 @@ def _from_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, object]
     return model, tokenizer
 
 # %% ../nbs/06_policies.ipynb #5d2e8b41
-_HARMLESS = ("auto_mapping", "base_model_name_or_path", "peft_version", "inference_mode", "lora_dropout", "runtime_config",
-             "loftq_config", "eva_config", "corda_config", "lora_ga_config")  # change nothing that a saved adapter computes
+# nothing that a saved adapter computes depends on these
+_HARMLESS = ("auto_mapping", "base_model_name_or_path", "peft_version", "inference_mode", "lora_dropout",
+             "runtime_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config")
 _SHAPE = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 _PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out")
 _ONE_OF = dict(peft_type=("LORA",), task_type=("CAUSAL_LM", None), bias=("none",), revision=("main", None),
-               init_lora_weights=(True, False, "gaussian", "eva", "orthogonal", "mica"))  # they leave the base's weights alone
+               init_lora_weights=(True, False, "gaussian", "eva", "orthogonal", "mica"))  # the base stays what it is
 
 def _unread(config: dict, defaults: dict) -> list[str]:
     "Fields of an adapter's config whose values are not known to be right, with what is read instead."
     odd = []
     for field, value in config.items():
         if field in (*_HARMLESS, *_SHAPE, *_PLACES) or value in _ONE_OF.get(field, ()): continue
-        if field in _ONE_OF: odd.append(f"{field}={repr(value)[:80]} (read: {', '.join(map(repr, _ONE_OF[field]))})")
-        elif value and value != defaults.get(field): odd.append(f"{field}={repr(value)[:80]} (read: {defaults.get(field)!r})")
+        if field in _ONE_OF: odd.append(f"{field}={value!r:.80} (read: {', '.join(map(repr, _ONE_OF[field]))})")
+        elif value and value != (off := defaults.get(field)): odd.append(f"{field}={value!r:.80} (read: {off!r})")
     return odd
 
 def _adapter_config(path: str) -> dict:
@@ -1139,7 +1144,8 @@ def _adapter_config(path: str) -> dict:
     if not isinstance(config, dict) or "peft_type" not in config:
         raise ValueError(f"{file} is no config of an adapter: an object with peft_type is needed")
     if odd := _unread(config, vars(_peft().LoraConfig())):
-        raise ValueError(f"{path} holds an adapter with {', '.join(odd)}: only LoRA that adds s·B·A to linear layers is read")
+        raise ValueError(f"{path} holds an adapter with {', '.join(odd)}: "
+                         "only LoRA that adds s·B·A to linear layers is read")
     if not isinstance(config.get("base_model_name_or_path"), str):
         raise ValueError(f"{path} holds an adapter that names no base: base_model_name_or_path is needed")
     return config
@@ -1149,26 +1155,31 @@ def _adapter_tensors(path: str) -> dict[str, Tensor]:
     "The matrices of an adapter; ValueError names a tensor that is neither an A nor a B."
     tensors = load_file(Path(path) / "adapter_model.safetensors")
     for name, x in tensors.items():
-        if not re.fullmatch(r".+\.lora_[AB]\.weight", name) or x.dim() != 2 or not x.is_floating_point() or not x.numel():
+        named = re.fullmatch(r".+\.lora_[AB]\.weight", name)
+        if not named or x.dim() != 2 or not x.is_floating_point() or not x.numel():
             raise ValueError(f"{path} holds the tensor {name} ({x.dtype} of shape {tuple(x.shape)}): only the matrices "
                              "lora_A.weight and lora_B.weight of linear layers are read")
     if not tensors: raise ValueError(f"{path} holds an adapter without tensors")
     return tensors
+
+def _check_pattern(field: str, pattern: dict, path: str):
+    if not isinstance(pattern, dict):
+        raise ValueError(f"{path} has {field}={pattern!r:.80}: an object of layers and their numbers is needed")
+    try: any(map(re.compile, pattern))
+    except re.error as error: raise ValueError(f"{path} has {field}={pattern!r:.80}: {error}") from error
 
 def _shape(config: dict, tensors: dict[str, Tensor], path: str) -> dict:
     "Rank, α and their patterns; ValueError for what is no number, and for ranks larger than the tensors."
     shape, largest = dict(r=8, lora_alpha=8), max(n for x in tensors.values() for n in x.shape)
     shape |= {k: config[k] for k in _SHAPE if config.get(k) is not None}
     ranks, alphas = shape.get("rank_pattern", {}), shape.get("alpha_pattern", {})
-    for field, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
-        if not isinstance(pattern, dict): raise ValueError(f"{path} has {field}={repr(pattern)[:80]}: names of layers with numbers are needed")
-        try: any(map(re.compile, pattern))
-        except re.error as error: raise ValueError(f"{path} has {field}={repr(pattern)[:80]}: {error}") from error
-    if type(root := shape.get("use_rslora", False)) is not bool: raise ValueError(f"{path} has use_rslora={repr(root)[:80]}: true or false is needed")
+    for field, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)): _check_pattern(field, pattern, path)
+    if type(root := shape.get("use_rslora", False)) is not bool:
+        raise ValueError(f"{path} has use_rslora={root!r:.80}: true or false is needed")
     if odd := [r for r in (shape["r"], *ranks.values()) if type(r) is not int or not 1 <= r <= largest]:
-        raise ValueError(f"{path} has rank {repr(odd[0])[:80]}: with its tensors that is a whole number from 1 to {largest}")
+        raise ValueError(f"{path} has rank {odd[0]!r:.80}: with its tensors that is a whole number from 1 to {largest}")
     if odd := [a for a in (shape["lora_alpha"], *alphas.values()) if type(a) not in (int, float) or not abs(a) < 1e9]:
-        raise ValueError(f"{path} has lora_alpha {repr(odd[0])[:80]}: a number below a billion is needed")
+        raise ValueError(f"{path} has lora_alpha {odd[0]!r:.80}: a number below a billion is needed")
     return shape
 
 def _places(config: dict, path: str) -> dict:
@@ -1176,7 +1187,8 @@ def _places(config: dict, path: str) -> dict:
     places = {k: config[k] for k in _PLACES if config.get(k) is not None}
     for field, value in places.items():
         parts = value if isinstance(value, list) else [value]
-        if not all(isinstance(x, (str, int)) for x in parts): raise ValueError(f"{path} has {field}={repr(value)[:80]}: names of layers are needed")
+        if not all(isinstance(x, (str, int)) for x in parts):
+            raise ValueError(f"{path} has {field}={value!r:.80}: names or numbers of layers are needed")
         if isinstance(value, list): places[field] = sorted(value, key=str)
     return places
 
@@ -1185,11 +1197,12 @@ def _check_layers(shared: _Shared, path: str):
     "ValueError names a layer whose adapter would not be a product added to the weights of a linear layer."
     head, linear = shared.model.get_output_embeddings(), _peft().tuners.lora.layer.Linear
     for name, layer in shared.layers.items():
-        kind = type(layer.base_layer).__name__
-        if layer is head: raise ValueError(f"{path} has an adapter on the output head {name!r}: it is scored without one; train the layers below it")
+        kind, parameter = type(layer.base_layer).__name__, getattr(layer, "parameter_name", None)
+        where = f"{path} has an adapter on"
+        if layer is head: raise ValueError(f"{where} the output head {name!r}, which is scored without one")
+        if parameter: raise ValueError(f"{where} a parameter of {name!r}, {parameter}: target_parameters are not read")
         if type(layer) is not linear or kind not in LINEAR:
-            what = f"the parameter {layer.parameter_name!r} of {name!r}, target_parameters" if hasattr(layer, "parameter_name") else f"{name!r}, a layer of class {kind}"
-            raise ValueError(f"{path} has an adapter on {what}: only linear layers ({', '.join(LINEAR)}) are read")
+            raise ValueError(f"{where} {name!r}, a layer of class {kind}: {', '.join(LINEAR)} are read")
 
 def _added(shared: _Shared, shape: dict, path: str) -> _Adapter:
     "Room for an adapter in the layers that its config names."
@@ -1200,16 +1213,21 @@ def _added(shared: _Shared, shape: dict, path: str) -> _Adapter:
     return adapter
 
 def _fill(policy: LoraPolicy, tensors: dict[str, Tensor], path: str):
-    "Put matrices in place as `peft` does, which knows former names of layers; ValueError unless they are those of all layers."
-    model, name = policy.model, policy.adapter.name
-    model.peft_config = {name: policy.shared.config(policy.adapter)}
-    try: done = _peft().set_peft_model_state_dict(model, tensors, name)
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds an adapter for a model of another size than {policy.shared.base.origin}: {str(error).splitlines()[-1].strip()}") from error
-    finally: del model.peft_config
-    lacking = [n for n in done.missing_keys if n.endswith(f".{name}.weight")]
-    for odd, what in ((done.unexpected_keys, "holds {}, and its config names no such layer of"), (lacking, "lacks {}, which its config names, for")):
-        if odd: raise ValueError(f"{path} {what.format(odd[0])} {policy.shared.base.origin}: an A and a B for each layer are needed, and no others")
+    "Put matrices in place; ValueError unless they are those of all layers."
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as converted
+    base, own = policy.shared.base.origin, policy.state_dict()
+    try: found = converted(policy.model, policy.shared.config(policy.adapter), tensors, policy.adapter.name)
+    except Exception as error:
+        raise ValueError(f"{path} holds tensors whose names peft can't translate for {base}: {error}") from error
+    found = {n.removeprefix("base_model.model."): x for n, x in found.items()}
+    for odd, what in ((found.keys() - own.keys(), "holds {}, and its config names no such layer of"),
+                      (own.keys() - found.keys(), "lacks {}, and its config names this layer of")):
+        if odd: raise ValueError(f"{path} {what.format(min(odd))} {base}")
+    if odd := [n for n, x in own.items() if x.shape != found[n].shape]:
+        theirs, ours = tuple(found[odd[0]].shape), tuple(own[odd[0]].shape)
+        raise ValueError(f"{path} is for a model of another size: {odd[0]} has the shape {theirs}, "
+                         f"and {base} needs {ours}")
+    policy.load_state(found)
 
 # %% ../nbs/06_policies.ipynb #e02f0ad2
 _BASES: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # (folder, dtype, layers) → _Shared
@@ -1220,14 +1238,16 @@ def _written(path: str) -> dict[str, str]:
 
 def _base_dtype(written: dict[str, str], path: str) -> torch.dtype:
     dtype = getattr(torch, written.get("dtype", "float32"), None)
-    if not isinstance(dtype, torch.dtype): raise ValueError(f"{path} was trained on weights of dtype {written['dtype']!r:.80}, which torch doesn't have")
-    return dtype
+    if isinstance(dtype, torch.dtype): return dtype
+    raise ValueError(f"{path} was trained on weights of dtype {written['dtype']!r:.80}, which torch doesn't have")
 
 def _base_of(config: dict, path: str) -> str:
     "The folder or hub name of an adapter's base; ValueError for one that is an adapter itself."
     named = config["base_model_name_or_path"]
     home = Path(path) / named
-    if (home / "adapter_config.json").is_file(): raise ValueError(f"{path} names the adapter {named!r:.80} as its base: multiply that one out and save it first, `dense().save(…)`")
+    if (home / "adapter_config.json").is_file():
+        raise ValueError(f"{path} names the adapter {named!r:.80} as its base: "
+                         "multiply that one out first, `dense().save(…)`")
     return str(home.resolve()) if home.is_dir() else named
 
 def _load_adapter(path: str, name: str, dtype: torch.dtype | None, **options) -> LoraPolicy:
@@ -1245,8 +1265,10 @@ def _load_adapter(path: str, name: str, dtype: torch.dtype | None, **options) ->
 
 def _check_base(policy: LoraPolicy, path: str, written: dict[str, str]):
     "ValueError if an adapter was trained on other weights than it finds; those of another dtype can't be compared."
-    if str(policy.model.dtype).removeprefix("torch.") != written.get("dtype") or written.get("base") == policy.shared.base_hash: return
-    raise ValueError(f"the adapter {path} belongs to weights {written.get('base')}, and {policy.shared.base.origin} holds {policy.shared.base_hash}: its base has changed")
+    shared, wanted = policy.shared, written.get("base")
+    if str(policy.model.dtype).removeprefix("torch.") != written.get("dtype") or wanted == shared.base_hash: return
+    raise ValueError(f"the adapter {path} belongs to weights {wanted}, and {shared.base.origin} holds "
+                     f"{shared.base_hash}: its base has changed")
 
 # %% ../nbs/06_policies.ipynb #1058d624
 def _trial(policy: Policy) -> tuple[list[Tensor], Prompts, Tensor]:

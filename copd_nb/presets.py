@@ -209,8 +209,8 @@ def lora_size(
 ) -> int:  # weights of one branch
     "Weights of an adapter in every linear layer but the head: r · (in + out) each."
     head = model.get_output_embeddings()
-    layers = [m for n, m in model.named_modules() if type(m).__name__ in LINEAR and m is not head and (vision or ".visual." not in f".{n}")]
-    return sum(rank * sum(m.weight.shape) for m in layers)
+    seen = [m for n, m in model.named_modules() if vision or ".visual." not in f".{n}"]
+    return sum(rank * sum(m.weight.shape) for m in seen if type(m).__name__ in LINEAR and m is not head)
 
 # %% ../nbs/29_presets.ipynb #e56b5842
 def shrunk(
