@@ -203,9 +203,11 @@ def test_pictures_stand_beside_the_prompt(view):
 
 
 def test_long_videos_and_large_images_are_cut_down():
-    e = Example("?", "1", "video", images=(np.zeros((900, 600, 3), np.uint8), np.zeros((8, 8), np.uint8)), videos=(np.zeros((300, 16, 16, 3), np.uint8),))
+    large, small, long = (np.zeros(shape, np.uint8) for shape in ((900, 600, 3), (8, 8, 3), (300, 16, 16, 3)))
+    e = Example("?", "1", "video", images=(large, small), videos=(long,))
     shown = pictures(e)
     assert shown.count("<img") == 2 + tokens.FRAMES and "12 of 300 frames" in shown and "frame 300 of 300" in shown and len(shown) < 40_000
+    assert tokens.picture(small[..., 0], "grey").startswith("<img")
 
 
 def test_every_token_has_its_number_for_every_metric(view):
