@@ -1166,7 +1166,7 @@ def accelerator_for(config: Config) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=config.device == "cpu")
 
 # %% ../nbs/25_engine.ipynb #229dab43
-PRINTED = 4  # prompts of each capability
+PRINTED = 8  # prompts of each capability
 
 def prompt_prints(
     policy: Policy,

@@ -1,4 +1,4 @@
-"Ids of prompts are those of `apply_chat_template`, answers end as templates end them, texts are what was written, runs keep a date."
+"Ids of prompts are those of `apply_chat_template`; answers end as templates end them; runs keep their date."
 import copy
 import json
 import pickle
@@ -24,8 +24,8 @@ from copd_nb.gaps import behavior_gap, same_format
 from copd_nb.generation import VllmSampler
 from copd_nb.minis import base, image, text, tiny_policy, video
 from copd_nb.policies import Policy, lora
-from copd_nb.processors import (CHAT_TEMPLATE, PLAIN, added_tokens, character_tokenizer, chat_text, completion_texts, prompt_ids,
-                                small_processor, special_ids, template_now, turn_end)
+from copd_nb.processors import (CHAT_TEMPLATE, PLAIN, added_tokens, character_tokenizer, chat_text, completion_texts,
+                                prompt_ids, small_processor, special_ids, template_now, turn_end)
 from copd_nb.rollouts import Request, closed, generator, given_rollouts, rollouts_of, sample
 from copd_nb.runs import Run, request_stop
 from copd_nb.schedule import OPD, RL, SFT, Phase, Schedule, Update
@@ -84,8 +84,8 @@ def tokenizer_of(first, end, pad, more, adds, template, behind=None, **options):
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
     around = " ".join(([first] if adds and first else []) + ["$A"] + ([behind] if behind else []))
     core.post_processor = TemplateProcessing(single=around, special_tokens=[(t, core.token_to_id(t)) for t in specials])
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=first, eos_token=end, pad_token=pad, padding_side="left",
-                                   chat_template=template, **options)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=first, eos_token=end, pad_token=pad,
+                                   padding_side="left", chat_template=template, **options)
 
 
 def family(name: str, **options): return tokenizer_of(*FAMILIES[name][:5], published(name), **options)
@@ -95,8 +95,9 @@ def policy_of(tokenizer, ends=None, context=1024, name="small"):
     "A random Llama for a tokenizer; its generation config names some end tokens."
     torch.manual_seed(0)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=context, bos_token_id=None, eos_token_id=end, pad_token_id=pad, **sizes)
+    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+                 num_key_value_heads=1, vocab_size=len(tokenizer), max_position_embeddings=context)
+    config = LlamaConfig(bos_token_id=None, eos_token_id=end, pad_token_id=pad, **sizes)
     model = LlamaForCausalLM(config).eval()
     model.generation_config = GenerationConfig(eos_token_id=end if ends is None else ends, pad_token_id=pad)
     return Policy(model, tokenizer, name)
@@ -119,7 +120,7 @@ def rows_of(prompts): return [ids[mask].tolist() for ids, mask in zip(prompts.id
 def test_ids_are_those_of_apply_chat_template(name, chat):
     tokenizer, messages = family(name), CHATS[chat]
     if (name, chat) in REFUSED:
-        with pytest.raises(ValueError, match="template fails: TemplateError: System role not supported"): prompt_ids(tokenizer, messages)
+        with pytest.raises(ValueError, match="System role not supported"): prompt_ids(tokenizer, messages)
         return
     ids = prompt_ids(tokenizer, messages)
     assert ids == official(tokenizer, messages)
@@ -148,7 +149,7 @@ def test_an_answer_that_is_begun_has_the_ids_of_continue_final_message(name):
 
 def test_a_conversation_needs_a_template():
     tokenizer = tokenizer_of(*GEMMA, True, None)
-    with pytest.raises(ValueError, match="conversation, but the model has no chat template"): prompt_ids(tokenizer, CHATS["three turns"])
+    with pytest.raises(ValueError, match="the model has no chat template"): prompt_ids(tokenizer, CHATS["three turns"])
 
 
 @pytest.mark.parametrize("template", [PLAIN, PLAIN + "\n", None])
@@ -288,7 +289,7 @@ def test_a_base_model_that_ends_documents_stops_at_the_end_of_a_turn():
 
 ENDINGS = {
     "nothing": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
-    "refuses answers": "{% if messages | length > 1 %}{{ raise_exception('no answers') }}{% endif %}{{ messages[0].content }}",
+    "refuses answers": "{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}",
     "hides answers": "{% for m in messages if m.role == 'user' %}{{ m.content }}<end_of_turn>{% endfor %}",
     "is broken": "{% for %}", "is plain": PLAIN, "is missing": None,
 }
@@ -324,7 +325,8 @@ def pair_of(name):
 def test_given_answers_are_closed_by_the_end_of_a_turn_everywhere(name, tmp_path, monkeypatch):
     a, b = pair_of(name)
     assert a.end == a.tokenizer.convert_tokens_to_ids(FAMILIES[name][5]) != min(a.eos)
-    gap, want = behavior_gap(a, b, [ask("2+2=")], completions=["4"]), [*a.tokenizer("4", add_special_tokens=False).input_ids, a.end]
+    want = [*a.tokenizer("4", add_special_tokens=False).input_ids, a.end]
+    gap = behavior_gap(a, b, [ask("2+2=")], completions=["4"])
     view = token_view(a, b, [ask("2+2=")], ["4"]).completions[0]
     assert gap.token.tolist() == view.ids == want and gap.text.tolist() == view.texts == ["4", FAMILIES[name][5]]
     seen = []
@@ -383,7 +385,8 @@ def test_spaces_stay_whatever_the_tokenizer_would_tidy_up(kind):
 
 def pieces():
     "A SentencePiece-like tokenizer: a word carries the space before it, and a decoder drops the first one of all."
-    parts = ["<pad>", "<s>", "</s>", "[/INST]", *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127)), "▁4", "▁a"]
+    raw = [f"<0x{i:02X}>" for i in range(256)]
+    parts = ["<pad>", "<s>", "</s>", "[/INST]", *raw, "▁", *map(chr, range(33, 127)), "▁4", "▁a"]
     merges = [("▁", "4"), ("▁", "a")]
     core = Tokenizer(models.BPE({t: i for i, t in enumerate(parts)}, merges, byte_fallback=True, unk_token=None))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -409,7 +412,8 @@ def test_the_text_of_a_completion_is_what_follows_the_prompt():
 @pytest.mark.parametrize("make", [pieces, lambda: tokenizer_of(*GEMMA, True, PLAIN)], ids=["byte fallback", "bytes"])
 def test_half_a_character_is_marked(make):
     policy = policy_of(make())
-    euro, x = policy.tokenizer("€", add_special_tokens=False).input_ids[-3:], policy.tokenizer.convert_tokens_to_ids("x")
+    euro = policy.tokenizer("€", add_special_tokens=False).input_ids[-3:]
+    x = policy.tokenizer.convert_tokens_to_ids("x")
     assert heard(policy, euro) == "€" and "\ufffd" in heard(policy, euro[:2])
     assert heard(policy, [euro[0], x])[-1] == "x" and "\ufffd" in heard(policy, [euro[0], x])
     assert all("\ufffd" in t for t in completion_texts(policy.tokenizer, [[i] for i in euro]))
@@ -442,8 +446,8 @@ DATED = {
     "date_string": "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
                    "{{ date_string }} {% for m in messages %}{{ m['content'] }}{% endfor %}",
 }
-TINY = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=1, eval_every=2, eval_prompts=1,
-              eval_samples=1, checkpoint_every=1, warmup=1, learning_rate=1e-2, device="cpu")
+TINY = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=1, eval_every=2,
+              eval_prompts=1, eval_samples=1, checkpoint_every=1, warmup=1, learning_rate=1e-2, device="cpu")
 
 
 @pytest.fixture
@@ -486,8 +490,9 @@ def test_a_template_is_told_the_date_of_its_policy(template, clock):
     assert "01 May" in read(policy) and chat_template_utils.datetime is clock
     adapted = lora(policy_of(tokenizer), 2).clone()
     adapted.date = DAY  # its base has none
-    copies = [policy.clone(), policy.with_state(policy.state_dict()), pickle.loads(pickle.dumps(policy)), lora(policy, 2)]
-    for other in (*copies, adapted.clone(), adapted.dense(), adapted.with_state(adapted.state_dict())):
+    sent, other = pickle.loads(pickle.dumps(policy)), policy.with_state(policy.state_dict())
+    full = adapted.dense(), adapted.with_state(adapted.state_dict())
+    for other in (policy.clone(), other, sent, lora(policy, 2), adapted.clone(), *full):
         assert other.date == DAY and "01 May" in read(other)
 
 
@@ -558,7 +563,7 @@ def test_a_given_teacher_has_the_date_of_the_run(clock, tmp_path, monkeypatch):
 def test_a_teacher_that_can_not_read_a_capability_has_no_prints_of_it(tmp_path):
     mixed = dict(sums=sums(), image=image(8, 4))
     found = prompt_prints(dated(), mixed, 0)
-    assert len(found["sums"]) == 4 and found["image"] == {}
+    assert len(found["sums"]) == 8 and found["image"] == {}
 
 
 @pytest.mark.parametrize("change", ["template", "tokenizer"])
@@ -570,7 +575,7 @@ def test_other_prompts_on_the_way_are_an_error(change, tmp_path, monkeypatch):
     def files(): return [(tmp_path / "run" / name).read_bytes() for name in ("manifest.json", "events.jsonl")]
     before = files()
     first = sums().draw(TINY.seed, 0, 1)[0].id
-    words = f"run run: prompt {first} of capability 'sums' has other ids for 'base' than when the run began.*template, tokenizer"
+    words = f"run run: prompt {first} of capability 'sums' has other ids for 'base' than when the run began.*template"
     with pytest.raises(ValueError, match=words):
         train(plan, [sums()], changed, TINY, tmp_path / "run", progress=False)
     assert files() == before
@@ -594,7 +599,7 @@ def test_runs_of_before_go_on_as_before_and_say_so(template, warned, clock, tmp_
     clock.today = NEXT
     recwarn.clear()
     run = train(plan, [sums()], dated(template), TINY, path, progress=False)
-    assert run.finished and run.date == NEXT and len(run.manifest["prompts"]["base"]["sums"]) == 4
+    assert run.finished and run.date == NEXT and len(run.manifest["prompts"]["base"]["sums"]) == 8
     assert any("run run holds no date" in str(w.message) for w in recwarn) == warned
 
 
