@@ -38,6 +38,13 @@ def _png(image: np.ndarray, height: int = 48) -> str:
     return f'<img height="{height}" style="image-rendering:pixelated;margin:2px" src="data:image/png;base64,{data}">'
 
 # %% ../nbs/00_capabilities.ipynb #f24dcb00
+def _check_pixels(name: str, arrays: tuple, shape: str):
+    "ValueError for what is no array of red, green and blue in 8 bits."
+    for i, x in enumerate(arrays):
+        if isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == shape.count(",") + 1 and x.shape[-1] == 3 and x.size: continue
+        found = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise ValueError(f"{name}[{i}] is {found}: a uint8 array {shape} is needed, which `datafiles.pixels` makes of a picture")
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Example:
     "One prompt of a capability with its reference answer."
@@ -50,6 +57,8 @@ class Example:
     messages: tuple = ()  # a whole conversation; () if the prompt is all there is
 
     def __post_init__(self):
+        _check_pixels("images", self.images, "(H, W, 3)")
+        _check_pixels("videos", self.videos, "(T, H, W, 3)")
         if not len(self.messages): return
         chat = _placed(conversation(self.messages), image=len(self.images), video=len(self.videos))
         text = _text_of(chat[last_of_user(chat)]["content"])
@@ -96,7 +105,7 @@ def _part(part, place: str) -> dict:
     "A part of a message; ValueError for one that can't be kept."
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str) or kind not in PARTS:
-        raise ValueError(f"{place} is {str(part)[:80]}: a part has the type {', '.join(PARTS)}")
+        raise ValueError(f"{place} is {str(part)[:80]}: its type has to be {', '.join(PARTS)}")
     _check_fields(part, PARTS[kind], f"{place}, of type {kind},")
     if kind == "text" and not isinstance(part.get("text"), str):
         raise ValueError(f"{place} has the text {str(part.get('text'))[:80]}, which is no text")

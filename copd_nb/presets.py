@@ -25,7 +25,7 @@ from .costs import ModelShape
 from .datafiles import from_recipe
 from .engine import Config
 from .heads import CHUNK
-from .policies import Policy, lora
+from .policies import LINEAR, Policy, lora
 from .processors import small_processor
 from .runs import new_folder
 from .schedule import Schedule
@@ -209,8 +209,8 @@ def lora_size(
 ) -> int:  # weights of one branch
     "Weights of an adapter in every linear layer but the head: r · (in + out) each."
     head = model.get_output_embeddings()
-    layers = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head and (vision or ".visual." not in f".{n}")]
-    return sum(rank * (m.in_features + m.out_features) for m in layers)
+    layers = [m for n, m in model.named_modules() if type(m).__name__ in LINEAR and m is not head and (vision or ".visual." not in f".{n}")]
+    return sum(rank * sum(m.weight.shape) for m in layers)
 
 # %% ../nbs/29_presets.ipynb #e56b5842
 def shrunk(

@@ -316,14 +316,20 @@ def absent(
     text: str,  # the chat as a template has rendered it
 ) -> list[int]:  # positions from 0
     "Messages of which a text is not in a rendered chat."
-    def whole(message): return all(p["text"].strip() in text for p in parts_of(message["content"]) if "text" in p)
-    return [i for i, m in enumerate(chat) if not whole(m)]
+    def whole(content):
+        if isinstance(content, str): return content.strip() in text
+        return all(p["text"].strip() in text for p in content if "text" in p)
+    return [i for i, m in enumerate(chat) if not whole(m["content"])]
 
 def _check_printed(chat: list[dict], text: str):
     "ValueError if a rendered chat shows lists of parts as Python or JSON writes them."
+    if "'type'" not in text and '"type"' not in text: return
     for i, content in ((i, m["content"]) for i, m in enumerate(chat, 1) if not isinstance(m["content"], str)):
         if str(content) in text or json.dumps(content, ensure_ascii=False) in text:
             raise ValueError(f"the chat template prints the parts of message {i} as a list")
+
+def _as_parts(chat: list[dict]) -> list[dict]:
+    return [{"role": m["role"], "content": parts_of(m["content"])} for m in chat]
 
 def conversation_text(
     processor,  # a processor, or a tokenizer
@@ -332,11 +338,11 @@ def conversation_text(
     closed: bool = False,  # end as a finished conversation does
 ) -> str:  # what the model reads
     "A conversation in the model's format, by the form of contents that its template reads."
-    forms, made, failed = [chat, [m | {"content": parts_of(m["content"])} for m in chat]], [], []
-    for form in forms[::-1] if hasattr(processor, "tokenizer") else forms:
-        try: _check_printed(form, text := chat_text(processor, form, date, closed))
+    forms, made, failed = (_as_parts, list) if hasattr(processor, "tokenizer") else (list, _as_parts), [], []
+    for form in forms:
+        try: _check_printed(said := form(chat), text := chat_text(processor, said, date, closed))
         except ValueError as error: failed.append(error); continue
-        if not (gone := absent(form, text)): return text
+        if not (gone := absent(said, text)): return text
         made.append((len(gone), text))
     if made: return min(made, key=lambda m: m[0])[1]
     raise next((e for e in failed if "TemplateError" in str(e)), failed[0])  # the template's own words, if it has any

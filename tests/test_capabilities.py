@@ -27,7 +27,7 @@ def ids(examples): return [e.id for e in examples]
 
 CHANGES = [
     dict(prompt="q "), dict(answer="b"), dict(images=()), dict(images=(IMAGE, IMAGE)), dict(images=(IMAGE ^ (IMAGE == 7),)),
-    dict(images=(IMAGE.reshape(8, 32, 3),)), dict(videos=()), dict(videos=(VIDEO[::-1].copy(),)), dict(videos=(IMAGE,), images=(VIDEO,)),
+    dict(images=(IMAGE.reshape(8, 32, 3),)), dict(videos=()), dict(videos=(VIDEO[::-1].copy(),)), dict(videos=(IMAGE[None],), images=(VIDEO[0],)),
 ]
 
 

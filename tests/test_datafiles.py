@@ -111,7 +111,7 @@ def test_nothing_is_unpickled(folder):
 
 def test_pictures_that_are_too_large_are_refused_before_they_are_decoded(folder, monkeypatch):
     monkeypatch.setattr(datafiles, "PIXELS", 16 * 32 - 1)
-    monkeypatch.setattr(datafiles, "_pixels", None)
+    monkeypatch.setattr(datafiles, "pixels", None)
     for row in (dict(prompt="a", images=["pictures/scan.png"]), dict(prompt="a", videos=["film.npy"]), dict(prompt="a", videos=["pictures/scan.png"])):
         with pytest.raises(ValueError, match="row 1.*at most 511 are read"): read_examples(write(folder, row))
 
