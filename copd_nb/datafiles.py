@@ -33,7 +33,7 @@ from transformers import AutoConfig
 
 from .capabilities import (Capability, Example, check_name, conversation, held_out_by_hash,
                                   last_of_user, parts_of)
-from .processors import decode_video, left_out, load_processor, prompt_ids
+from .processors import decode_video, left_out, load_processor, prompt_ids, template_of
 from .rewards import DIGITS, Boxed, Tagged, plain_number
 from .verifiers import check_answer, named_reward
 
@@ -595,7 +595,7 @@ def model_problems(
     except ValueError as error: raise ValueError(f"{model} is no model that transformers knows: {str(error).splitlines()[0]}") from error
     processor, context, found = load_processor(model, config.model_type), config.get_text_config().max_position_embeddings, []
     tokenizer = getattr(processor, "tokenizer", processor)
-    if tokenizer.chat_template is None: found.append((0, "", f"{Path(model).name} has no chat template: prompts would go in as they stand"))
+    if template_of(processor) is None: found.append((0, "", f"{Path(model).name} has no chat template: prompts would go in as they stand"))
     if tokenizer.pad_token_id is None: found.append((0, "", f"{Path(model).name} has no padding token"))
     for number, example in rows:
         try: n = _tokens(processor, example)

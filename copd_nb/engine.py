@@ -1176,7 +1176,7 @@ def accelerator_for(config: Config) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=config.device == "cpu")
 
 # %% ../nbs/25_engine.ipynb #229dab43
-PRINTED = 4  # prompts of each capability
+PRINTED = 8  # prompts of each capability
 
 def prompt_prints(
     policy: Policy,
@@ -1195,14 +1195,16 @@ def _compare_prompts(run: Run, found: dict[str, dict[str, dict[str, str]]]):
         for capability, prints in capabilities.items():
             now = found.get(name, {}).get(capability, {})
             if changed := [i for i, p in now.items() if prints.get(i, p) != p]:
-                raise ValueError(f"run {run.path.name}: prompt {changed[0]} of capability {capability!r} has other ids for {name!r} than when the run began. Its chat template, "
-                                 "tokenizer or processor has changed, or the template shows what can't be kept: give the policy of before, or begin a new run in another folder")
+                raise ValueError(f"run {run.path.name}: prompt {changed[0]} of capability {capability!r} has other ids for {name!r} "
+                                 "than when the run began. Its chat template, tokenizer or processor has changed, or the template "
+                                 "shows what can't be kept: give the policy of before, or begin a new run in another folder")
 
 def _pin_date(run: Run, policies: dict[str, Policy]):
-    "Give policies the date of a run; one of before that keeps none is given now, with a warning where prompts show it."
+    "Give policies the date of a run; an older run that keeps none gets today's, with a warning if prompts show it."
     if run.date is None:
         if shown := [n for n, p in policies.items() if is_dated(p.processor)]:
-            warnings.warn(f"copd_nb: the manifest of run {run.path.name} holds no date, and the chat template of {shown[0]!r} shows one: its prompts have the date of today from here on")
+            warnings.warn(f"copd_nb: the manifest of run {run.path.name} holds no date, and the chat template of {shown[0]!r} "
+                          "shows one: its prompts have today's date from here on")
         write_json(run.path / "manifest.json", dict(run.manifest, date=template_now().isoformat(timespec="seconds")))
     for policy in policies.values(): policy.date = run.date
 
@@ -1212,7 +1214,8 @@ def _keep_prompts(training: Training):
     _pin_date(run, policies)
     training.prompts = {n: prompt_prints(p, training.capabilities, training.config.seed) for n, p in policies.items()}
     _compare_prompts(run, training.prompts)
-    if "prompts" not in run.manifest: write_json(run.path / "manifest.json", dict(run.manifest, prompts=training.prompts))
+    manifest = run.manifest
+    if "prompts" not in manifest: write_json(run.path / "manifest.json", dict(manifest, prompts=training.prompts))
 
 # %% ../nbs/25_engine.ipynb #c7e06afb
 def machine(
@@ -1358,7 +1361,8 @@ def train(
     with locked(Path(out)):
         accelerator = accelerator_for(config if cluster is None else replace(config, device="cpu"))
         told = dict(machine=machine(accelerator), date=template_now().isoformat(timespec="seconds"))
-        run = create_run(Path(out), _manifest(schedule, capabilities, base, config, starts, sampler=sampler, learner=learner) | told)
+        asked = _manifest(schedule, capabilities, base, config, starts, sampler=sampler, learner=learner)
+        run = create_run(Path(out), asked | told)
         if run.finished:
             _clear(run)
             return run

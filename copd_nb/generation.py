@@ -95,7 +95,8 @@ def _video(policy: Policy, frames) -> tuple:
 def _bare_text(policy: Policy, example: Example) -> str:
     "The text of a prompt without the token that begins it, where vLLM's tokenizer adds that one."
     text, first = prompt_text(policy, example), policy.tokenizer.bos_token
-    return text.removeprefix(first) if first and added_tokens(policy.tokenizer)[0] == [policy.tokenizer.bos_token_id] else text
+    added = first and added_tokens(policy.tokenizer)[0] == [policy.tokenizer.bos_token_id]
+    return text.removeprefix(first) if added else text
 
 def vllm_prompt(
     policy: Policy,

@@ -73,9 +73,11 @@ def load_suite(
 
 # %% ../nbs/26_jobs.ipynb #84d53aa5
 def _judged(run: Run) -> dict[str, Policy]:
-    "The result of a run and, where that is a merge of co-trained branches, the branches."
+    "The result of a run and, where that is a merge of co-trained branches, the branches; prompts show the run's date."
     names = run.schedule.result.branches if isinstance(run.schedule.result, Merge) and run.schedule.links() else ()
-    return {"result": run.result} | {n: run.branch(n) for n in names}
+    found = {"result": run.result} | {n: run.branch(n) for n in names}
+    for policy in found.values(): policy.date = run.date
+    return found
 
 # %% ../nbs/26_jobs.ipynb #4bb1dace
 def scores_file(

@@ -41,7 +41,8 @@ from transformers.utils import logging
 
 from .attention import NO_MASK, Decoding, Packed, PromptKeys, Slots, use_packed_attention
 from .capabilities import Example
-from .processors import PLAIN, absent, adding, conversation_text, encode_texts, is_dated, load_processor, template_now, template_of, turn_end
+from .processors import (PLAIN, absent, adding, conversation_text, encode_texts, is_dated, load_processor, template_now,
+                                template_of, turn_end)
 
 # %% ../nbs/06_policies.ipynb #0883d498
 @dataclass(frozen=True, eq=False)
@@ -393,7 +394,9 @@ def _encode_many(policy: Policy, examples: Sequence[Example]) -> list[dict]:
     "Ids (L,), positions (…, L) and vision tensors of each prompt; ValueError names a prompt that is wrong."
     for e in examples: _check_visual(policy, e)
     visual = {k: v for k in _VISUAL if (v := [x for e in examples for x in getattr(e, k)])}
-    try: batch, cut = encode_texts(policy.processor, [prompt_text(policy, e) for e in examples], padding=True, return_tensors="pt", **visual)
+    try:
+        texts = [prompt_text(policy, e) for e in examples]
+        batch, cut = encode_texts(policy.processor, texts, padding=True, return_tensors="pt", **visual)
     except ValueError as error:
         if len(examples) > 1: return [_encode_many(policy, [e])[0] for e in examples]
         raise ValueError(f"prompt {examples[0].id} of capability {examples[0].capability!r}: {error}") from error
@@ -442,7 +445,8 @@ def encode(
     for e, row in zip(new, _encode_many(policy, new) if new else ()): kept.add(e.id, row)
     for e in examples:
         kept.move_to_end(e.id)
-        if not (n := len(kept[e.id]["ids"])): raise ValueError(f"prompt {e.id} of capability {e.capability!r} is empty: it has no tokens")
+        n = len(kept[e.id]["ids"])
+        if not n: raise ValueError(f"prompt {e.id} of capability {e.capability!r} is empty: it has no tokens")
         if n + room > policy.context:
             raise ValueError(f"prompt {e.id} of capability {e.capability!r} has {n} tokens: with {room} for the completion that is "
                              f"more than the context of {policy.name!r}, {policy.context} tokens")
@@ -753,7 +757,9 @@ class LoraPolicy(Policy):
     def with_state(self, state: dict[str, Tensor], name: str | None = None) -> Policy:
         "A clone with another adapter's matrices; with all weights of a model, a full copy of its own."
         if any(".lora_" in key for key in state): return super().with_state(state, name)
-        return self.shared.base.with_state(state, name or self.name).to(self.device)
+        new = self.shared.base.with_state(state, name or self.name).to(self.device)
+        new.date = self.date
+        return new
 
     def dense(self, name: str | None = None) -> Policy:
         "A full copy with the adapter multiplied into the weights."

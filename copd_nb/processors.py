@@ -14,7 +14,7 @@ __all__ = ['SPECIAL', 'CHARACTERS', 'UNKNOWN', 'WORDS', 'CHAT_TEMPLATE', 'MODES'
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -255,7 +255,7 @@ for more in (True, False):
 _tried: dict[str, str] = {CHAT_TEMPLATE: "", PLAIN: ""}  # template → what is wrong with it
 
 def _fault(template: str, chat: list[dict], words: dict) -> str:
-    "What is wrong with a template, tried once in the sandbox on the first chat, open and closed; errors of its own show when it is rendered."
+    "What is wrong with a template, tried once in the sandbox, open and closed; its own errors show when it is rendered."
     if template not in _tried:
         given = json.dumps(dict(words, template=template, messages=chat, patience=PATIENCE))
         reason = run_code(_TRIAL, seconds=60 + PATIENCE, memory=2 ** 29, packages=True, stdin=given).reason
@@ -268,17 +268,14 @@ _clock = RLock()  # held while the clock of templates is another one
 
 def template_now() -> datetime:
     "The time that chat templates are told."
-    return chat_template_utils.datetime.now()
+    with _clock: return chat_template_utils.datetime.now()
 
 @contextmanager
 def _at(date: datetime | None) -> Iterator[None]:
     "A block in which chat templates are told a date; None for the true one."
-    if date is None:
-        yield
-        return
     with _clock:
         true = chat_template_utils.datetime
-        chat_template_utils.datetime = SimpleNamespace(now=lambda tz=None: date)
+        if date is not None: chat_template_utils.datetime = SimpleNamespace(now=lambda tz=None: date)
         try: yield
         finally: chat_template_utils.datetime = true
 
@@ -302,10 +299,11 @@ def chat_text(
 ) -> str:  # what the model reads, ready for its answer, or for the rest of one that is begun
     "A chat in the model's format; ValueError for a template that fails, doesn't end or makes too much of it."
     words = getattr(processor, "tokenizer", processor).special_tokens_map
-    if fault := _fault(template_of(processor), chat, words): raise ValueError(f"the chat template {fault} for one prompt: load the model with another one")
+    if fault := _fault(template_of(processor), chat, words):
+        raise ValueError(f"the chat template {fault} for one prompt: load the model with another one")
     ends = "continue_final_message" if chat[-1]["role"] == "assistant" else "add_generation_prompt"
     try:
-        with _at(date if is_dated(processor) else None):
+        with _at(date) if is_dated(processor) else nullcontext():
             text = processor.apply_chat_template(chat, tokenize=False, **{ends: not closed})
     except Exception as error:
         raise ValueError(f"the chat template fails: {type(error).__name__}: {str(error)[:300]}") from error
@@ -461,7 +459,7 @@ def turn_end(
     processor,  # a processor, or a tokenizer
     ends: Collection[int] = (),  # ids that are known to end a completion
 ) -> int | None:  # None where neither template nor tokenizer has one
-    "The id that closes an answer: the first end or special token behind it in the chat format, else the tokenizer's end token."
+    "The id that closes an answer: the first end or special token behind it in the chat format, else the tokenizer's."
     tokenizer = getattr(processor, "tokenizer", processor)
     if is_plain(processor): return tokenizer.eos_token_id
     try: _, found, behind = conversation_text(processor, _TURN, closed=True).rpartition(_ANSWER)

@@ -195,7 +195,8 @@ def _together(policy: Policy, requests: list[Request], drawn: list[Tensor], max_
     position, state = (torch.cat(xs)[owner] for xs in ([r.prompts.next_position for r in requests], [s.hidden.detach() for s in starts]))
     decoder = policy.decoder(PromptKeys.join([s.keys for s in starts]), owner, position, max_new_tokens - 1)
     lengths = None if requests[0].lengths is None else torch.cat([r.lengths for r in requests])
-    out = _decode(decoder, state, policy.head(temperature), torch.cat(drawn), lengths, _ends(policy), drop_finished, max(r.top_k for r in requests))
+    most = max(r.top_k for r in requests)
+    out = _decode(decoder, state, policy.head(temperature), torch.cat(drawn), lengths, _ends(policy), drop_finished, most)
     parts = zip(*(x.split(sizes) for x in (out.ids, out.logp, out.entropy, out.fed, out.top_ids)))
     return [rollouts_of(policy, r, ids, logp, entropy, int(fed.sum()), start, tops) for r, (ids, logp, entropy, fed, tops), start in zip(requests, parts, starts)]
 
@@ -301,7 +302,8 @@ def closed(
     texts: Sequence[str],  # completions
 ) -> list[list[int]]:
     "Ids of given completions, each with the end of a turn; ValueError for a policy without one."
-    if policy.end is None: raise ValueError(f"{policy.name!r} has no end token: its tokenizer, generation config and chat template name none")
+    if policy.end is None:
+        raise ValueError(f"{policy.name!r} has no end token: its tokenizer, generation config and chat template name none")
     rows = policy.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
     return [[*row, policy.end] for row in rows]
 
@@ -319,10 +321,10 @@ def given_rollouts(
     finished = torch.tensor([len(b) < len(r) for b, r in zip(bare, rows)])
     lengths = torch.tensor([*map(len, bare)]) + finished
     width = int(lengths.max())
-    ids = torch.tensor([[*r[:n], *[policy.end or 0] * (width - n)] for r, n in zip(rows, lengths.tolist())], dtype=torch.long)
+    padded = [[*r[:n], *[policy.end or 0] * (width - n)] for r, n in zip(rows, lengths.tolist())]
     mask = (torch.arange(width) < lengths[:, None]).float()
-    place = policy.device
-    return Rollouts(prompts, 1, ids.to(place), mask.to(place), finished.to(place), completion_texts(policy.tokenizer, bare))
+    ids, mask, finished = (x.to(policy.device) for x in (torch.tensor(padded), mask, finished))
+    return Rollouts(prompts, 1, ids, mask, finished, completion_texts(policy.tokenizer, bare))
 
 # %% ../nbs/10_rollouts.ipynb #a15dfafa
 class Sampler(Protocol):

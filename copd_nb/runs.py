@@ -318,10 +318,11 @@ class Run:
 
     @property
     def date(self) -> datetime | None:
-        "When the run began, as its chat templates are told; None for runs of versions that didn't keep it. ValueError for no date."
+        "When the run began, as its chat templates are told; None for runs of versions that didn't keep it."
         if (written := self.manifest.get("date")) is None: return None
         try: return datetime.fromisoformat(written)
-        except ValueError as error: raise ValueError(f"{self.path / 'manifest.json'}: date is {written!r}, a date and time of day in ISO form is needed") from error
+        except ValueError as error:
+            raise ValueError(f"{self.path / 'manifest.json'}: date is {written!r}, ISO form is needed") from error
 
     @property
     def planned(self) -> Schedule:

@@ -146,7 +146,8 @@ def test_the_date_of_a_run_goes_where_its_branches_go(suite, start, tmp_path, ap
         shown.processor.chat_template = "{{ strftime_now('%d') }}" + start.processor.chat_template
         runs.append(train(COPD, suite, shown, TINY, tmp_path / f"{cluster is None}", progress=False, cluster=cluster))
     same(*runs)
-    assert runs[0].date == runs[1].date == datetime(2026, 5, 1) and runs[0].manifest["prompts"] == runs[1].manifest["prompts"]
+    assert [run.date for run in runs] == [datetime(2026, 5, 1)] * 2
+    assert runs[0].manifest["prompts"] == runs[1].manifest["prompts"]
 
 
 @SLOW

@@ -98,7 +98,9 @@ def test_texts_are_the_masked_ids_without_the_end_token(shipped, prompts):
 
 class Scripted:
     "A policy whose next-token distribution depends on the last token only."
-    def __init__(self, tiny, table, eos): self.tiny, self.table, self.eos, self.end, self.tokenizer, self.calls, self.fed = tiny, table, eos, eos[0], tiny.tokenizer, 0, 0
+    def __init__(self, tiny, table, eos):
+        self.tiny, self.table, self.eos, self.end = tiny, table, eos, eos[0]
+        self.tokenizer, self.calls, self.fed = tiny.tokenizer, 0, 0
 
     device, group = torch.device("cpu"), Group()
 
