@@ -1316,6 +1316,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'copd_nb.rewards.Weighted._sum': ('rewards.html#weighted._sum', 'copd_nb/rewards.py'),
                                  'copd_nb.rewards._Rang': ('rewards.html#_rang', 'copd_nb/rewards.py'),
                                  'copd_nb.rewards._alone': ('rewards.html#_alone', 'copd_nb/rewards.py'),
+                                 'copd_nb.rewards._bare': ('rewards.html#_bare', 'copd_nb/rewards.py'),
                                  'copd_nb.rewards._chosen': ('rewards.html#_chosen', 'copd_nb/rewards.py'),
                                  'copd_nb.rewards._decimal': ('rewards.html#_decimal', 'copd_nb/rewards.py'),
                                  'copd_nb.rewards._failures': ('rewards.html#_failures', 'copd_nb/rewards.py'),

@@ -187,10 +187,12 @@ def _options(value) -> list[tuple[str, str]]:
 
 def _as_number(value, options) -> str:
     "Text as it is, a number in plain digits."
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, str)): raise ValueError(f"{str(value)[:80]!r}: a number or text is needed")
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, str)):
+        raise ValueError(f"{str(value)[:80]!r}: a number or text is needed")
     if isinstance(value, (int, str)): return str(value)
     exact = Decimal(repr(value)) if isinstance(value, float) else value
-    if not exact.is_finite() or abs(exact.adjusted()) > DIGITS: raise ValueError(f"{str(value)[:80]}: a finite number of at most {DIGITS} digits is needed")
+    if not exact.is_finite() or abs(exact.adjusted()) > DIGITS:
+        raise ValueError(f"{str(value)[:80]}: a finite number of at most {DIGITS} digits is needed")
     return f"{exact:f}".removesuffix(".0") if isinstance(value, float) else f"{exact:f}"
 
 def _hashed(value: str) -> str | None:
@@ -378,7 +380,8 @@ def _json(data: bytes):
     text = data.decode("utf-8-sig")
     try: value = json.loads(text, parse_float=_as_written)
     except RecursionError: raise ValueError("it is nested too deeply") from None
-    if re.search(r"\\u[dD]", text): json.dumps(value, ensure_ascii=False, default=str).encode()  # halves of surrogate pairs can't
+    if re.search(r"\\u[dD]", text):  # halves of surrogate pairs can't
+        json.dumps(value, ensure_ascii=False, default=str).encode()
     return value
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict | Exception]]:
@@ -403,7 +406,7 @@ def _batch_rows(batch: pa.RecordBatch | pa.Table) -> list[dict]:
     for field in batch.schema:
         narrow = {pa.float16(): np.float16, pa.float32(): np.float32}.get(field.type)
         for row in rows if narrow else ():
-            if row[field.name] is not None and row[field.name] % 1: row[field.name] = float(str(narrow(row[field.name])))
+            if (value := row[field.name]) is not None and value % 1: row[field.name] = float(str(narrow(value)))
     return rows
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:

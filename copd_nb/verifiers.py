@@ -26,7 +26,21 @@ from urllib.parse import unquote
 from markdown_it import MarkdownIt
 
 from .capabilities import Example
-from .rewards import Boxed, Choice, Exact, Format, LengthPenalty, Noisy, Numeric, Tagged, Weighted, answer_form, answer_in, plain_numbers, read_number
+from copd_nb.rewards import (
+    Boxed,
+    Choice,
+    Exact,
+    Format,
+    LengthPenalty,
+    Noisy,
+    Numeric,
+    Tagged,
+    Weighted,
+    answer_form,
+    answer_in,
+    plain_numbers,
+    read_number,
+)
 from .sandbox import Guarded, judge_code, side_by_side
 
 # %% ../nbs/03_verifiers.ipynb #1f658fda
@@ -79,7 +93,8 @@ class MathVerify:
         gold = _parsed_math(reference, bare=True) if text is not None else []
         if not gold: return 0.0
         inside = Tagged()(text)
-        target = _math()[0](_formula(text if inside is None else inside, bare=inside is not None or self.mark != ""), parsing_timeout=None)
+        bare = inside is not None or self.mark != ""
+        target = _math()[0](_formula(text if inside is None else inside, bare), parsing_timeout=None)
         return float(_math()[1](gold, target, timeout_seconds=None) and not _apart(gold[0], target[0]))
 
 # %% ../nbs/03_verifiers.ipynb #963d9e67
@@ -335,7 +350,9 @@ class Instructions:
 # %% ../nbs/03_verifiers.ipynb #8a6ca298
 def _exact(form: str = "whole") -> Exact: return Exact(answer_form(form))
 def _boxed() -> Exact: return Exact(Boxed())
-def _numeric(form: str = "number", tolerance: float = 0.0, strip: str = "") -> Numeric: return Numeric(answer_form(form), tolerance, strip)
+def _numeric(form: str = "number", tolerance: float = 0.0, strip: str = "") -> Numeric:
+    return Numeric(answer_form(form), tolerance, strip)
+
 def _choice(form: str = "whole", letters: str = "ABCDEFGHIJ") -> Choice: return Choice(answer_form(form), letters)
 def _code(seconds: float = 10.0, share: bool = False, packages: bool = False) -> CodeTests: return CodeTests(seconds, share, packages)
 def _instructions(share: bool = True) -> Instructions: return Instructions(share)
@@ -378,7 +395,8 @@ def named_reward(
 
 # %% ../nbs/03_verifiers.ipynb #30371df0
 def _check_math(answer: str) -> str | None:
-    return None if _parsed_math(answer, bare=True) else "is nothing that math-verify can read: a number, a formula or a set is needed, `exact` compares texts"
+    if _parsed_math(answer, bare=True): return None
+    return "is nothing that math-verify can read: a number, a formula or a set is needed, `exact` compares texts"
 
 def _check_json(read: Callable, answer: str) -> str | None:
     "What a reader of JSON answers objects to."
@@ -387,8 +405,8 @@ def _check_json(read: Callable, answer: str) -> str | None:
 
 def _check_number(reward: Numeric, answer: str) -> str | None:
     if read_number(answer, reward.strip) is not None: return None
-    return (r"is no number, or could be read in two ways: 1234, 1,234, -3.5, 3/4, 2 1/2, \frac{3}{4} and 5e3 are numbers, "
-            "1,2 and 1.234,56 are not; `strip` names units that are ignored, such as strip=$,%")
+    return (r"is no number, or could be read in two ways: 1234, 1,234, -3.5, 3/4, 2 1/2, \frac{3}{4} and 5e3 are numbers"
+            ", 1,2 and 1.234,56 are not; `strip` names units that are ignored, such as strip=$,%")
 
 def _check_plain(reward: Callable, answer: str) -> str | None:
     "What is wrong with the answer for a reward that is not made of others."

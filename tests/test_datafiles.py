@@ -253,45 +253,68 @@ def test_options_are_shown_and_answers_become_letters(folder, options, answer, p
 
 
 @pytest.mark.parametrize("extract, value, answer", [("number", 4, "4"), ("number", 4.0, "4"), ("number", 4.5, "4.5"), ("number", "4", "4"), ("hashes", "so\n#### 1,200", "1200"),
-                                                    ("number", 2 ** 53 + 1, "9007199254740993"), ("number", 0.1, "0.1"), ("number", 1e-7, "0.0000001"), ("number", 1e23, "1" + "0" * 23), ("number", -2.0, "-2"), ("number", "1,234", "1,234"),
-                                                    ("number", r"\frac{1}{2}", r"\frac{1}{2}"), ("hashes", "#### −1 234".replace(" ", "\u202f"), "-1234"), ("hashes", "#### 1,234.50", "1234.50"), ("hashes", "#### 8.124,12.852", "8.124,12.852"),
-                                                    ("hashes", "#### yes, sir", "yes, sir"), ("hashes", "#### 1 #### 3/4 ", "3/4"), ("hashes", "#### $18", "$18"), ("boxed", r"\boxed {2}, in \boxed{}", "2"),
+                                                    ("number", 2 ** 53 + 1, "9007199254740993"),
+                                                    ("number", 0.1, "0.1"), ("number", 1e-7, "0.0000001"),
+                                                    ("number", 1e23, "1" + "0" * 23), ("number", -2.0, "-2"),
+                                                    ("number", "1,234", "1,234"),
+                                                    ("number", r"\frac{1}{2}", r"\frac{1}{2}"),
+                                                    ("hashes", "#### −1 234".replace(" ", "\u202f"), "-1234"),
+                                                    ("hashes", "#### 1,234.50", "1234.50"),
+                                                    ("hashes", "#### 8.124,12.852", "8.124,12.852"),
+                                                    ("hashes", "#### yes, sir", "yes, sir"),
+                                                    ("hashes", "#### 1 #### 3/4 ", "3/4"),
+                                                    ("hashes", "#### $18", "$18"),
+                                                    ("boxed", r"\boxed {2}, in \boxed{}", "2"),
                                                     ("boxed", r"\boxed{1} or \boxed{\frac{1}{2}}", r"\frac{1}{2}"), ("tag", "<answer> B </answer>", "B")])
 def test_ways_to_read_an_answer(folder, extract, value, answer):
     assert read_examples(write(folder, dict(prompt="q", answer=value)), columns=Columns(extract=extract))[0].answer == answer
 
 
 @pytest.mark.parametrize("written, answer", [
-    ("9007199254740993", "9007199254740993"), ("9007199254740993.0", "9007199254740993.0"), ("0.12345678901234567890123", "0.12345678901234567890123"), ("12.50", "12.5"), ("1e400", "1" + "0" * 400), ("1e-400", f"0.{'0' * 399}1"), ("1E2", "100"),
+    ("9007199254740993", "9007199254740993"), ("9007199254740993.0", "9007199254740993.0"),
+    ("0.12345678901234567890123", "0.12345678901234567890123"), ("12.50", "12.5"), ("1e400", "1" + "0" * 400),
+    ("1e-400", f"0.{'0' * 399}1"), ("1E2", "100"),
 ])
 def test_numbers_of_json_are_what_is_written(folder, written, answer):
-    assert read_examples(write(folder, f'{{"prompt": "q", "answer": {written}}}'), columns=Columns(extract="number"))[0].answer == answer
+    assert read_examples(write(folder, f'{{"prompt": "q", "answer": {written}}}'),
+        columns=Columns(extract="number"))[0].answer == answer
 
 
 @pytest.mark.parametrize("written", ["1e999999999", "-1e-999999999", "1e9999999999999999999999", "Infinity", "1e1001"])
 def test_numbers_without_end_are_named_with_their_row(folder, written):
     path = write(folder, '{"prompt": "p", "answer": 1}', f'{{"prompt": "q", "answer": {written}}}')
-    with pytest.raises(ValueError, match="row 2 of .*(at most 1000 digits|out of range)"): read_examples(path, columns=Columns(extract="number"))
+    with pytest.raises(ValueError, match="row 2 of .*(at most 1000 digits|out of range)"):
+        read_examples(path, columns=Columns(extract="number"))
 
 
 def test_numbers_of_parquet_are_what_is_written(folder):
-    columns = dict(whole=pa.array([2 ** 53 + 1, None, 7], pa.int64()), unsigned=pa.array([2 ** 64 - 1, None, 0], pa.uint64()), price=pa.array([Decimal("12.50"), None, Decimal("-0.10")], pa.decimal128(10, 2)),
-                   wide=pa.array([Decimal(10) ** 60, None, Decimal(1)], pa.decimal256(70, 0)), double=[0.1, None, 1e22], narrow=pa.array([0.1, None, 123456792.0], pa.float32()), half=pa.array(np.array([0.1, 2, 65504], np.float16)))
-    wanted = dict(whole=["9007199254740993", "", "7"], unsigned=["18446744073709551615", "", "0"], price=["12.50", "", "-0.10"], wide=["1" + "0" * 60, "", "1"], double=["0.1", "", "1" + "0" * 22],
+    columns = dict(whole=pa.array([2 ** 53 + 1, None, 7], pa.int64()),
+        unsigned=pa.array([2 ** 64 - 1, None, 0], pa.uint64()),
+        price=pa.array([Decimal("12.50"), None, Decimal("-0.10")], pa.decimal128(10, 2)),
+                   wide=pa.array([Decimal(10) ** 60, None, Decimal(1)], pa.decimal256(70, 0)),
+                   double=[0.1, None, 1e22], narrow=pa.array([0.1, None, 123456792.0], pa.float32()),
+                   half=pa.array(np.array([0.1, 2, 65504], np.float16)))
+    wanted = dict(whole=["9007199254740993", "", "7"], unsigned=["18446744073709551615", "", "0"],
+        price=["12.50", "", "-0.10"], wide=["1" + "0" * 60, "", "1"], double=["0.1", "", "1" + "0" * 22],
                   narrow=["0.1", "", "123456792"], half=["0.1", "2", "65504"])
     pq.write_table(table := pa.table(dict(prompt=["a", "b", "c"], **columns)), folder / "n.parquet")
     datasets.Dataset(table).save_to_disk(folder / "saved")
     for path in (folder / "n.parquet", folder / "saved"):
-        assert {name: [e.answer for e in read_examples(path, columns=Columns(answer=name, extract="number"))] for name in columns} == wanted
+        assert {name: [e.answer for e in read_examples(path,
+            columns=Columns(answer=name, extract="number"))] for name in columns} == wanted
 
 
-@pytest.mark.parametrize("reward, bad, message", [("numeric", "1.234,56", "two ways"), ("numeric", "8.124,12.852", "two ways"), ("numeric", "50%", "`strip` names units"), ("math_verify", "???", "math-verify can read"), ("choice", "b", "none of the letters")])
+@pytest.mark.parametrize("reward, bad, message",
+    [("numeric", "1.234,56", "two ways"), ("numeric", "8.124,12.852", "two ways"),
+    ("numeric", "50%", "`strip` names units"), ("math_verify", "???", "math-verify can read"),
+    ("choice", "b", "none of the letters")])
 def test_answers_that_a_reward_can_not_read_are_listed_with_their_rows(folder, reward, bad, message):
     good = "B" if reward == "choice" else "7"
     path = write(folder, *(dict(prompt=f"q{i}", answer=bad if i in (3, 5) else good) for i in range(1, 21)))
     found = problems(path, reward=reward)
     assert list(found.row) == [3, 5] and all(message in text and repr(bad) in text for text in found.problem)
-    with pytest.raises(ValueError, match=r"row [35] of prompts.jsonl: the reference answer"): capability_from(path, "c", reward)
+    with pytest.raises(ValueError, match=r"row [35] of prompts.jsonl: the reference answer"):
+        capability_from(path, "c", reward)
 
 
 @pytest.mark.parametrize("columns, row, message", [

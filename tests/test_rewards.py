@@ -50,7 +50,8 @@ def test_exact(completion, expected): assert one(Exact(), completion) == expecte
 
 
 @pytest.mark.parametrize("completion, expected", [
-    ("x:85", 1), ("x:85.0000", 1), ("x:+85", 1), ("x:8.5e1", 1), ("x:8,5", 0), ("x:85.00008", 0), ("x:170/2", 1), ("x:８５", 1), ("x:85 ", 1), ("x:85.001", 0), ("x:-85", 0), ("x:", 0),
+    ("x:85", 1), ("x:85.0000", 1), ("x:+85", 1), ("x:8.5e1", 1), ("x:8,5", 0), ("x:85.00008", 0), ("x:170/2", 1),
+    ("x:８５", 1), ("x:85 ", 1), ("x:85.001", 0), ("x:-85", 0), ("x:", 0),
     ("85", 0), ("x:inf", 0), ("x:-inf", 0), ("x:Infinity", 0), ("x:nan", 0), ("x:1e400", 0), ("x:1e-400", 0), ("x:" + "9" * 5000, 0),
     ("x:1e" + "9" * 500, 0), ("x:0x55", 0), ("x:85%", 0), ("x:²", 0), ("x:½", 0), ("x:๘๕", 1), ("x:85 85", 0), ("x:\0", 0), ("x:\ud800", 0),
 ])
@@ -63,21 +64,28 @@ def test_a_reference_that_is_no_number_matches_nothing(reference):
 
 
 def test_numeric_asks_for_the_same_number_unless_there_is_a_tolerance():
-    for reference, other in (("12345678", "12345679"), ("9007199254740993", "9007199254740992"), ("0.1", "0.10000000000000002"), ("1/3", "0.333333"), ("1e308", "-1e308"), ("0", "1e-300")):
+    for reference, other in (("12345678", "12345679"), ("9007199254740993", "9007199254740992"),
+        ("0.1", "0.10000000000000002"), ("1/3", "0.333333"), ("1e308", "-1e308"), ("0", "1e-300")):
         assert one(Numeric(), f"x:{reference}", reference) == 1 and one(Numeric(), f"x:{other}", reference) == 0
     assert one(Numeric(tolerance=.01), "x:1009", "1000") == 1 and one(Numeric(tolerance=.01), "x:1011", "1000") == 0
-    assert one(Numeric(tolerance=.01), "x:0", "0") == 1 and one(Numeric(tolerance=.01), "x:0.001", "0") == 0  # a share of nothing is nothing
+    assert one(Numeric(tolerance=.01), "x:0", "0") == 1 and one(Numeric(tolerance=.01), "x:0.001",
+        "0") == 0  # a share of nothing is nothing
 
 
 @pytest.mark.parametrize("completion, expected", [
-    ("x:B", 1), ("x:(B)", 1), ("x:B.", 1), ("x:B or B", 1), ("x:A or B", 0), ("x:b", 0), ("x:BA", 0), ("x:AB B", 0), ("B", 0), ("B:", 0),
+    ("x:B", 1), ("x:(B)", 1), ("x:B.", 1), ("x:B or B", 1), ("x:A or B", 0), ("x:b", 0), ("x:BA", 0), ("x:AB B", 0),
+    ("B", 0), ("B:", 0),
     ("x:Z", 0), ("x:", 0), ("x:Β", 0), ("A:B", 1), ("x:_B_", 0),
 ])
 def test_choice(completion, expected): assert one(Choice(), completion, "B") == expected
 
 
-NO_CHOICE = ["I don't know", "I am not sure", "I'm out", "A good question.", "A hard one, I think", "Neither you nor I", "neither you nor I.", "I, for one, pass", "grade A work", "an A-level", "B-cells", "B vitamins", "Vitamin C", "C++", "B.C.",
-             "P(A) = 0.5", "f[B]", "x_A", "a", "(b)", "Answer: I am not sure", "Answer: A good question", "The answer is I don't know", "The answer is A good one", "not B", "It is not (B)", "It isn't B", "ABC", "_B_", "A B", r"\mathcal{A}", r"x^{B}"]
+NO_CHOICE = ["I don't know", "I am not sure", "I'm out", "A good question.", "A hard one, I think",
+    "Neither you nor I", "neither you nor I.", "I, for one, pass", "grade A work", "an A-level", "B-cells",
+    "B vitamins", "Vitamin C", "C++", "B.C.",
+             "P(A) = 0.5", "f[B]", "x_A", "a", "(b)", "Answer: I am not sure", "Answer: A good question",
+             "The answer is I don't know", "The answer is A good one", "not B", "It is not (B)", "It isn't B", "ABC",
+             "_B_", "A B", r"\mathcal{A}", r"x^{B}"]
 
 
 @pytest.mark.parametrize("text", NO_CHOICE)
@@ -85,9 +93,14 @@ def test_words_and_names_are_no_choice(text): assert not any(one(Choice(""), tex
 
 
 @pytest.mark.parametrize("frame", [
-    "{}", " {}\n", "({})", "[{}]", "{}.", "{})", "{}. a reason", "{}) a reason", "{}: a reason", "**{}**", "**{}.**", "**({})**", "__{}__", r"\textbf{{{}}}", r"\text{{{}}}", r"\boxed{{{}}}", r"so \boxed{{\text{{{}}}}}", "${}$", "**{}. a reason**",
-    "The answer is {}", "The answer is {}.", "The answer is ({}).", "the answer is: **{}**", "Answer: {}", "ANSWER: {}\nI am sure.", "I think the answer is {}", "I think it is {}", "a reason\n\n{}", "{}\nA reason", "{} or {}", "The answer is {} because I say so",
-    "I choose {}.", "option {}", "A good question: ({})", "答案是{}。", "答案：{}", "（{}）", "not (F) but ({})",
+    "{}", " {}\n", "({})", "[{}]", "{}.", "{})", "{}. a reason", "{}) a reason", "{}: a reason", "**{}**", "**{}.**",
+    "**({})**", "__{}__", r"\textbf{{{}}}", r"\text{{{}}}", r"\boxed{{{}}}", r"so \boxed{{\text{{{}}}}}", "${}$",
+    "**{}. a reason**",
+    "The answer is {}", "The answer is {}.", "The answer is ({}).", "the answer is: **{}**", "Answer: {}",
+    "ANSWER: {}\nI am sure.", "I think the answer is {}", "I think it is {}", "a reason\n\n{}", "{}\nA reason",
+    "{} or {}", "The answer is {} because I say so",
+    "I choose {}.", "option {}", "{} is correct.", "So {} is the right answer", "Final answer: **{}**",
+    "**Answer:** {}", "A good question: ({})", "答案是{}。", "答案：{}", "（{}）", "not (F) but ({})",
 ])
 def test_a_letter_counts_where_it_is_given_as_an_answer(frame):
     for letter in "ABCI":
@@ -96,7 +109,9 @@ def test_a_letter_counts_where_it_is_given_as_an_answer(frame):
         assert not any(one(Choice(""), text, other) for other in "ABCDEFGHIJ" if other != letter), text
 
 
-@pytest.mark.parametrize("text", ["A or B", "A, B", "A/B", "A & B", "A and B", "(A) or (B)", "(A, B)", "The answer is A or B", "Answer: B or (A)", "**A**, but **B**", "A. one\nB. two", "The answer is B. No, the answer is A."])
+@pytest.mark.parametrize("text",
+    ["A or B", "A, B", "A/B", "A & B", "A and B", "(A) or (B)", "(A, B)", "The answer is A or B", "Answer: B or (A)",
+    "**A**, but **B**", "A. one\nB. two", "The answer is B. No, the answer is A."])
 def test_two_choices_are_none(text): assert one(Choice(""), text, "A") == one(Choice(""), text, "B") == 0
 
 
@@ -178,7 +193,8 @@ def test_no_completions_no_scores(): assert score(capability(Exact()), [], []) =
 @pytest.mark.parametrize("text, inside", [
     (r"\boxed{1}", "1"), (r"\boxed{1} \boxed{ 2 }", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{1", None), (r"\boxed{1} \boxed{2", None), ("1", None), ("", None),
     (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{}", ""), (r"\boxed{a{b}c}}", "a{b}c"), (r"\boxed{" * 3 + "x" + "}" * 3, "x"), ("boxed{1}", None),
-    (r"\boxed {42}", "42"), ("\\boxed\t\n{ {4}2 }", "{4}2"), (r"\boxed{42}, put into \boxed{}", "42"), (r"\boxed{} \boxed { }", ""), (r"\boxed{1} \boxed{} \boxed{2", None), (r"\boxed{1} in a \boxed", "1"),
+    (r"\boxed {42}", "42"), ("\\boxed\t\n{ {4}2 }", "{4}2"), (r"\boxed{42}, put into \boxed{}", "42"),
+    (r"\boxed{} \boxed { }", ""), (r"\boxed{1} \boxed{} \boxed{2", None), (r"\boxed{1} in a \boxed", "1"),
     (r"\boxedx{1}", None), (r"\boxed 4", None),
 ])
 def test_boxed(text, inside): assert answer_in(text, Boxed()) == inside
@@ -195,8 +211,10 @@ def test_tags_are_no_patterns(): assert answer_in("<a.c>1</a.c>", Tagged("a.c"))
 
 
 @pytest.mark.parametrize("text, number", [
-    ("so 42.", "42"), ("10-3 = 7", "7"), ("10-3", "3"), ("it is -3", "-3"), ("$1,234.50 in all", "1,234.50"), ("1, 2, 3", "3"), ("3,4", "3,4"), ("x2", None), ("none", None), ("", None),
-    ("6.02e23", "6.02e23"), ("a .5 b", ".5"), ("5%", "5%"), ("(7)", "7"), ("1,2345", "1,2345"), ("+4 apples", "+4"), ("#### 18", "18"), ("version 1.2.3", "1.2.3"),
+    ("so 42.", "42"), ("10-3 = 7", "7"), ("10-3", "3"), ("it is -3", "-3"), ("$1,234.50 in all", "1,234.50"),
+    ("1, 2, 3", "3"), ("3,4", "3,4"), ("x2", None), ("none", None), ("", None),
+    ("6.02e23", "6.02e23"), ("a .5 b", ".5"), ("5%", "5%"), ("(7)", "7"), ("1,2345", "1,2345"), ("+4 apples", "+4"),
+    ("#### 18", "18"), ("version 1.2.3", "1.2.3"),
 ])
 def test_last_number(text, number): assert answer_in(text, LastNumber()) == number
 
@@ -215,7 +233,8 @@ def test_names_of_forms():
 def test_the_names_of_rewards_are_those_of_stored_runs():
     "They enter the identity of capabilities, so that a change would orphan every stored run."
     assert list(map(repr, (Exact(), Numeric(), Choice(), Format("x"), Weighted(((1, Exact("")),)), Noisy(Exact(), .1)))) == [
-        "Exact(mark=':')", "Numeric(mark=':', tolerance=0.0, strip='')", "Choice(mark=':', letters='ABCDEFGHIJ')", "Format(pattern='x')",
+        "Exact(mark=':')", "Numeric(mark=':', tolerance=0.0, strip='')", "Choice(mark=':', letters='ABCDEFGHIJ')",
+        "Format(pattern='x')",
         "Weighted(parts=((1, Exact(mark='')),))", "Noisy(reward=Exact(mark=':'), rate=0.1)"]
     assert repr(Exact(Boxed())) == "Exact(mark=Boxed())" and repr(Exact(Tagged())) == "Exact(mark=Tagged(tag='answer'))"
 
@@ -293,7 +312,8 @@ def test_a_limit_gives_an_outer_alarm_back_with_the_time_that_is_left(rung):
     with within(50): inside = signal.getitimer(signal.ITIMER_REAL)[0]
     left, every = signal.getitimer(signal.ITIMER_REAL)
     assert inside <= 50 < left <= 100 and every == 7 and signal.getsignal(signal.SIGALRM) is handler and not rung
-    for act in (lambda: score(capability(Exact("")), ["2", "4"], PAIR, seconds=9), lambda: score(capability(fail), ["2", "4"], PAIR, seconds=9)):
+    for act in (lambda: score(capability(Exact("")), ["2", "4"], PAIR, seconds=9),
+        lambda: score(capability(fail), ["2", "4"], PAIR, seconds=9)):
         try: act()
         except ValueError: pass
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= left and signal.getsignal(signal.SIGALRM) is handler

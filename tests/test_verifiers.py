@@ -164,23 +164,37 @@ def test_math_verify(reference, completion, expected): assert one(MathVerify(), 
 
 
 @pytest.mark.parametrize("reference, completion, expected", [
-    ("3", r"\boxed{−3}", 0), ("-3", r"\boxed{−3}", 1), ("-3", "it is −3", 1), ("3", "it is −3", 0), ("1000000", "\\boxed{1\u00a0000\u202f000}", 1), ("0", "\\boxed{1\u00a0000\u202f000}", 0), ("1234", r"\boxed{1\,234}", 1),
-    ("234", r"\boxed{1{,}234}", 0), ("2", r"\boxed {2}", 1), ("2", "\\boxed\n{2}", 1), ("1/2", "½", 1), ("5/2", r"\boxed{2½}", 1), ("12", r"\boxed{1,2}", 0), ("56", r"\boxed{1.234,56}", 0), ("10", r"\boxed{1_0}", 0), (r"\{1,234\}", r"\boxed{\{234,1\}}", 1),
+    ("3", r"\boxed{−3}", 0), ("-3", r"\boxed{−3}", 1), ("-3", "it is −3", 1), ("3", "it is −3", 0),
+    ("1000000", "\\boxed{1\u00a0000\u202f000}", 1), ("0", "\\boxed{1\u00a0000\u202f000}", 0),
+    ("1234", r"\boxed{1\,234}", 1),
+    ("234", r"\boxed{1{,}234}", 0), ("2", r"\boxed {2}", 1), ("2", "\\boxed\n{2}", 1), ("1/2", "½", 1),
+    ("5/2", r"\boxed{2½}", 1), ("12", r"\boxed{1,2}", 0), ("56", r"\boxed{1.234,56}", 0), ("10", r"\boxed{1_0}", 0),
+    (r"\{1,234\}", r"\boxed{\{234,1\}}", 1),
 ])
-def test_math_verify_reads_numbers_as_people_write_them(reference, completion, expected): assert one(MathVerify(), completion, reference) == expected
+def test_math_verify_reads_numbers_as_people_write_them(reference, completion, expected): assert one(MathVerify(),
+    completion, reference) == expected
 
 
 @pytest.mark.parametrize("a, b", [
-    (r"\frac{1}{300!}", r"\frac{1}{301!}"), (r"\frac{1}{2006!}", r"\frac{1}{2004!}"), ("2^{-98}", "2^{-99}"), ("10^{-20}", "10^{-21}"), ("0.0000003", "0.0000001"), ("0.000123", "0.0001234"), ("e^{-50}", "e^{-51}"), (r"\frac{\pi}{2^{98}}", r"\frac{\pi}{2^{99}}"),
-    (r"\sqrt{2}", r"\sqrt{2}+10^{-20}"), ("x=10^{-20}", "x=10^{-21}"), ("x=10^{-20}", "10^{-21}"), (r"\{1,10^{-20}\}", r"\{1,10^{-21}\}"), ("(1,10^{-20})", "(1,10^{-21})"), ("[10^{-20},1]", "[10^{-21},1]"), ("10^{30}", "10^{30}+1"), ("2006!", "2004!"),
-    (r"\{10^{-20}\}", "10^{-21}"), ("9007199254740993", "9007199254740992"), (r"\begin{pmatrix}10^{-20}\\2\end{pmatrix}", r"\begin{pmatrix}10^{-21}\\2\end{pmatrix}"), ("-10^{-20}", "10^{-20}"),
+    (r"\frac{1}{300!}", r"\frac{1}{301!}"), (r"\frac{1}{2006!}", r"\frac{1}{2004!}"), ("2^{-98}", "2^{-99}"),
+    ("10^{-20}", "10^{-21}"), ("0.0000003", "0.0000001"), ("0.000123", "0.0001234"), ("e^{-50}", "e^{-51}"),
+    (r"\frac{\pi}{2^{98}}", r"\frac{\pi}{2^{99}}"),
+    (r"\sqrt{2}", r"\sqrt{2}+10^{-20}"), ("x=10^{-20}", "x=10^{-21}"), ("x=10^{-20}", "10^{-21}"),
+    (r"\{1,10^{-20}\}", r"\{1,10^{-21}\}"), ("(1,10^{-20})", "(1,10^{-21})"), ("[10^{-20},1]", "[10^{-21},1]"),
+    ("10^{30}", "10^{30}+1"), ("2006!", "2004!"),
+    (r"\{10^{-20}\}", "10^{-21}"), ("9007199254740993", "9007199254740992"),
+    (r"\begin{pmatrix}10^{-20}\\2\end{pmatrix}", r"\begin{pmatrix}10^{-21}\\2\end{pmatrix}"), ("-10^{-20}", "10^{-20}"),
 ])
 def test_small_differences_are_differences(a, b):
     "Many of these are equal to math-verify alone."
-    for text, reference in ((a, b), (b, a)): assert one(MathVerify(), rf"\boxed{{{text}}}", reference) == 0 and one(MathVerify(), rf"\boxed{{{text}}}", text) == 1
+    for text, reference in ((a, b), (b, a)): assert one(MathVerify(), rf"\boxed{{{text}}}",
+        reference) == 0 and one(MathVerify(), rf"\boxed{{{text}}}", text) == 1
 
 
-@pytest.mark.parametrize("a, b", [("0.333333", r"\frac{1}{3}"), ("0.1\\pi", r"\frac{\pi}{10}"), (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5+2\sqrt{6}}"), (r"\frac{2}{2^{99}}", "2^{-98}"), ("1.414214", r"\sqrt{2}"), (r"\sin(\pi)", "0"), (r"50\%", "0.5"), (r"50\%", "50"), ("2.50", "2.5"), ("1+i", "i+1")])
+@pytest.mark.parametrize("a, b",
+    [("0.333333", r"\frac{1}{3}"), ("0.1\\pi", r"\frac{\pi}{10}"), (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5+2\sqrt{6}}"),
+    (r"\frac{2}{2^{99}}", "2^{-98}"), ("1.414214", r"\sqrt{2}"), (r"\sin(\pi)", "0"), (r"50\%", "0.5"),
+    (r"50\%", "50"), ("2.50", "2.5"), ("1+i", "i+1")])
 def test_the_second_look_leaves_what_is_equal(a, b): assert one(MathVerify(), rf"\boxed{{{a}}}", b) == 1
 
 
@@ -196,10 +210,13 @@ def test_fractions_are_equal_to_math_verify_if_they_are(a, b):
 @pytest.mark.parametrize("answer", ["???", "?", "-", "..", "…", "", " ", "猫", r"\frac{1}{", "{", r"\boxed{}"])
 def test_references_that_math_verify_can_not_read_pay_nobody_and_are_listed(answer):
     assert "nothing that math-verify can read" in check_answer("math_verify", answer)
-    for text in (answer, rf"\boxed{{{answer}}}", f"<answer>{answer}</answer>", r"\boxed{1}", ""): assert one(MathVerify(), text, answer) == 0
+    for text in (answer, rf"\boxed{{{answer}}}", f"<answer>{answer}</answer>", r"\boxed{1}",
+        ""): assert one(MathVerify(), text, answer) == 0
 
 
-@pytest.mark.parametrize("answer", ["1", "x^2", r"\text{yes}", "(A)", "[1,2)", r"\{1,2\}", "x=5", "−3", "½", "1 and 2", r"\infty", r"\begin{pmatrix}1\\2\end{pmatrix}"])
+@pytest.mark.parametrize("answer",
+    ["1", "x^2", r"\text{yes}", "(A)", "[1,2)", r"\{1,2\}", "x=5", "−3", "½", "1 and 2", r"\infty",
+    r"\begin{pmatrix}1\\2\end{pmatrix}"])
 def test_references_that_math_verify_can_read(answer): assert check_answer("math_verify", answer) is None
 
 
@@ -265,10 +282,12 @@ def test_an_unknown_name_lists_all(name):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("numeric?precision=1", "'numeric' takes form, tolerance, strip; 'precision' is unknown"), ("boxed?x=1", "takes no arguments"), ("format", "'pattern' is missing"), ("numeric?tolerance=x", "float is needed"),
+    ("numeric?precision=1", "'numeric' takes form, tolerance, strip; 'precision' is unknown"),
+    ("boxed?x=1", "takes no arguments"), ("format", "'pattern' is missing"), ("numeric?tolerance=x", "float is needed"),
     ("code?share=maybe", "bool is needed"), ("exact?form=last", "no answer form 'last': whole"), ("format?pattern=(", "regular expression"), ("length?budget=2.5", "int is needed"),
     ("length?budget=-1", "at least 0"), ("sum?parts=[1]", "reward 'sum'"), ("sum?parts=[[1,\"no\"]]", "there is no reward 'no'"), ("{", "no JSON"), ({"name": "exact", "form": 3}, "str is needed"),
-    ("sum?parts=3", "list is needed"), ("math_verify?seconds=0", "seconds=0"), ("code?seconds=-1", "seconds=-1"), ("numeric?tolerance=-1", "tolerance=-1.0: a share"), ("numeric?strip=7", "could be a part of a number"),
+    ("sum?parts=3", "list is needed"), ("math_verify?seconds=0", "seconds=0"), ("code?seconds=-1", "seconds=-1"),
+    ("numeric?tolerance=-1", "tolerance=-1.0: a share"), ("numeric?strip=7", "could be a part of a number"),
 ])
 def test_bad_arguments_are_named(name, message):
     with pytest.raises(ValueError, match="(?s)" + message.replace("(", r"\(")): named_reward(name)
