@@ -194,15 +194,15 @@ def _limits(state: dict):
     if _counted(state): _limit(resource.RLIMIT_NPROC, state["processes"] + 32)  # threads count
 
 # %% ../nbs/02_sandbox.ipynb #4e40c649
-def _confine(state: dict):
-    "Take the steps that need no new root."
+def _confine(state: dict, bare: bool = False):
+    "Take the steps that need no new root; `bare` where no interpreter is started that would lose the capabilities."
     os.chdir(state["folder"])
     steps = dict(weak=_weak, user=_user, limits=_limits, tied=_tied, bare=_bare, landlock=_landlock, seccomp=_seccomp)
-    for name, step in steps.items(): _attempt(state, name, step)
+    for name, step in steps.items():
+        if bare or name != "bare": _attempt(state, name, step)
 
 def _program(state: dict):
     "Take all steps and become the program."
-    state["without"].append("bare")  # a new interpreter gets no capabilities anyway
     with open(state["folder"] + "/main.py", "rb") as file: source = file.read()
     if "namespaces" in state["steps"]: _attempt(state, "view", _view)
     os.chdir(state["folder"])
@@ -424,10 +424,11 @@ def _library() -> dict:
     }
 
 def _library_class(name: str) -> type:
-    "The class of a name in that list, KeyError for others."
+    "The class of a name in that list."
     import importlib
+    if name not in _library(): raise ValueError(f"{name!r} is none of the library's values")
     module, _, kind = name.rpartition(".")
-    return getattr(importlib.import_module(module), kind) if name in _library() else {}[name]
+    return getattr(importlib.import_module(module), kind)
 
 def _held(value) -> str:
     "How a container holds its content: in a row, in pairs, in attributes, or not so that it can change."
@@ -441,7 +442,7 @@ def _content(value) -> tuple | None:
     "The content of a container, None for what can't change."
     held = _held(value)
     if held == "attributes": return tuple(_attributes(value).items())
-    return {"row": tuple, "pairs": lambda v: tuple(v.items())}.get(held, bool)(value) if held else None
+    return None if not held else tuple(value) if held == "row" else tuple(value.items())
 
 def _restore(old, content: tuple):
     "Give a container the content that the other side's copy has."
@@ -834,6 +835,7 @@ class _Names(dict):
         if hasattr(builtins, name) and name not in self.own: raise KeyError(name)
         value = self.peer.ask("name", name)
         if name in self.tested and isinstance(value, type): self.peer.tested.add(value)
+        if isinstance(value, type) or type(value).__name__ == "function": self[name] = value  # asked for once
         return value
 
 class _Solution(type(sys)):
@@ -873,7 +875,7 @@ def _null():
 def _examined(state: dict, source: str, ends: tuple, run):
     "The process of the program: of all handles it keeps two pipe ends."
     _null()
-    _confine(state)
+    _confine(state, bare=True)
     os.write(state["report"], f"steps {' '.join(state['steps'])}\n".encode())
     low, high = sorted(ends)
     for start, end in ((3, low), (low + 1, high), (high + 1, 1024)): os.closerange(start, end)
@@ -890,13 +892,13 @@ def _judge(state: dict, ends: tuple, run):
     task = Reader(None, b"".join(parts)).get()
     _null()
     uid = state["uid"] and state["uid"] + 0x8000000
-    _confine(state | dict(steps=list(state["steps"]), judging=True, uid=uid, memory=state["memory"] + 2 ** 28))
+    mine = dict(steps=list(state["steps"]), judging=True, uid=uid, memory=state["memory"] + 2 ** 28)
+    _confine(state | mine, bare=True)
     try: _examine(Peer(*ends, True, run=run), task, lambda line: os.write(state["report"], line.encode()))
     except BaseException: return  # whatever the program has done: no test passes by it
 
 def _apart(state: dict, run):
     "The first process of the namespace: splits off the program, and becomes its judge."
-    _attempt(state, "tied", _tied)
     with open(state["folder"] + "/main.py", "rb") as file: source = file.read().decode("utf-8", "surrogatepass")
     if "namespaces" in state["steps"] and _attempt(state, "view", _view): os.chmod(state["folder"], 0o777)
     (asked, ask), (answered, answer) = os.pipe(), os.pipe()
