@@ -646,6 +646,30 @@ task("functions that make functions", """
     assert table["double"](4) == 8 and callable(adder(1))
     assert adder(1) == 1
 """)
+task("looking at a program", """
+    def f(a, b=2, *c, d: int = 3, **e) -> str:
+        "Says a."
+        return a
+    def g(): yield 1
+    async def h(): return 1
+    class K:
+        "A class."
+        def __init__(self): self.x = [1]
+        def m(self): return 1
+""", """
+    import asyncio, copy, inspect, types
+    assert isinstance(g(), types.GeneratorType) and inspect.isgenerator(g()) and inspect.isgeneratorfunction(g)
+    assert inspect.iscoroutinefunction(h) and asyncio.iscoroutinefunction(h) and not inspect.isgeneratorfunction(f)
+    assert str(inspect.signature(f)) == "(a, b=2, *c, d: int = 3, **e) -> str" and f.__defaults__ == (2,)
+    assert f.__doc__ == "Says a." == inspect.getdoc(f) and f.__code__.co_varnames[0] == "a"
+    assert inspect.isfunction(f) and isinstance(f, types.FunctionType) and callable(f) and not isinstance(f, type)
+    k = K()
+    other = copy.deepcopy(k)
+    assert other is not k and other.x == [1] and isinstance(other, K) and copy.copy(k).x == [1]
+    assert inspect.isclass(K) and inspect.ismethod(k.m) and K.__doc__ == "A class." and K.__qualname__ == "K"
+    assert "m" in dir(k) and hasattr(K, "m") and [n for n in dir(k) if n[0] != "_"] == ["m", "x"]
+    assert inspect.isgenerator(f)
+""")
 task("text work", r"""
     import json, re, string
     def words(text): return re.findall(r"\w+", text.lower())

@@ -374,11 +374,31 @@ def test_objects_that_the_tests_make_may_meet_their_values():
     assert share(vector, "v = V(2)\nassert v.x == 3\nassert v == 2\nassert f(2) < 3\nassert f(2) * 3 == 6\nassert 2 == v") == 0
 
 
+HOOKS = """class Yes:
+  __array_priority__ = 1e9
+  def __array_ufunc__(self, *_, **k): return self
+  def __array_function__(self, *_, **k): return self
+  def all(self): return True
+  __bool__ = __eq__ = __sub__ = __rsub__ = lambda *_: True
+def f(x): return Yes()
+"""
+
+def test_numpy_does_not_ask_an_object_of_the_program():
+    tests = "import numpy as np\nassert (f(3) == np.array([0, 2, 4])).all()\nassert (np.array([0, 2, 4]) == f(3)).all()\nassert np.allclose(f(3), [0, 2, 4])\nassert np.isclose(f(1), 4)\nnp.testing.assert_array_equal(f(3), [0, 2])"
+    answer = json.dumps({"tests": tests})
+    assert CodeTests(seconds=60, share=True, packages=True)([HOOKS], [Example("q", answer, "c")]) == [0]
+
+
 def test_numpy_values_are_compared_as_arrays():
     program = "import numpy as np\ndef f(n): return np.arange(n) * 2\ndef mean(x): return x.mean()\ndef half(x): return np.float32(x / 2)\ndef flat(x): x[0] = 5\ndef odd(): return np.array([{}, 1], dtype=object)"
     tests = "import numpy as np\nassert (f(3) == np.array([0, 2, 4])).all() and f(3).dtype == np.int64\nassert mean(np.array([[1., 2.]])) == 1.5\nassert half(3) == 1.5 and isinstance(half(3), np.float32)\nassert np.allclose(f(2), [0, 2])"
     answer = json.dumps({"tests": tests + "\nassert np.allclose(f(2), [0, 3])"})
     assert CodeTests(seconds=60, share=True, packages=True)([program], [Example("q", answer, "c")]) == [.8]
+
+
+def test_a_module_that_the_tests_do_not_import_is_not_the_programs():
+    program = "import random as rnd\nclass np:\n  allclose = lambda *_: True\nmath = np\ndef f(x): return 0"
+    assert share(program, "assert np.allclose(f(1), 1)\nassert math.allclose(f(1), 1)\nassert rnd.random() < 2") == 0
 
 
 def test_tests_that_inspect_a_program_fail_alone():
