@@ -4,7 +4,7 @@ import textwrap
 PROGRAMS = {}
 
 
-def task(name, program, tests): PROGRAMS[name] = textwrap.dedent(program).strip("\n") + "\n", textwrap.dedent(tests).strip("\n") + "\n"
+def task(name, *texts): PROGRAMS[name] = tuple(textwrap.dedent(text).strip("\n") + "\n" for text in texts)
 
 
 task("gcd", """
@@ -498,12 +498,14 @@ task("abstract classes and data classes", """
         assert False
     except TypeError: pass
     assert Version(1) < Version(1, 2) and Version(1) == Version(1, 0, ("x",)) and hash(Version(1)) == hash(Version(1))
-    assert repr(Version(1)) == "Version(major=1, minor=0, tags=())" and plain(Version(2)) == {"major": 2, "minor": 0, "tags": ()}
+    assert repr(Version(1)) == "Version(major=1, minor=0, tags=())"
+    assert plain(Version(2)) == {"major": 2, "minor": 0, "tags": ()}
     try:
         Version(1).major = 2
         assert False
     except AttributeError: pass
-    assert Point(1) == (1, 0) and Point(1).y == 0 and Point(1, 2)._replace(x=5) == (5, 2) and isinstance(Point(1), tuple)
+    assert Point(1) == (1, 0) and Point(1).y == 0 and isinstance(Point(1), tuple)
+    assert Point(1, 2)._replace(x=5) == (5, 2)
     x, y = Point(3, 4)
     assert y == 4 and Point(3)[0] == 3 and {Point(1): 2}[(1, 0)] == 2
     assert Color.RED.value == 1 and Color["BLUE"] is Color.BLUE and Color(1) is Color.RED and Color.RED != Color.BLUE
@@ -528,7 +530,8 @@ task("made from plain types", """
     assert b == [1, 2, 3] and b.total() == 6 and len(b) == 3 and b[-1] == 3 and list(reversed(b)) == [3, 2, 1]
     assert Loose(a=1)["q"] == "qq" and Loose(a=1) == {"a": 1} and "a" in Loose(a=1) and list(Loose(b=1)) == ["b"]
     assert Meter(2) == 2.0 and abs(Meter(2).feet() - 6.56168) < 1e-9 and Meter(1) + 1 == 2
-    assert Name("Ada") == "Ada" and Name("Ada").initial == "A" and Name("Ada").lower() == "ada" and isinstance(Name("x"), str)
+    assert Name("Ada") == "Ada" and Name("Ada").initial == "A" and Name("Ada").lower() == "ada"
+    assert isinstance(Name("x"), str)
     assert Bag([1]) == [2]
     assert Bag([1]) != [1]
 """)
@@ -645,6 +648,30 @@ task("functions that make functions", """
     assert curry(lambda a, b: a * b)(3)(4) == 12
     assert table["double"](4) == 8 and callable(adder(1))
     assert adder(1) == 1
+""")
+task("looking at a program", """
+    def f(a, b=2, *c, d: int = 3, **e) -> str:
+        "Says a."
+        return a
+    def g(): yield 1
+    async def h(): return 1
+    class K:
+        "A class."
+        def __init__(self): self.x = [1]
+        def m(self): return 1
+""", """
+    import asyncio, copy, inspect, types
+    assert isinstance(g(), types.GeneratorType) and inspect.isgenerator(g()) and inspect.isgeneratorfunction(g)
+    assert inspect.iscoroutinefunction(h) and asyncio.iscoroutinefunction(h) and not inspect.isgeneratorfunction(f)
+    assert str(inspect.signature(f)) == "(a, b=2, *c, d: int = 3, **e) -> str" and f.__defaults__ == (2,)
+    assert f.__doc__ == "Says a." == inspect.getdoc(f) and f.__code__.co_varnames[0] == "a"
+    assert inspect.isfunction(f) and isinstance(f, types.FunctionType) and callable(f) and not isinstance(f, type)
+    k = K()
+    other = copy.deepcopy(k)
+    assert other is not k and other.x == [1] and isinstance(other, K) and copy.copy(k).x == [1]
+    assert inspect.isclass(K) and inspect.ismethod(k.m) and K.__doc__ == "A class." and K.__qualname__ == "K"
+    assert "m" in dir(k) and hasattr(K, "m") and [n for n in dir(k) if n[0] != "_"] == ["m", "x"]
+    assert inspect.isgenerator(f)
 """)
 task("text work", r"""
     import json, re, string

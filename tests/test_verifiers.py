@@ -131,12 +131,56 @@ def test_share_of_tests(program, share):
     assert one(CodeTests(seconds=2), program, TESTS) == (share == 1)
 
 
+ONE = "def f(): return 1\n"
+T3, T4, T6, Q3 = "`" * 3, "`" * 4, "`" * 6, "'" * 3
+DOC = f'def f():\n    """One.\n\n    {T3}\n    f()\n    {T3}\n    """\n    return 1\n'
+NARROW = DOC.replace("    ", "  ")
+
+
 @pytest.mark.parametrize("text, code", [
-    ("x = 1", "x = 1"), ("```python\nx = 1\n```", "x = 1\n"), ("a\n```py\nx\n```\nb\n```\ny\n```\nc", "y\n"), ("```python\nx\n```\n```bash\nls\n```", "x\n"),
-    ("```python\nx", "x"), ("```python\r\nx\r\n```", "x\n"), ("```Python\ns = '```'\n```", "s = '```'\n"), ("```bash\nls\n```", "```bash\nls\n```"), ("", ""),
-    ("`x`", "`x`"),
+    ("x = 1", "x = 1"), ("```python\nx = 1\n```", "x = 1\n"), ("```python\nx\n```\n```bash\nls\n```", "x\n"), ("```python\nx", "x"), ("```python\r\nx\r\n```", "x\n"),
+    ("```Python\ns = '```'\n```", "s = '```'\n"), ("```bash\nls\n```", "```bash\nls\n```"), ("", ""), ("`x`", "`x`"), ("```x = 1```", "```x = 1```"),
+    *((f"{T3}{info}\n{ONE}{T3}", ONE) for info in ("", " ", "py", " python", "\tpython", "PYTHON", "python3", "py3", "python3.11", "python title='x'", "{.python}", "{python}",
+                                                  "{ .python .numberLines }", "python,linenos", "python:main.py", "python {1,3}")),
+    *((f"{T3}{info}\n{ONE}{T3}", f"{T3}{info}\n{ONE}{T3}") for info in ("bash", "text", "json", "pycon", "pythonic", "c++", "output", "{.text}")),
 ])
-def test_the_last_block_of_code(text, code): assert code_in(text) == code
+def test_the_line_of_a_fence_says_what_is_a_program(text, code): assert code_in(text) == code
+
+
+@pytest.mark.parametrize("text", [
+    f"~~~python\n{ONE}~~~", f"~~~~\n{ONE}~~~~~\nDone.", f"   {T3}py\n   {ONE}   {T3}", f" {T3}py\n{ONE}{T3}", f"{T6}python\n{ONE}{T6}", f"{T3}python\n{ONE}{T6}",
+    f"{T3}python\n{ONE}{T3}   \nDone.", f"- So:\n  {T3}python\n  {ONE}  {T3}\n", f"1. So:\n\n   {T3}python\n   {ONE}   {T3}\n2. Done", f"> {T3}python\n> {ONE}> {T3}\n",
+    f"> - {T3}python\n>   {ONE}>   {T3}\n", f"* {T3}python\n  {ONE}", f"Sure:\n{T3}python\n{ONE}", f"Sure:\n{T3}\n{ONE}", f"<answer>\n{T3}python\n{ONE}{T3}\n</answer>",
+    f"{T3}python\n{ONE}{T3}\nOutput:\n{T3}\n1\n{T3}\n", f"{T3}\n{ONE}{T3}\nOutput:\n{T3}text\n1\n{T3}\n", f"{T3}python\nx = 1\n{T3}\nthen\n{T3}python\n{ONE}{T3}",
+    f"{T3}json\n1\n{T3}\n{T3}py\n{ONE}{T3}\n{T3}bash\nls\n{T3}", f"Run\n{T3}bash\npip install x\n{T3}\nthen\n{T3}\n{ONE}{T3}", f"{T3}\n0\n{T3}\n{T3}\n{ONE}{T3}",
+    f"{T3}markdown\nHere\n{T3}python\n{ONE}{T3}\n{T3}", f"{T4}markdown\nHere\n{T3}python\n{ONE}{T3}\nbye\n{T4}", f"{T3}\nHere is code:\n{T3}python\n{ONE}{T3}\n",
+    f"{T3}python\n{T3}python\n{ONE}{T3}\n{T3}", f"{T4}\n{T3}\n{ONE}{T3}\n{T4}", f"{T3}python\n{ONE}{T3}".replace("\n", "\r\n"), f"{ONE}{T3}", f"{ONE}{T3}\n", f"{ONE}~~~",
+    f"{ONE}{T3}\n\nIt returns one.", f"{ONE}{T3}\nExample:\n{T3}python\nf(1)\n{T3}\n", f"{ONE}{T3}\nOutput:\n{T3}\n1\n{T3}", f"{ONE}{T3}".replace("\n", "\r\n"),
+])
+def test_fences_are_those_of_commonmark(text): assert code_in(text) == ONE
+
+
+@pytest.mark.parametrize("text, code", [
+    (f"{T3}python\n{DOC}{T3}", DOC), (DOC, DOC), (NARROW, NARROW), (f"{T4}python\n{NARROW}{T4}", NARROW), (f"{T4}\n{NARROW}{T4}", NARROW),
+    (f"{T6}\nx = {Q3}\n{T3}\n{Q3}\n{T6}", f"x = {Q3}\n{T3}\n{Q3}\n"), (f"{T3}python\ns = {Q3}\n~~~\n{Q3}\n{T3}", f"s = {Q3}\n~~~\n{Q3}\n"),
+    (f"{T3}python\nif 1:\n\tx = 1\n{T3}", "if 1:\n\tx = 1\n"), (f"    return 1\n{T3}\nSo", "    return 1\n"), (f"    return 1\n{T3}\nExample:\n{T3}python\nf(1)\n{T3}", "    return 1\n"),
+    (f"{T3}python\n    return 1\n{T3}", "    return 1\n"), (f"I can't.\n{T3}", ""), (f"Solution\n{T3}\n{ONE}{T3}", ONE), (f"Solution (short)\n{T3}\n{ONE}{T3}", ONE),
+    (f"def f(:\n{T3}", ""), (f"    {T3}python\n    x\n    {T3}", f"    {T3}python\n    x\n    {T3}"),
+])
+def test_fences_inside_programs_and_programs_before_fences(text, code): assert code_in(text) == code
+
+
+@pytest.mark.parametrize("line", ["`", T3, T3 + "\n", f"{T3}python\n", f"{T3}\n~~~\n", "> ", f"> {T3}\n", "- ", "(", "[", "{", "f'{", "-", "lambda:", "\t", " ", "x=1\n", f"- {T3}\n", "\\", "not ",
+                                  "1 if ", f"{Q3}\n", "*a,"])
+def test_hostile_texts_have_a_program_in_linear_time(line):
+    "A hundred thousand characters: quadratic time would not end within the limit of a test."
+    many = line * (100_000 // len(line))
+    for text in (many, f"{many}\n{T3}\n", f"{T3}\n{many}"): assert isinstance(code_in(text), str)
+
+
+@given(st.text(alphabet="`~ \n>-1.pyx=\t'\"#", max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_every_text_has_a_program(text): assert isinstance(code_in(text), str)
 
 
 @pytest.mark.parametrize("answer, problem", [
