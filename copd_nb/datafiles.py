@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'PIXELS', 'MODES', 'FILMS', 'LETTERS', 'EXTRACT', 'SPEAKERS', 'ADDRESS', 'CHAT_TEXT', 'LONGEST', 'REPEATS',
            'BOXED', 'TAGGED', 'LETTER', 'MATH', 'TEXT', 'CHOICE', 'IMAGES', 'TEXT_RECIPES', 'IMAGE_RECIPES',
            'VIDEO_RECIPES', 'RECIPES', 'pixels', 'Columns', 'read_examples', 'prompt_key', 'capability_from',
-           'answer_problem', 'model_problems', 'problems', 'Recipe', 'from_recipe']
+           'answer_problem', 'opened_form', 'model_problems', 'problems', 'Recipe', 'from_recipe']
 
 # %% ../nbs/08_datafiles.ipynb #39c6a274
 import ast
@@ -33,8 +33,9 @@ from transformers import AutoConfig
 
 from .capabilities import (Capability, Example, check_name, conversation, held_out_by_hash,
                                   last_of_user, parts_of)
-from .processors import decode_video, left_out, load_processor, prompt_ids, template_of
-from .rewards import DIGITS, Boxed, Tagged, plain_number
+from .processors import conversation_text, decode_video, left_out, load_processor, prompt_ids, template_of
+from .rewards import DIGITS, Boxed, Format, Noisy, Tagged, Weighted, plain_number
+from .sandbox import Guarded
 from .verifiers import check_answer, named_reward
 
 # %% ../nbs/08_datafiles.ipynb #f565ac3f
@@ -579,6 +580,31 @@ def _pays(reward: str | dict | Callable, text: str, example: Example) -> bool:
     except Exception: return False  # `answer_problem` lists it
     return paid > nothing
 
+# %% ../nbs/08_datafiles.ipynb #723ae6d0
+def _openings(reward: Callable) -> Iterator[str]:
+    "Texts that open what a reward looks for in a completion."
+    if isinstance(reward, Weighted): yield from (text for _, part in reward.parts for text in _openings(part))
+    if isinstance(reward, (Guarded, Noisy)): yield from _openings(reward.reward)
+    mark = getattr(reward, "mark", None)
+    if isinstance(mark, Tagged): yield f"<{mark.tag}>"
+    if isinstance(mark, Boxed): yield "\\boxed{"
+    begins = re.match(r"\^?(<\w+>)", reward.pattern) if isinstance(reward, Format) else None
+    if begins: yield begins[1]
+
+def _left_open(example: Example, reward: str | dict | Callable | None) -> str | None:
+    "Whether a prefill opens a form that the reward looks for."
+    prefilled = reward is not None and example.chat[-1]["role"] == "assistant"
+    return opened_form(reward, example.chat[-1]["content"]) if prefilled else None
+
+def opened_form(
+    reward: str | dict | Callable,  # a reward or the name of one
+    text: str,  # of a prompt, as the model reads it
+) -> str | None:  # None where all is well
+    "Whether the end of a prompt opens a form that the reward looks for in the completion."
+    found = named_reward(reward) if isinstance(reward, (str, dict)) else reward
+    opening = next((o for o in _openings(found) if text.rstrip().endswith(o)), None)
+    if opening: return f"the prompt ends with {opening}, which the reward looks for in the completion: it would pay nobody"
+
 # %% ../nbs/08_datafiles.ipynb #0fa26458
 def _tokens(processor, example: Example) -> int:
     "Length of an encoded prompt, pictures included."
@@ -586,11 +612,17 @@ def _tokens(processor, example: Example) -> int:
     if visual and not hasattr(processor, "tokenizer"): raise ValueError(f"has {' and '.join(visual)}, but the model reads text only")
     return len(prompt_ids(processor, example.chat, **visual))
 
+def _opened_by(processor, example: Example, reward: str | dict | Callable | None) -> str | None:
+    "Whether a chat template opens a form that the reward looks for; prefills are looked at without a model."
+    if reward is None or template_of(processor) is None or example.chat[-1]["role"] == "assistant": return None
+    return opened_form(reward, conversation_text(processor, example.chat))
+
 def model_problems(
     model: str | Path,  # a checkpoint folder
     rows: Sequence[tuple[int, Example]],  # row numbers and prompts
     columns: Columns = Columns(),  # for the name of the prompt's column
     room: int = 0,  # tokens that a completion needs
+    reward: str | dict | Callable | None = None,  # that completions get
 ) -> list[tuple[int, str, str]]:  # row (0 for all), column, problem
     "What a model can't do with some prompts."
     if not (Path(model) / "config.json").is_file(): raise FileNotFoundError(f"there is no checkpoint in {model}: config.json is missing")
@@ -603,6 +635,7 @@ def model_problems(
     for number, example in rows:
         try: n = _tokens(processor, example)
         except (TypeError, ValueError) as error: found.append((number, columns.prompt, str(error))); continue
+        if text := _opened_by(processor, example, reward): found.append((number, columns.prompt, text))
         if example.messages: found += [(number, columns.prompt, text) for text in left_out(processor, example.chat)]
         if n + room > context: found.append((number, columns.prompt, f"{n} tokens and {room} for the completion: the context is {context}"))
     return found
@@ -630,7 +663,7 @@ def _file_problems(path: Path, columns: Columns, split: str | None, reward, long
             first, answer = seen.setdefault(prompt_key(example), (number, example.answer))
             if first != number: wrong.append((columns.prompt, f"repeats row {first}" + " with another answer" * (answer != example.answer)))
             if reward is not None and (text := answer_problem(reward, example)): wrong.append((columns.answer, text))
-            if text := _given_away(example, reward): wrong.append((columns.prompt, text))
+            wrong += [(columns.prompt, text) for text in (_given_away(example, reward), _left_open(example, reward)) if text]
             if CHAT_TEXT.match(example.prompt): wrong.append((columns.prompt, "is the text of a list of messages: a list is needed for a conversation"))
         mark = _mark(row, columns)
         if mark is not None and (first := ids.setdefault(mark, number)) != number: wrong.append((columns.id, f"{mark!r} is the id of row {first}, too"))
@@ -656,7 +689,7 @@ def problems(
     if test is not None:
         more, rows[Path(test)] = _file_problems(Path(test), columns, split, reward, longest)
         found += more + [(Path(path).name, a, columns.prompt, f"is held out in row {b} of {Path(test).name}") for a, b in _shared(train, rows[Path(test)])]
-    if model is not None: found += [(p.name, *f) for p, r in rows.items() for f in model_problems(model, r, columns, room)]
+    if model is not None: found += [(p.name, *f) for p, r in rows.items() for f in model_problems(model, r, columns, room, reward)]
     return pd.DataFrame(found, columns=["file", "row", "column", "problem"])
 
 # %% ../nbs/08_datafiles.ipynb #daac6dbb

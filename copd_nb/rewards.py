@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ALIKE', 'CHARACTERS', 'DIGITS', 'TYPESET', 'GAP', 'GROUPS', 'LAKHS', 'DECIMAL', 'TIMES', 'FLOAT', 'TENS', 'FRAC',
-           'SLASH', 'USUAL', 'FORMULA', 'MARKS', 'LETTER', 'DIGIT', 'BRACES', 'RAISED', 'WORD', 'RATIO', 'PART', 'JOIN',
-           'TAIL', 'SIGN', 'HEAD', 'NUMERAL', 'USUALLY', 'ENDING', 'FORMS', 'DRESS', 'COMMAND', 'ANNOUNCING', 'ALONE',
-           'OPENED', 'CLOSED', 'LABEL', 'CONFIRMED', 'JOINED', 'read_number', 'numbers_in', 'plain_number',
-           'plain_numbers', 'answer_after', 'Boxed', 'Tagged', 'LastNumber', 'answer_in', 'answer_form', 'Exact',
-           'Numeric', 'Choice', 'Format', 'LengthPenalty', 'Failed', 'Weighted', 'Noisy', 'Failure', 'within', 'score']
+           'SLASH', 'USUAL', 'FORMULA', 'EMPHASIS', 'MARKS', 'LETTER', 'DIGIT', 'BRACES', 'RAISED', 'WORD', 'RATIO',
+           'PART', 'JOIN', 'TAIL', 'SIGN', 'HEAD', 'NUMERAL', 'USUALLY', 'ENDING', 'FORMS', 'DRESS', 'COMMAND',
+           'ANNOUNCING', 'ALONE', 'OPENED', 'CLOSED', 'LABEL', 'DOUBTED', 'CONFIRMED', 'JOINED', 'read_number',
+           'numbers_in', 'plain_number', 'plain_numbers', 'answer_after', 'Boxed', 'Tagged', 'LastNumber', 'answer_in',
+           'answer_form', 'Exact', 'Numeric', 'Choice', 'Format', 'LengthPenalty', 'Failed', 'Weighted', 'Noisy',
+           'Failure', 'within', 'score']
 
 # %% ../nbs/01_rewards.ipynb #2bf64ee0
 import hashlib
@@ -83,6 +84,7 @@ def _fraction(text: str) -> Fraction | None:
 # %% ../nbs/01_rewards.ipynb #81761e73
 USUAL = re.compile(r"[-+]?(?:\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.(\d+))?")
 FORMULA = re.compile(r"\$\$?((?:[^$\\]|\\.)+)\$\$?|\\\((.+)\\\)|\\\[(.+)\\\]|\\(?:text|math)(?:bf|rm)?\{([^{}]+)\}", re.DOTALL)
+EMPHASIS = re.compile(r"(\*{1,3}|__|`)(?=\S)(.+)(?<=\S)\1", re.DOTALL)  # of Markdown
 MARKS = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+| ?[¼-¾⅐-⅞↉]$")  # raised digits, and fractions of one character
 
 def _spelled(mark: re.Match) -> str:
@@ -95,9 +97,10 @@ def _tidy(text: str) -> str:
     return MARKS.sub(_spelled, _plain(text).strip().strip("\u061c\u200b\u200e\u200f\u2060\ufeff").strip()).strip()
 
 def _bare(text: str) -> str:
-    "A formula without its marks, or what TeX prints in another type."
-    while found := FORMULA.fullmatch(text): text = found[found.lastindex].strip()
-    return text
+    "A number without a full stop behind it, the marks of a formula, another type or emphasis around it."
+    if text.endswith(".") and not text.endswith(".."): text = text[:-1]
+    found = FORMULA.fullmatch(text) or EMPHASIS.fullmatch(text)
+    return _bare(found[found.lastindex].strip()) if found else text
 
 @lru_cache
 def _units(strip: str) -> re.Pattern:
@@ -310,6 +313,7 @@ OPENED = re.compile(r"(?:(?<![A-Za-z0-9_\\])[(\[（【]|(?<![A-Za-z0-9_^\\])\{|\
                     r"|(?<![\w*])\*{1,3}|(?<![^\W])__)\s*$")
 CLOSED = re.compile(r"[.:]?\s*(?:[)\]}）】*]|__)")
 LABEL = re.compile(r"[.):](?![A-Za-z0-9])")
+DOUBTED = re.compile(r"\b(?:could|might|may|can) (?:\w+ )?be$")
 CONFIRMED = re.compile(r"[*_\"'”’`)\]}$]* is (?:the )?(?:correct|right|best|answer)\b")
 JOINED = re.compile(r"[\s*_\"'$)\]}）】]*(?:,|/|&|\bor\b|\band\b)(?:\s*(?:or|and)\b)?[\s*_\"'$(\[{（【]*")
 
@@ -329,7 +333,7 @@ def _given(text: str, begin: int, end: int) -> bool:
     before, after = text[max(line, begin - 40):begin], text[end:end + 40].partition("\n")[0]
     bare = (COMMAND.sub("", before) if "\\" in before else before).rstrip(DRESS)
     word = bare[bare.rfind(" ") + 1:].lstrip(DRESS).lower()
-    if word.endswith(("not", "n't", "n’t")): return False
+    if word.endswith(("not", "n't", "n’t")) or word == "be" and DOUBTED.search(bare): return False
     if word in ANNOUNCING or bare.endswith((":", "：", "是")): return True
     if OPENED.search(before) and CLOSED.match(after): return True
     if CONFIRMED.match(after): return True

@@ -20,7 +20,8 @@ from PIL import Image
 
 from copd_nb import datafiles
 from copd_nb.capabilities import Example
-from copd_nb.datafiles import RECIPES, Columns, capability_from, from_recipe, problems, prompt_key, read_examples
+from copd_nb.datafiles import RECIPES, Columns, capability_from, from_recipe, opened_form, problems, prompt_key, read_examples
+from copd_nb.minis import tiny_policy
 
 RNG = np.random.default_rng(0)
 SCAN = RNG.integers(0, 256, (16, 32, 3), np.uint8)
@@ -479,3 +480,26 @@ def test_the_papers_evaluation_sets_have_recipes():
     sets = {"mmmu", "mmmu-pro", "mathvista-choice", "mathvista-free", "mathvision", "zerobench-sub", "wemath", "mathverse", "aime-2024", "aime-2025", "hmmt-2025", "math-500",
             "minerva-math", "video-holmes", "mvbench", "mmvu-mc", "videomathqa"}
     assert {n for n, r in RECIPES.items() if r.use == "evaluation"} == sets and {r.branch for r in RECIPES.values() if r.use == "training"} == {"text", "image", "video"}
+
+
+TAGS, THINKS, BOXES = "exact?form=tag:answer", "format?pattern=<think>.*</think>.*", {"name": "sum", "parts": [[1, "math_verify?form=boxed"], [0.1, "length?budget=9"]]}
+
+@pytest.mark.parametrize("reward, text, told", [
+    (TAGS, "2+2?\n<answer>", "<answer>"), (TAGS, "2+2? <answer> \n", "<answer>"), (TAGS, "Answer between <answer> and </answer>.", None), (TAGS, "2+2?<think>", None),
+    (THINKS, "assistant\n<think>\n", "<think>"), (THINKS, "<answer>", None), (BOXES, r"It is $\boxed{", r"\boxed{"), (BOXES, r"Put it in \boxed{}.", None),
+    ("numeric", "<answer>", None), (lambda c, e: [0.0] * len(c), "<answer>", None)])
+def test_a_form_that_the_prompt_opens_is_pointed_out(reward, text, told):
+    found = opened_form(reward, text)
+    assert found is None if told is None else f"ends with {told}," in found
+
+
+def test_prefills_and_templates_that_open_a_form_are_listed(folder, tmp_path):
+    ask = dict(role="user", content="2+2?")
+    path = write(folder, dict(prompt=[ask, dict(role="assistant", content="So <answer>")], answer="4"), dict(prompt="3+3?", answer="6"))
+    assert list(problems(path, reward=TAGS).row) == [1] and not len(problems(path, reward="numeric"))
+    policy = tiny_policy()
+    policy.tokenizer.chat_template = policy.processor.chat_template = policy.tokenizer.chat_template.replace("assistant{{ '\\n' }}{% endif %}", "assistant{{ '\\n<think>\\n' }}{% endif %}")
+    policy.save(tmp_path / "model")
+    found = problems(path, reward=THINKS, model=tmp_path / "model")
+    assert [r for r, text in zip(found.row, found.problem) if "<think>" in text] == [2]
+    assert not [t for t in problems(path, reward=TAGS, model=tmp_path / "model").problem if "<think>" in t]

@@ -78,6 +78,16 @@ def test_powers_of_ten_read_back(n, power):
 def test_single_spellings(text, value): assert read_number(text) == Fraction(value)
 
 
+@pytest.mark.parametrize("number, value", [("5", "5"), ("-1,234", "-1234"), ("0.5", "1/2"), ("3/4", "3/4"), (r"\frac{3}{4}", "3/4")])
+@pytest.mark.parametrize("around", ["{}.", "**{}**", "__{}__", "*{}*", "`{}`", "**{}.**", "**{}**.", "$**{}**$", "**${}$**", "***{}***"])
+def test_emphasis_and_a_full_stop_are_no_part_of_a_number(around, number, value):
+    assert read_number(around.replace("{}", number)) == Fraction(value)
+
+
+@pytest.mark.parametrize("text", ["**5", "5**", "**5*", "5..", "** 5 **", "**5** **6**", "*5*6*", "**1,2**", "``", "****", "**.**", "."])
+def test_emphasis_that_is_none_makes_no_number(text): assert read_number(text) is None
+
+
 NONE = ["", " ", "-", ".", "1,2", "3,5", "12,34", "1,2,3", "1,2345", "1234,567", "0,125", "1.234,56", "1.234.567",
     "1,234.567,8", "1 000", "1 000 000", "1_0", "1_000", "1,234\u00a0567", "1\u00a0234,5",
         "12\u00a034", "nan", "inf", "-Infinity", "1e", "e5", "0x1F", "1:30", "12:00", "2024-05-01", "05/01/2024",

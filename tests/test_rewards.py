@@ -85,6 +85,7 @@ NO_CHOICE = ["I don't know", "I am not sure", "I'm out", "A good question.", "A 
     "B vitamins", "Vitamin C", "C++", "B.C.",
              "P(A) = 0.5", "f[B]", "x_A", "a", "(b)", "Answer: I am not sure", "Answer: A good question",
              "The answer is I don't know", "The answer is A good one", "not B", "It is not (B)", "It isn't B", "ABC",
+             "It could be B, but I really can't tell.", "It might be B.", "The answer may well be B",
              "_B_", "A B", r"\mathcal{A}", r"x^{B}"]
 
 
