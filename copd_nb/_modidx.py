@@ -1577,6 +1577,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'copd_nb.sandbox._held': ('sandbox.html#_held', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._hire': ('sandbox.html#_hire', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._judge': ('sandbox.html#_judge', 'copd_nb/sandbox.py'),
+                                 'copd_nb.sandbox._kind': ('sandbox.html#_kind', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._landlock': ('sandbox.html#_landlock', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._launch': ('sandbox.html#_launch', 'copd_nb/sandbox.py'),
                                  'copd_nb.sandbox._library': ('sandbox.html#_library', 'copd_nb/sandbox.py'),

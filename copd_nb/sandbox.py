@@ -591,24 +591,27 @@ TYPES = {"function": "FunctionType", "method": "MethodType", "generator": "Gener
 SHOWN = ("name", "qualname", "doc", "dict", "annotations", "defaults", "kwdefaults", "code", "closure", "wrapped",
          "self", "func", "members", "slots", "dataclass_fields", "type_params")  # __name__ and so on
 
-def _root(peer) -> type:
-    "The class of all stand-ins for the other side's objects; the classes of these are its stand-ins for classes."
+def _kind(peer) -> type:
+    "The class of all stand-ins for classes of the other side."
     class Kind(type):
+        __doc__ = property(lambda kind: peer.ask("get", kind, "__doc__") if id(kind) in peer.foreign else None)
+        __iter__, __len__, __getitem__ = (_special(peer, name) for name in ("__iter__", "__len__", "__getitem__"))
+        def __bool__(kind): return True
         def __call__(kind, *arguments, **named): return peer.construct(kind, arguments, named)
         def __getattr__(kind, name): return peer.show(kind, name)
         def __setattr__(kind, name, value): peer.ask("set", kind, name, value)
-        def __bool__(kind): return True
-        __doc__ = property(lambda kind: peer.ask("get", kind, "__doc__") if id(kind) in peer.foreign else None)
-        __iter__, __len__, __getitem__ = (_special(peer, name) for name in ("__iter__", "__len__", "__getitem__"))
+    return Kind
 
-    class Root(metaclass=Kind):
+def _root(peer) -> type:
+    "The class of all stand-ins for its objects."
+    class Root(metaclass=_kind(peer)):
         __slots__ = ()
+        __dir__ = _special(peer, "__dir__")
         def __getattr__(self, name): return peer.show(self, name)
         def __setattr__(self, name, value):
             if name.startswith("__"): return object.__setattr__(self, name, value)
             peer.ask("set", self, name, value)
         def __delattr__(self, name): peer.ask("delete", self, name)
-        def __dir__(self): return peer.ask("special", self, "__dir__", ())
         def __copy__(self): return peer.ask("copy", self, "copy")
         def __deepcopy__(self, _): return peer.ask("copy", self, "deepcopy")
         def __reduce_ex__(self, _): raise TypeError("an object of the other interpreter can't be pickled")
@@ -791,7 +794,7 @@ class Peer(Acts):
         "The value of a reply. Arguments that were changed there are changed here."
         try:
             value, changed, printed = _deep(Reader(self, data, known).get)
-            for old, content in zip(known, changed or ()):
+            for old, content in zip(known, changed or (), strict=False):
                 if content is not None: _restore(old, content)
         except Exception: self.leave()
         if printed: sys.stdout.write(printed)
@@ -802,7 +805,7 @@ class Peer(Acts):
         "Do what is asked for, and send the result or the exception."
         reader, kind = Reader(self, data), b"="
         try:
-            act, *arguments = request = _deep(reader.get)
+            act, *arguments = _deep(reader.get)
             if act not in (JUDGE if self.judge else PROGRAM): raise ValueError(f"{act!r} is not for this side")
             value = getattr(self, "do_" + act)(*arguments)
         except Gone: raise
@@ -938,8 +941,9 @@ def _apart(state: dict, run):
 # %% ../nbs/02_sandbox.ipynb #6eccfbe2
 RUN = "def _run(text, names): exec(compile(text, '<solution>', 'exec'), names)"
 APART = [_named, Writer, Reader, _library, _library_class, _held, _content, _restore, _set_attributes, _attributes,
-         _deep, _type, _base, _plain, _array, _from_array, Values, _root, _special, _class, _looks, _awaited, Acts,
-         Gone, Peer, _futures_first, _Console, _Names, _Solution, _tried, _examine, _null, _examined, _judge, _apart]
+         _deep, _type, _base, _plain, _array, _from_array, Values, _special, _kind, _root, _class, _looks, _awaited,
+         Acts, Gone, Peer, _futures_first, _Console, _Names, _Solution, _tried, _examine, _null, _examined, _judge,
+         _apart]
 
 def _written(value) -> str:
     "A constant as Python writes it, with types by their names."
@@ -948,8 +952,8 @@ def _written(value) -> str:
 
 def _apart_source() -> list[str]:
     "The source of everything that program and judge need."
-    constants = dict(LARGEST=LARGEST, DEEPEST=DEEPEST, CONSTANTS=CONSTANTS, NAMED=NAMED, FIXED=FIXED, TYPES=TYPES, SHOWN=SHOWN,
-                     UNARY=UNARY, EQUAL=EQUAL, BINARY=BINARY, HIDDEN=HIDDEN, SECRET=SECRET, JUDGE=JUDGE,
+    constants = dict(LARGEST=LARGEST, DEEPEST=DEEPEST, CONSTANTS=CONSTANTS, NAMED=NAMED, FIXED=FIXED, TYPES=TYPES,
+                     SHOWN=SHOWN, UNARY=UNARY, EQUAL=EQUAL, BINARY=BINARY, HIDDEN=HIDDEN, SECRET=SECRET, JUDGE=JUDGE,
                      PROGRAM=PROGRAM)
     return [*(f"{name} = {_written(value)}" for name, value in constants.items()), *map(_source, APART), RUN]
 
@@ -1042,7 +1046,7 @@ NAMES = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}  # en
 def _command(first: str, state: dict) -> list[str]:
     "The command that starts the launcher."
     module = _compiled()
-    load = f"import sys; sys.path.insert(0, '/dev/fd/{module}'); import launcher, os; del sys.path[0]; os.close({module})"
+    load = f"import sys, os; sys.path.insert(0, '/dev/fd/{module}'); import launcher; del sys.path[0]; os.close({module})"
     return [sys.executable, "-P", "-s", "-S", "-B", "-c", f"{load}; launcher._launch({state!r}, {first})"]
 
 def _streams(

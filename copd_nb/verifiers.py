@@ -142,7 +142,7 @@ def code_in(
     return found.get("python", found.get("", text))
 
 # %% ../nbs/03_verifiers.ipynb #270b9741
-FIELDS = {"tests": None, "prefix": "", "entry_point": ""}  # of a reference answer for code, with what is taken if missing
+FIELDS = {"tests": None, "prefix": "", "entry_point": ""}  # of a reference answer for code, None if needed
 QUIET = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign,
          ast.AugAssign, ast.Pass)  # statements that are no tests
 
