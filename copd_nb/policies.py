@@ -406,7 +406,7 @@ def _encode_many(policy: Policy, examples: Sequence[Example]) -> list[dict]:
         grids = {k: v for k, v in batch.items() if k.endswith("grid_thw")}
         kinds = batch.get("mm_token_type_ids", torch.zeros_like(ids))
         positions = policy.model.base_model.get_rope_index(ids, kinds, attention_mask=mask.long(), **grids)[0]
-    keep = [m.nonzero()[:len(i[m]) - cut, 0] for i, m in zip(ids, mask)]
+    keep = [m.nonzero()[:int(m.sum()) - cut, 0] for m in mask] if cut else mask
     return [dict(ids=i[k], positions=positions[..., n, :][..., k], vision=v)
             for n, (i, k, v) in enumerate(zip(ids, keep, _split_visual(examples, batch)))]
 

@@ -421,7 +421,7 @@ def encode_texts(
     processor,  # a processor, or a tokenizer
     texts: Sequence[str],  # of prompts, all with or all without special tokens by `adds_special`
     **options,  # images, videos, padding and return_tensors
-) -> tuple[dict, int]:  # what the processor returns, and how many ids at each end are to be cut off
+) -> tuple[dict, int]:  # what the processor returns, and how many ids are to be cut off behind each prompt
     "Encode the texts of prompts; ValueError where some need special tokens and some don't."
     kinds = {adds_special(processor, t) for t in texts}
     if len(kinds) > 1: raise ValueError("the chat template begins some prompts with a special token and some without")
