@@ -58,6 +58,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'copd_nb.audit.completions_of': ('audit.html#completions_of', 'copd_nb/audit.py'),
                                'copd_nb.audit.form_of': ('audit.html#form_of', 'copd_nb/audit.py'),
                                'copd_nb.audit.group_effects': ('audit.html#group_effects', 'copd_nb/audit.py'),
+                               'copd_nb.audit.human_eval_references': ('audit.html#human_eval_references', 'copd_nb/audit.py'),
+                               'copd_nb.audit.number_references': ('audit.html#number_references', 'copd_nb/audit.py'),
                                'copd_nb.audit.own_form': ('audit.html#own_form', 'copd_nb/audit.py'),
                                'copd_nb.audit.program_references': ('audit.html#program_references', 'copd_nb/audit.py'),
                                'copd_nb.audit.references': ('audit.html#references', 'copd_nb/audit.py'),

@@ -93,8 +93,9 @@ class MathVerify:
         gold = _parsed_math(reference, bare=True) if text is not None else []
         if not gold: return 0.0
         inside = Tagged()(text)
-        bare = inside is not None or self.mark != ""
-        target = _math()[0](_formula(text if inside is None else inside, bare), parsing_timeout=None)
+        answer, bare = text if inside is None else inside, inside is not None or self.mark != ""
+        if (value := read_number(answer)) is not None and value == read_number(reference): return 1.0
+        target = _math()[0](_formula(answer, bare), parsing_timeout=None)
         return float(_math()[1](gold, target, timeout_seconds=None) and not _apart(gold[0], target[0]))
 
 # %% ../nbs/03_verifiers.ipynb #963d9e67

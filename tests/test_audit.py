@@ -160,7 +160,7 @@ def test_bad_input_is_named(act, message):
 
 def test_named_rewards_and_functions_are_told_apart():
     assert reward_from("choice?form=after:Answer:") == named_reward("choice?form=after:Answer:") and reward_from("json:dumps") is json.dumps
-    assert {n.partition("?")[0] for n in shipped()} == {"numeric", "math_verify", "boxed", "exact", "choice", "code"} and "algebra" in TASKS
+    assert {name.partition("?")[0] for name, _, _ in shipped().values()} == {"numeric", "math_verify", "boxed", "exact", "choice", "code"} and "algebra" in TASKS
 
 
 def test_the_command_audits_a_file(tmp_path, capsys):

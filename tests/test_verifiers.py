@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.capabilities import Capability, Example
-from copd_nb.rewards import Boxed, Choice, Exact, Failed, Format, LastNumber, LengthPenalty, Noisy, Numeric, Tagged, Weighted, score
+from copd_nb.rewards import Boxed, Choice, Exact, Failed, Format, LastNumber, LengthPenalty, Noisy, Numeric, Tagged, Weighted, answer_form, score
 from copd_nb.sandbox import Guarded
 from copd_nb.verifiers import KINDS, REWARDS, CodeTests, Instructions, MathVerify, check_answer, code_in, named_reward
 
@@ -354,3 +354,10 @@ def test_a_code_reward_works_through_score():
     examples = [Example("one", TESTS, "code"), Example("two", TESTS, "code")]
     c = Capability("code", examples[:1], examples[1:], named_reward("code"))
     assert score(c, ["def f(x): return x * x", "def f(x): return x"], examples, failed=0.0) == [1, 0]
+
+
+@pytest.mark.parametrize("text, answer", [(r"\boxed{**42**}", "42"), (r"\boxed{-2.75.}", "-2.75"), ("\\boxed{1\u2009000}", "1000"), ("<answer>`3/4`</answer>", "0.75")])
+def test_a_number_as_people_write_it_is_the_answer_of_math_verify(text, answer):
+    form = "tag:answer" if "<" in text else "boxed"
+    found = MathVerify(answer_form(form))([text] * 2, [Example("q", answer, "c"), Example("q", "7", "c")])
+    assert found == [1, 0]
