@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,6 +30,7 @@ from papermill.translators import PythonTranslator
 from PIL import Image
 
 from copd_nb import explore, processors, reports, runs
+from copd_nb.audit import audit
 from copd_nb.capabilities import Capability, Example, check_name
 from copd_nb.claims import finding
 from copd_nb.costs import Cost
@@ -603,10 +605,15 @@ def site(p, tmp_path):
     return mistune.create_markdown(escape=False, plugins=["table"])(text)
 
 
+def audited(p, t):
+    "An audit of a reward of that name, with that answer and form."
+    return replace(audit(lambda c, e: [1.0] * len(c), [Example(p, p, "c"), Example("q", p + "1", "c")], form=p + "{answer}"), reward=p)._repr_html_()
+
+
 BUILDERS = dict(
     example=lambda p, t: example(p)._repr_html_(), capability=lambda p, t: capability(p)._repr_html_(), rollouts=lambda p, t: rollouts(p)._repr_html_(), cost=lambda p, t: Cost(1, 2, 3)._repr_html_(),
     accuracy=lambda p, t: AccuracyTable(pd.DataFrame({p: [p, p + "▲"]}, index=[p, "b"]))._repr_html_(), schedule=lambda p, t: drawn(p)._repr_html_(), run=lambda p, t: run(p, t)._repr_html_(), tokens=lambda p, t: html_of(view(p)),
-    page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure, card=lambda p, t: explore.Design(("a", "b"), topology="hub", hub="a").html(), markdown=lambda p, t: reports._rendered(p), index=index, report=report, site=site, forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]), p)._repr_html_())
+    page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure, card=lambda p, t: explore.Design(("a", "b"), topology="hub", hub="a").html(), markdown=lambda p, t: reports._rendered(p), index=index, report=report, site=site, audit=audited, forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]), p)._repr_html_())
 DRAWINGS = dict(monitor=monitored, gaps=gaps, store=store)  # they draw, so one payload has to do
 SILENT = {"cost", "card"}  # take no text of others
 
@@ -634,7 +641,7 @@ def test_every_html_builder_is_in_the_list():
     for path in sorted((ROOT / "copd_nb").glob("*.py")):
         for f in nodes(path.read_text(encoding="utf-8")):
             if isinstance(f, ast.FunctionDef) and f.name in ("_repr_html_", "_repr_mimebundle_", "html", "html_of", "save_page", "svg"): found.setdefault(path.stem, []).append(f.name)
-    assert {m: len(names) for m, names in found.items()} == dict(capabilities=2, costs=1, explore=6, plots=1, rollouts=1, runs=1, scaling=1, schedule=2, tokens=2)
+    assert {m: len(names) for m, names in found.items()} == dict(audit=1, capabilities=2, costs=1, explore=6, plots=1, rollouts=1, runs=1, scaling=1, schedule=2, tokens=2)
 
 
 def test_a_page_of_a_report_allows_no_script_and_no_network(tmp_path):
