@@ -50,9 +50,11 @@ def number_spellings(
     "Other ways to write a number."
     value = read_number(text)
     sign, size = "-" if value < 0 else "", abs(value)
-    found = [("fraction in TeX", rf"{sign}\frac{{{size.numerator}}}{{{size.denominator}}}"), ("fraction", f"{value}")] if value.denominator > 1 else []
-    if value.denominator == 1: found += _whole_spellings(size.numerator, sign, str(size.numerator))
-    elif (decimal := _decimal(value)) is not None: found.append(("decimal", decimal))
+    if value.denominator == 1: found = [*_whole_spellings(size.numerator, sign, str(size.numerator))]
+    else:
+        in_tex = rf"{sign}\frac{{{size.numerator}}}{{{size.denominator}}}"
+        found = [("fraction in TeX", in_tex), ("fraction", str(value))]
+    if value.denominator > 1 and (decimal := _decimal(value)) is not None: found.append(("decimal", decimal))
     if value < 0: found.append(("minus sign U+2212", "\u2212" + text.strip().lstrip("-\u2212")))
     return [(kind, spelled) for kind, spelled in found if spelled != text]
 
@@ -80,28 +82,34 @@ def number_misses(
 ) -> list[tuple[str, str]]:  # pairs of kind and text; none has the reference's value
     "Answers that look like a number's, and are not."
     value, text = read_number(text), text.strip().replace("\u2212", "-")
-    found = [*_digit_misses(text), ("percent", f"{text}%"), ("numerator", f"{text}/7"), ("denominator", f"7/{text}"), ("power", f"{text}^2"), ("exponent", f"10^{text}"),
-             ("one of a list", f"{text}, {other}"), ("last of a list", f"{other}, {text}"), ("one of two", f"{text} or {other}"), ("other of two", f"{other} or {text}")]
+    parts = [("percent", f"{text}%"), ("numerator", f"{text}/7"), ("denominator", f"7/{text}"),
+             ("power", f"{text}^2"), ("exponent", f"10^{text}")]
+    pairs = [("one of a list", f"{text}, {other}"), ("last of a list", f"{other}, {text}"),
+             ("one of two", f"{text} or {other}"), ("other of two", f"{other} or {text}")]
+    found = [*_digit_misses(text), *parts, *pairs]
     return [(kind, miss) for kind, miss in found if read_number(miss) != value and any(c.isdigit() for c in miss)]
 
 # %% ../nbs/38_variants.ipynb #9e1fcf20
 def letter_spellings(letter: str) -> list[tuple[str, str]]:
     "Other ways to give the letter of a choice."
-    return [("in brackets", f"({letter})"), ("bracket behind", f"{letter})"), ("in TeX", rf"\text{{{letter}}}"), ("answer is", f"The answer is {letter}")]
+    return [("in brackets", f"({letter})"), ("bracket behind", f"{letter})"), ("in TeX", rf"\text{{{letter}}}"),
+            ("answer is", f"The answer is {letter}")]
 
 WORDS = dict(A="A good question, and a hard one", I="I don't know what to choose")
 
 def letter_misses(letter: str, other: str) -> list[tuple[str, str]]:
     "Answers that look like the letter of a choice, and are not."
-    return [("another letter", other), ("one of two", f"{letter} or {other}"), ("other of two", f"{other} or {letter}"), ("not this one", f"not {letter}"),
-            ("within a word", f"{letter}uild"), ("a word of a sentence", WORDS.get(letter, f"Plan {letter.lower()} it is"))]
+    return [("another letter", other), ("one of two", f"{letter} or {other}"), ("other of two", f"{other} or {letter}"),
+            ("not this one", f"not {letter}"), ("within a word", f"{letter}uild"),
+            ("a word of a sentence", WORDS.get(letter, f"Plan {letter.lower()} it is"))]
 
 def text_misses(text: str, other: str) -> list[tuple[str, str]]:
     "Answers that look like a text or a formula, and are not."
     digits = [i for i, c in enumerate(text) if c in "0123456789"]
     letters = [i for i, c in enumerate(text) if c.isalpha() and c.isascii()]
     at = letters[-1] if letters else None
-    found = [("not this one", f"not {text}"), ("one of two", f"{text} or {other}"), ("other of two", f"{other} or {text}"), ("end missing", text[:-1]), ("beginning missing", text[1:]),
+    found = [("not this one", f"not {text}"), ("one of two", f"{text} or {other}"),
+             ("other of two", f"{other} or {text}"), ("end missing", text[:-1]), ("beginning missing", text[1:]),
              ("words in reverse order", " ".join(text.split()[::-1]))]
     if digits: found.append(("digit changed", _bumped(text, digits[0])))
     if at is not None: found.append(("letter changed", text[:at] + ("x" if text[at] != "x" else "y") + text[at + 1:]))
@@ -113,12 +121,16 @@ FENCE = "```"
 def program_spellings(program: str) -> list[Variant]:
     "Whole completions that hold a program."
     block = f"{FENCE}python\n{program}\n{FENCE}"
-    found = [("plain", program), ("block", block), ("tildes", f"~~~python\n{program}\n~~~"), ("block without a language", f"{FENCE}\n{program}\n{FENCE}"),
-             ("prose around", f"Here is a solution.\n\n{block}\n\nIt takes time linear in the input."), ("output behind", f"{block}\n\nOutput:\n\n{FENCE}\n1\n{FENCE}"),
-             ("future import", f"{FENCE}python\nfrom __future__ import annotations\n\n{program}\n{FENCE}"), ("Windows line ends", block.replace("\n", "\r\n"))]
+    found = [("plain", program), ("block", block), ("tildes", f"~~~python\n{program}\n~~~"),
+             ("block without a language", f"{FENCE}\n{program}\n{FENCE}"),
+             ("prose around", f"Here is a solution.\n\n{block}\n\nIt takes time linear in the input."),
+             ("output behind", f"{block}\n\nOutput:\n\n{FENCE}\n1\n{FENCE}"),
+             ("future import", f"{FENCE}python\nfrom __future__ import annotations\n\n{program}\n{FENCE}"),
+             ("Windows line ends", block.replace("\n", "\r\n"))]
     return [Variant("right", kind, text, True) for kind, text in found]
 
-_SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+_SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Lt: ast.GtE, ast.GtE: ast.Lt,
+            ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 
 class _Mutant(ast.NodeTransformer):
     "Changes the n-th operator, comparison or constant."
@@ -134,7 +146,8 @@ class _Mutant(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Compare(self, node):
-        if type(node.ops[0]) in _SWAPPED and self._turn("comparison turned round"): node.ops[0] = _SWAPPED[type(node.ops[0])]()
+        kind = type(node.ops[0])
+        if kind in _SWAPPED and self._turn("comparison turned round"): node.ops[0] = _SWAPPED[kind]()
         return self.generic_visit(node)
 
     def visit_Constant(self, node):
@@ -165,7 +178,8 @@ class _Idle(ast.NodeTransformer):
 def program_misses(program: str) -> list[Variant]:
     "Completions that hold a program that is not right."
     lines, idle = program.splitlines(), ast.unparse(ast.fix_missing_locations(_Idle().visit(ast.parse(program))))
-    found = [*mutants(program), ("cut in half", "\n".join(lines[:len(lines) // 2])), ("does nothing", idle), ("never ends its text", f"{program}\nprint('")]
+    found = [*mutants(program), ("cut in half", "\n".join(lines[:len(lines) // 2])), ("does nothing", idle),
+             ("never ends its text", f"{program}\nprint('")]
     return [Variant("near miss", kind, f"{FENCE}python\n{text}\n{FENCE}", True) for kind, text in found]
 
 # %% ../nbs/38_variants.ipynb #ebd0c8ea
@@ -186,15 +200,18 @@ def cheats(
     names: list[str],  # that the tests call
 ) -> list[Variant]:
     "Completions that hold a program that tries to pass without an answer."
-    every = "\n".join(f"{name} = Equal()" for name in names)
-    found = [("equal to everything", EQUAL + every), ("ends the process", "import os\nos._exit(0)"), ("exits", "raise SystemExit(0)"), ("patches what tests use", f"import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.len = lambda x: 0\n{EQUAL}{every}")]
+    equal = EQUAL + "\n".join(f"{name} = Equal()" for name in names)
+    patched = "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.len = lambda x: 0\n" + equal
+    found = [("equal to everything", equal), ("ends the process", "import os\nos._exit(0)"),
+             ("exits", "raise SystemExit(0)"), ("patches what tests use", patched)]
     return [Variant("control", kind, f"{FENCE}python\n{text}\n{FENCE}", True) for kind, text in found]
 
 def program_names(
     program: str,  # Python
 ) -> list[str]:
     "Functions and classes of a program."
-    return [node.name for node in ast.parse(program).body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    return [node.name for node in ast.parse(program).body if isinstance(node, kinds)]
 
 # %% ../nbs/38_variants.ipynb #320838c6
 def answer_kind(
@@ -205,11 +222,13 @@ def answer_kind(
         try: given = json.loads(answer)
         except ValueError: given = None
         if isinstance(given, dict) and "tests" in given and not given.keys() - FIELDS.keys(): return "program"
-        if isinstance(given, list) and given and all(isinstance(c, dict) and "kind" in c for c in given): return "constraints"
+        if isinstance(given, list) and given and all(isinstance(c, dict) and "kind" in c for c in given):
+            return "constraints"
     if len(answer) == 1 and "A" <= answer <= "Z": return "letter"
     return "text" if read_number(answer) is None else "number"
 
-SURROUNDED = (("as written", "{}"), ("spaces around", "  {} "), ("full stop", "{}."), ("bold", "**{}**"), ("in TeX", "${}$"))
+SURROUNDED = (("as written", "{}"), ("spaces around", "  {} "), ("full stop", "{}."), ("bold", "**{}**"),
+              ("in TeX", "${}$"))
 
 def _spellings(answer: str, kind: str) -> Iterator[tuple[str, str]]:
     "Right answers: the reference with other surroundings, and other ways to write it."
@@ -227,8 +246,9 @@ def variants(
 ) -> list[Variant]:
     "Right answers in other spellings, and near misses, without controls."
     kind = answer_kind(answer)
-    if kind == "program": return [*program_spellings(solution), *program_misses(solution), *cheats(program_names(solution))] if solution else []
-    if kind == "constraints": return []
+    if kind == "constraints" or kind == "program" and not solution: return []
+    if kind == "program":
+        return program_spellings(solution) + program_misses(solution) + cheats(program_names(solution))
     right = [Variant("right", name, text) for name, text in _spellings(answer, kind)]
     wrong = [Variant("near miss", name, text) for name, text in MISSES[kind](answer, other)]
     return right + wrong + [Variant("near miss", name, text.replace("{}", answer), True) for name, text in REFUSALS]
