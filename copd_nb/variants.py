@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'WORDS', 'FENCE', 'EQUAL', 'SURROUNDED', 'MISSES', 'REFUSALS', 'Variant', 'number_spellings',
            'number_misses', 'letter_spellings', 'letter_misses', 'text_misses', 'program_spellings', 'mutants',
-           'program_misses', 'cheats', 'program_names', 'answer_kind', 'variants']
+           'program_misses', 'cheats', 'program_names', 'reference_text', 'answer_kind', 'variants']
 
 # %% ../nbs/38_variants.ipynb #f4baea4a
 import ast
@@ -213,7 +213,16 @@ def program_names(
     kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
     return [node.name for node in ast.parse(program).body if isinstance(node, kinds)]
 
-# %% ../nbs/38_variants.ipynb #320838c6
+# %% ../nbs/38_variants.ipynb #daf70613
+def reference_text(
+    answer: str,  # a reference
+) -> str:  # what a completion would say
+    "The answer itself, where a task keeps more beside it as JSON with a field `answer`."
+    try: given = json.loads(answer) if answer.lstrip()[:1] == "{" else None
+    except ValueError: given = None
+    inner = given.get("answer") if isinstance(given, dict) else None
+    return inner if isinstance(inner, str) else answer
+
 def answer_kind(
     answer: str,  # a reference
 ) -> str:  # "program", "constraints", "number", "letter" or "text"

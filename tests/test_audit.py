@@ -16,7 +16,7 @@ from copd_nb.records import read_results
 from copd_nb.reports import main
 from copd_nb.rewards import Exact, Noisy, Tagged, read_number
 from copd_nb.tasks import TASKS
-from copd_nb.variants import answer_kind, cheats, mutants, number_misses, number_spellings, program_misses, program_spellings, program_names, text_misses, variants
+from copd_nb.variants import answer_kind, cheats, mutants, number_misses, number_spellings, program_misses, program_spellings, program_names, reference_text, text_misses, variants
 from copd_nb.verifiers import named_reward
 
 rational = st.one_of(st.integers(-10 ** 12, 10 ** 12).map(str), st.decimals(-10 ** 6, 10 ** 6, allow_nan=False, places=3).map(lambda d: format(d, "f")),
@@ -160,7 +160,7 @@ def test_bad_input_is_named(act, message):
 
 def test_named_rewards_and_functions_are_told_apart():
     assert reward_from("choice?form=after:Answer:") == named_reward("choice?form=after:Answer:") and reward_from("json:dumps") is json.dumps
-    assert {name.partition("?")[0] for name, _, _ in shipped().values()} == {"numeric", "math_verify", "boxed", "exact", "choice", "code"} and "algebra" in TASKS
+    assert {r.partition("?")[0] for r, _, _ in shipped().values() if isinstance(r, str)} == {"numeric", "math_verify", "boxed", "exact", "choice", "code"} and "algebra" in TASKS
 
 
 def test_the_command_audits_a_file(tmp_path, capsys):
@@ -180,3 +180,10 @@ def test_the_figure_shows_every_kind():
     found = audit(by_value, SUMS)
     ax = audit_plot(replace(found, cases=found.cases.assign(wrong=True)))
     assert [t.get_text() for t in ax.get_yticklabels()] == found.by_kind().kind.tolist()[::-1] or len(ax.get_yticklabels()) == len(found.by_kind())
+
+
+def test_references_that_tasks_keep_as_json_are_asked_by_their_answer():
+    kept = json.dumps(dict(answer="17", metadata=dict(a=1)))
+    found = audit(lambda c, e: [float(t == json.loads(x.answer)["answer"]) for t, x in zip(c, e)], [E(kept), E(kept.replace("17", "25"))], form="{answer}")
+    assert set(found.cases.answer) == {"17", "25"} and found.by_kind().set_index("kind").wrong["as written"] == 0
+    assert [reference_text(t) for t in (kept, "17", '{"answer": 17}', "{1", '{"tests": "x"}')] == ["17", "17", '{"answer": 17}', "{1", '{"tests": "x"}']
