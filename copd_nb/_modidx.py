@@ -1916,6 +1916,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'copd_nb.tasks._gym_stream': ('tasks.html#_gym_stream', 'copd_nb/tasks.py'),
                                'copd_nb.tasks._length': ('tasks.html#_length', 'copd_nb/tasks.py'),
                                'copd_nb.tasks._linear': ('tasks.html#_linear', 'copd_nb/tasks.py'),
+                               'copd_nb.tasks._misread': ('tasks.html#_misread', 'copd_nb/tasks.py'),
                                'copd_nb.tasks._named': ('tasks.html#_named', 'copd_nb/tasks.py'),
                                'copd_nb.tasks._needs_metadata': ('tasks.html#_needs_metadata', 'copd_nb/tasks.py'),
                                'copd_nb.tasks._numbers': ('tasks.html#_numbers', 'copd_nb/tasks.py'),

@@ -23,7 +23,7 @@ from fractions import Fraction
 from functools import cache
 
 from .capabilities import Capability, Example, held_out_by_hash
-from .rewards import Numeric, answer_form, answer_in, read_number
+from .rewards import Numeric, answer_form, answer_in, plain_number, read_number
 from .sandbox import Guarded
 from .verifiers import CodeTests, Instructions, named_reward
 
@@ -144,6 +144,10 @@ def _close(text: str, entry: dict) -> bool:
     value, reference = read_number(text), read_number(entry["answer"])
     return value is not None and reference is not None and abs(value - reference) <= Fraction(1, 10 ** 6)
 
+def _misread(text: str, reference: str) -> bool:
+    "Whether a text for a number can't be read as one: of 1,2,34 some scorers make 1234."
+    return re.fullmatch(r"[-+]?[\d.,]+", text) is not None and read_number(text) is None and read_number(reference) is not None
+
 @dataclass(frozen=True)
 class GymReward:
     "1 for what a reasoning-gym task's own scorer calls right, 0 for the rest."
@@ -170,7 +174,8 @@ class GymReward:
     def _one(self, text: str | None, entry: dict) -> float:
         if not text: return 0.0
         if entry["answer"] and text == str(entry["answer"]).strip(): return 1.0
-        score = self.own(text, entry)
+        if _misread(text, str(entry["answer"] or "")): return 0.0
+        score = max(self.own(t, entry) for t in {text, plain_number(text) or text})
         if score < 1 - 1e-6 and not self.partial: return 0.0
         nonsense = max(FLOOR, *(self.own(t, entry) for t in ("no answer", "?")))
         if nonsense > 1 - 1e-6: return float(text.casefold() == str(entry["answer"] or "").strip().casefold())

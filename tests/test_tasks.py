@@ -4,6 +4,7 @@ import pickle
 import random
 import re
 import warnings
+from dataclasses import replace
 from collections import Counter
 
 import pytest
@@ -252,3 +253,10 @@ def test_tasks_by_name():
     with pytest.raises(ValueError, match="there is no task 'wriitng': reasoning_gym, "): task("wriitng")
     with pytest.raises(ValueError, match=r"no arguments \['sise'\]: allowed are size, held_out"): task("writing", sise=3)
     with pytest.raises(ValueError, match=r"needs \['task'\]"): task("reasoning_gym")
+
+
+@pytest.mark.parametrize("text, score", [("1234", 1), ("1,234", 1), ("1{,}234", 1), ("1\u2009234", 1), ("**1234**", 1), ("1234.", 1), ("234", 0), ("1,2,34", 0), ("-1234", 0), ("\u22121234", 0)])
+def test_a_task_s_scorer_is_given_plain_digits(text, score):
+    capability = gym_task("chain_sum", size=4, held_out=2)
+    example = replace(capability.test[0], answer="1234")
+    assert capability.reward([text], [example]) == [score]
