@@ -90,11 +90,12 @@ class MathVerify:
         return [self._one(answer_in(c, self.mark), e.answer) for c, e in zip(completions, examples, strict=True)]
 
     def _one(self, text: str | None, reference: str) -> float:
-        gold = _parsed_math(reference, bare=True) if text is not None else []
-        if not gold: return 0.0
+        if text is None: return 0.0
         inside = Tagged()(text)
         answer, bare = text if inside is None else inside, inside is not None or self.mark != ""
-        if (value := read_number(answer)) is not None and value == read_number(reference): return 1.0
+        if (value := read_number(answer)) is not None and (wanted := read_number(reference)) is not None:
+            if value == wanted or not re.search("[.eE]", answer + reference): return float(value == wanted)  # no rounding
+        if not (gold := _parsed_math(reference, bare=True)): return 0.0
         target = _math()[0](_formula(answer, bare), parsing_timeout=None)
         return float(_math()[1](gold, target, timeout_seconds=None) and not _apart(gold[0], target[0]))
 
