@@ -1,6 +1,6 @@
-"""Rewards a second: `python bench/reward_speed.py`, or with another checkout of the project both in turn and their ratio.
+"""Completions a second of each reward.
 
-    python bench/reward_speed.py                   # completions a second of each reward here
+    python bench/reward_speed.py                   # here
     python bench/reward_speed.py ../before         # here, there, and here / there: medians of alternating runs
 """
 import json
@@ -12,19 +12,20 @@ import time
 from pathlib import Path
 
 ROUNDS = 5
-PROSE = "The train leaves at nine and arrives at noon, so the way takes three hours and the answer is easy to find. " * 3
-TEXTS = {
-    "numeric, bare": ("numeric?form=whole", "42", "42"), "numeric, 1,234.5": ("numeric?form=whole", "1,234.5",
-                                                                              "1234.5"),
-    "numeric, last of 60 words": ("numeric", PROSE + "It is 42.", "42"), "numeric, tag": ("numeric?form=tag:answer",
-                                                                                          PROSE + "<answer>42</answer>", "42"),
-    "choice, (B)": ("choice", "(B)", "B"), "choice, 60 words": ("choice", PROSE + "The answer is B.", "B"),
+PROSE = "The train leaves at nine and arrives at noon, so the way takes three hours and the answer is easy. " * 3
+TESTS = json.dumps(dict(tests="assert f(1) == 2\nassert f(-3) == -6"))
+TEXTS = {  # label → reward, completion, reference
+    "numeric, bare": ("numeric?form=whole", "42", "42"),
+    "numeric, 1,234.5": ("numeric?form=whole", "1,234.5", "1234.5"),
+    "numeric, last of 60 words": ("numeric", PROSE + "It is 42.", "42"),
+    "numeric, tag": ("numeric?form=tag:answer", PROSE + "<answer>42</answer>", "42"),
+    "choice, (B)": ("choice", "(B)", "B"),
+    "choice, 60 words": ("choice", PROSE + "The answer is B.", "B"),
     "boxed": ("boxed", PROSE + "\\boxed{42}", "42"),
-    "exact": ("exact", "north", "north"), "math_verify": ("math_verify?form=boxed", "\\boxed{\\frac{6}{8}}",
-                                                          "\\frac{3}{4}"),
-    "math_verify, wrong": ("math_verify?form=boxed", "\\boxed{\\frac{5}{8}}", "\\frac{3}{4}"),
-    "code": ("code?seconds=30", "def f(x): return 2 * x",
-             json.dumps(dict(tests="assert f(1) == 2\nassert f(-3) == -6"))),
+    "exact": ("exact", "north", "north"),
+    "math_verify": ("math_verify?form=boxed", "\\boxed{\\frac{6}{8}}", "\\frac{3}{4}"),
+    "math_verify, formula": ("math_verify?form=boxed", "\\boxed{2x+1}", "1+2x"),
+    "code": ("code?seconds=30", "def f(x): return 2 * x", TESTS),
 }
 COUNTS = {"math_verify": 200, "code": 32}  # completions of a call; 2,000 elsewhere
 
@@ -61,8 +62,8 @@ def main(words: list[str]):
     for label in TEXTS:
         speeds = [statistics.median(r[i][label] for r in rounds) for i in range(len(places))]
         ratios = sorted(r[0][label] / r[-1][label] for r in rounds)
-        print(f"{label:26} " + "  ".join(f"{s:12,.0f}/s"
-                                         for s in speeds) + (f"  ratio {statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]" if words else ""))
+        compared = f"  ratio {statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]" if words else ""
+        print(f"{label:26} " + "  ".join(f"{s:12,.0f}/s" for s in speeds) + compared)
 
 
 if __name__ == "__main__": main(sys.argv[1:])
