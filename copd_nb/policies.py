@@ -247,7 +247,7 @@ class Policy:
     "A `transformers` model with its processor."
     origin: str | None = None  # folder or hub name that the weights were read from
     group = Group()  # the processes that hold it
-    date: datetime | None = None  # that its chat template is told, None for now
+    date: datetime | None = None  # that its chat template is told, None for the current time
 
     def __init__(
         self,

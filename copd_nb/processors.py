@@ -294,7 +294,7 @@ def is_dated(processor) -> bool:
 def chat_text(
     processor,  # a processor, or a tokenizer
     chat: list[dict],  # messages with role and content
-    date: datetime | None = None,  # that the template is told, None for now
+    date: datetime | None = None,  # that the template is told, None for the current time
     closed: bool = False,  # end as a finished conversation does
 ) -> str:  # what the model reads, ready for its answer, or for the rest of one that is begun
     "A chat in the model's format; ValueError for a template that fails, doesn't end or makes too much of it."
@@ -334,7 +334,7 @@ def _as_parts(chat: list[dict]) -> list[dict]:
 def conversation_text(
     processor,  # a processor, or a tokenizer
     chat: list[dict],  # messages of `Example.chat`
-    date: datetime | None = None,  # that the template is told, None for now
+    date: datetime | None = None,  # that the template is told, None for the current time
     closed: bool = False,  # end as a finished conversation does
 ) -> str:  # what the model reads
     "A conversation in the model's format, by the form of contents that its template reads."
@@ -437,7 +437,7 @@ def _bare(chat: list[dict]) -> str:
 def prompt_ids(
     processor,  # a processor, or a tokenizer
     chat: list[dict],  # messages with role and content
-    date: datetime | None = None,  # that the template is told, None for now
+    date: datetime | None = None,  # that the template is told, None for the current time
     **visual,  # images and videos
 ) -> list[int]:
     "Ids of one chat as a prompt."

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from copd_nb.audit import FORMS, audit, audit_plot, cases, completions_of, form_of, group_effects, own_form, program_references, references, reward_from, shipped, wilson
+from copd_nb.audit import FORMS, audit, audit_map, audit_plot, cases, completions_of, form_of, group_effects, own_form, program_references, references, reward_from, shipped, wilson
 from copd_nb.capabilities import Example
 from copd_nb.minis import text, tiny_policy
 from copd_nb.records import read_results
@@ -176,10 +176,17 @@ def test_the_command_audits_a_file(tmp_path, capsys):
     assert main(["audit", "numeric", str(tmp_path / "none.jsonl")]) == 2 and "no file" in capsys.readouterr().err
 
 
-def test_the_figure_shows_every_kind():
+def test_the_figures_show_every_kind_in_its_place():
     found = audit(by_value, SUMS)
-    ax = audit_plot(replace(found, cases=found.cases.assign(wrong=True)))
-    assert [t.get_text() for t in ax.get_yticklabels()] == found.by_kind().kind.tolist()[::-1] or len(ax.get_yticklabels()) == len(found.by_kind())
+    wrong = replace(found, cases=found.cases.assign(wrong=found.cases.kind == "bold"))
+    table, ax = wrong.by_kind(), audit_plot(wrong)
+    assert [t.get_text() for t in ax.get_yticklabels()] == table.kind.tolist()[::-1]
+    points = {round(y): x for line in ax.lines for x, y in zip(line.get_xdata(), line.get_ydata()) if line.get_marker() == "o"}
+    assert [points[len(table) - 1 - i] for i in range(len(table))] == table.rate.tolist()
+    cells = audit_map({"one": wrong, "other": found})
+    assert [t.get_text() for t in cells.get_yticklabels()] == ["bold  (right)"]
+    assert [t.get_text() for t in cells.texts] == ["100%", "0%"]
+    assert "judged rightly" in audit_map({"none": found}).texts[0].get_text()
 
 
 def test_references_that_tasks_keep_as_json_are_asked_by_their_answer():
