@@ -61,7 +61,7 @@ test-parity: $(VISION)/.done  ## our image and video processors against the offi
 	COPD_TEST_WHEELS=$(VISION)/wheels PYTHONPATH=. $(VISION)/bin/python -m pytest tests/test_parity.py -s
 
 sweep: setup  ## choose the settings of every paradigm on tuning seeds; resumes where it stopped
-	$(BIN)/copd report sweep -p save_to copd_nb/data/tuned.json
+	$(BIN)/copd report sweep -p save_to copd_nb/assets/tuned.json
 
 bench: setup  ## measure against TRL and against single ideas switched off; wants a quiet machine
 	$(BIN)/python bench/run.py $(BENCH)
@@ -71,7 +71,7 @@ docs: setup  ## the documentation site, offline; a broken link is an error
 
 export: setup  ## after editing notebooks
 	$(BIN)/nbdev-export
-	$(BIN)/python -c "from pathlib import Path; from copd_nb.explore import drop_live_views; [drop_live_views(p) for p in Path('nbs').rglob('*.ipynb')]"
+	$(BIN)/python -c "from pathlib import Path; from copd_nb.view.saved import drop_live_views; [drop_live_views(p) for p in Path('nbs').rglob('*.ipynb')]"
 	$(BIN)/nbdev-clean
 
 clean:

@@ -17,10 +17,10 @@ def side(where: str) -> dict:
     "Step times, start-up and bytes of one process or of two workers, in a process of its own."
     import numpy as np
 
-    from copd_nb import engine
-    from copd_nb.copd import copd
-    from copd_nb.engine import Config, train
-    from copd_nb.minis import base, minis
+    from copd_nb.engine import train as engine
+    from copd_nb.schedule.copd import copd
+    from copd_nb.engine.train import Config, train
+    from copd_nb.policy.toys import base, minis
 
     config, found, real = Config(probe_every=0, eval_every=0, checkpoint_every=10 ** 9, device="cpu"), dict(seconds={}, bytes={}, start=[]), engine._log
     for estimator in ("sampled", "topk", "reverse"):

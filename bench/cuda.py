@@ -12,14 +12,16 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
-from copd_nb.copd import copd
-from copd_nb.engine import Training, accelerator_for, machine, model_shape, train_step
-from copd_nb.minis import minis
-from copd_nb.policies import Policy, lora
-from copd_nb.presets import lora_size, memory_plan, preset, qwen3_vl_4b, share_of_digits
-from copd_nb.processors import small_processor
-from copd_nb.rollouts import generator, sample
-from copd_nb.runs import create_run
+from copd_nb.schedule.copd import copd
+from copd_nb.engine.train import Training, accelerator_for, machine, model_shape, train_step
+from copd_nb.policy.toys import minis
+from copd_nb.policy.core import Policy
+from copd_nb.policy.lora import lora
+from copd_nb.study.presets import lora_size, memory_plan, preset, qwen3_vl_4b, share_of_digits
+from copd_nb.policy.processors import small_processor
+from copd_nb.signals.rollouts import generator
+from copd_nb.signals.sampling import sample
+from copd_nb.engine.runs import create_run
 
 PIXELS = 8  # a pixel of a mini's picture becomes a square of so many
 

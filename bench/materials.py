@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from copd_nb.engine import Config, train
-from copd_nb.minis import base, minis
-from copd_nb.policies import Policy
-from copd_nb.processors import character_tokenizer
-from copd_nb.schedule import SFT, Phase, Schedule, Update
-from copd_nb.skills import text_policy
+from copd_nb.engine.train import Config, train
+from copd_nb.policy.toys import base, minis
+from copd_nb.policy.core import Policy
+from copd_nb.policy.processors import character_tokenizer
+from copd_nb.schedule.core import Schedule
+from copd_nb.schedule.parts import SFT, Phase, Update
+from copd_nb.policy.skills import text_policy
 
 PROMPTS = 2048  # written for TRL, in the order in which the engine draws them with seed 0
 

@@ -16,20 +16,24 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from copd_nb.baselines import expert
-from copd_nb.capabilities import Capability, Example, by_name
-from copd_nb.copd import copd
-from copd_nb.costs import Workload
-from copd_nb.engine import Batch, Branch, Config, Training, accelerator_for, learn, train_step
-from copd_nb.gaps import behavior_gap
-from copd_nb.heads import token_scores
-from copd_nb.minis import minis
-from copd_nb.objectives import grpo_advantages
-from copd_nb.policies import Head, Policy, lora
-from copd_nb.rewards import score
-from copd_nb.rollouts import generator, sample
-from copd_nb.runs import create_run
-from copd_nb.schedule import OPD, Phase, Schedule, Update
+from copd_nb.schedule.paradigms import expert
+from copd_nb.data.capability import Capability, Example, by_name
+from copd_nb.schedule.copd import copd
+from copd_nb.schedule.costs import Workload
+from copd_nb.engine.train import Batch, Branch, Config, Training, accelerator_for, learn, train_step
+from copd_nb.analysis.token_gap import behavior_gap
+from copd_nb.signals.heads import token_scores
+from copd_nb.policy.toys import minis
+from copd_nb.signals.objectives import grpo_advantages
+from copd_nb.policy.core import Policy
+from copd_nb.policy.head import Head
+from copd_nb.policy.lora import lora
+from copd_nb.data.scoring import score
+from copd_nb.signals.rollouts import generator
+from copd_nb.signals.sampling import sample
+from copd_nb.engine.runs import create_run
+from copd_nb.schedule.core import Schedule
+from copd_nb.schedule.parts import OPD, Phase, Update
 
 Step = Callable[[], dict | None]
 

@@ -32,8 +32,8 @@ COUNTS = {"math_verify": 200, "code": 32}  # completions of a call; 2,000 elsewh
 
 def here() -> dict[str, float]:
     "Completions a second of each reward, the better of two calls after a first one."
-    from copd_nb.capabilities import Example
-    from copd_nb.verifiers import named_reward
+    from copd_nb.data.capability import Example
+    from copd_nb.data.verifiers import named_reward
     found = {}
     for label, (name, text, answer) in TEXTS.items():
         reward, n = named_reward(name), COUNTS.get(name.partition("?")[0], 2000)

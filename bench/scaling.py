@@ -19,11 +19,14 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from copd_nb.copd import copd
-from copd_nb.engine import Config, probe_list, train
-from copd_nb.minis import base, minis
-from copd_nb.scaling import Link, Network, alone, calls_of, fitted, load_of, measure, placed, simulate, stopwatch
-from copd_nb.schedule import Schedule
+from copd_nb.schedule.copd import copd
+from copd_nb.engine.train import Config, probe_list, train
+from copd_nb.policy.toys import base, minis
+from copd_nb.scale.calls import calls_of
+from copd_nb.scale.forecast import fitted, measure, stopwatch
+from copd_nb.scale.places import Link, Network, alone, load_of, placed
+from copd_nb.scale.simulate import simulate
+from copd_nb.schedule.core import Schedule
 
 HERE = Path(__file__).parent
 PAIRS = ("text", "image"), ("text", "video")  # costs are measured on these

@@ -14,7 +14,7 @@ from serve import Server, device, finish, versions
 from transformers import AutoTokenizer, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
-from copd_nb.processors import load_processor
+from copd_nb.policy.processors import load_processor
 
 PLAIN = dict(use_cpu=device() == "cpu", bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", eval_strategy="no",
              logging_strategy="no", disable_tqdm=True, max_steps=10 ** 6, lr_scheduler_type="constant", shuffle_dataset=False,

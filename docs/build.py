@@ -11,12 +11,13 @@ from pathlib import Path
 from latex2mathml.converter import convert
 
 import copd_nb
-from copd_nb.baselines import expert, merged_experts, mixed_rlvr, mopd, static_opd
-from copd_nb.claims import claims_markdown
-from copd_nb.copd import copd
-from copd_nb.records import read_results
-from copd_nb.reports import STUDIES, Entry, entries, inert
-from copd_nb.schedule import Schedule
+from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
+from copd_nb.analysis.claims import claims_markdown
+from copd_nb.schedule.copd import copd
+from copd_nb.analysis.records import read_results
+from copd_nb.report.driver import inert
+from copd_nb.report.index import STUDIES, Entry, entries
+from copd_nb.schedule.core import Schedule
 
 ROOT = Path(__file__).parents[1]
 PAGES, REPORTS = ROOT / "docs", ROOT / "docs" / "reports"

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def dies_after(monkeypatch):
     "Blocks in which the engine dies like a killed process after some steps."
-    from copd_nb import engine
+    from copd_nb.engine import train as engine
 
     @contextmanager
     def block(steps: int):

@@ -12,12 +12,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from safetensors.torch import load_file  # noqa: E402
 
-from copd_nb import engine, runs  # noqa: E402
-from copd_nb.copd import copd, gradient_share  # noqa: E402
-from copd_nb.engine import Config, train  # noqa: E402
-from copd_nb.minis import minis, tiny_policy  # noqa: E402
-from copd_nb.policies import Policy  # noqa: E402
-from copd_nb.runs import EventLog, Run, latest_checkpoint  # noqa: E402
+from copd_nb.engine import checkpoints as checkpoints_module
+from copd_nb.engine import storage as storage_module
+from copd_nb.engine import train as engine  # noqa: E402
+from copd_nb.schedule.control import gradient_share
+from copd_nb.schedule.copd import copd  # noqa: E402
+from copd_nb.engine.train import Config, train  # noqa: E402
+from copd_nb.policy.toys import minis, tiny_policy  # noqa: E402
+from copd_nb.policy.core import Policy  # noqa: E402
+from copd_nb.engine.log import EventLog
+from copd_nb.engine.runs import Run, latest_checkpoint  # noqa: E402
 
 SCHEDULE = copd(["text", "image"], cycles=2, s_rl=2, s_opd=2, control=gradient_share(0.3))
 CONFIG = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=8, learning_rate=1e-2, warmup=2, probe_every=2, probe_prompts=2, eval_every=4, eval_prompts=4, eval_samples=1, device="cpu")
@@ -37,8 +41,8 @@ def torn_append(log: EventLog, rows):
 # What the training is doing when it dies: where → (object, function, what happens instead; None to die before it)
 PLACES = {
     "rollouts": (engine, "sample_many", None), "scoring": (engine, "token_scores", None), "rewards": (engine, "score", None), "update": (engine, "move", None),
-    "events, torn line": (EventLog, "append", torn_append), "log flushed": (EventLog, "sync", None), "checkpoint, between files": (runs, "save_file", None),
-    "checkpoint, before its state": (runs, "_digest", None), "folder, before the renames": (runs, "_replace_folder", None), "file or folder, at a rename": (Path, "replace", None),
+    "events, torn line": (EventLog, "append", torn_append), "log flushed": (EventLog, "sync", None), "checkpoint, between files": (checkpoints_module, "save_file", None),
+    "checkpoint, before its state": (checkpoints_module, "_digest", None), "folder, before the renames": (storage_module, "_replace_folder", None), "file or folder, at a rename": (Path, "replace", None),
     "old checkpoint removed": (shutil, "rmtree", None), "branches saved": (Policy, "save", None), "manifest": (engine, "write_json", None), "control": (engine, "controlled", None),
 }
 

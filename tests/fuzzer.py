@@ -29,11 +29,16 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from copd_nb import datafiles, forms, policies, records, runs
-from copd_nb.datafiles import Columns, capability_from, problems
-from copd_nb.records import read_results
-from copd_nb.runs import EventLog, Run, list_runs, load_checkpoint, save_checkpoint
-from copd_nb.schedule import Schedule
+from copd_nb.data import schema as schema_module
+from copd_nb.policy import gguf as gguf_module
+from copd_nb.data.columns import Columns
+from copd_nb.data.files import capability_from
+from copd_nb.policy.problems import problems
+from copd_nb.analysis.records import read_results
+from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
+from copd_nb.engine.log import EventLog
+from copd_nb.engine.runs import Run, list_runs
+from copd_nb.schedule.core import Schedule
 
 CORPUS = Path(__file__).parent / "corpus"
 LONGEST = 20_000  # bytes of an input
@@ -107,7 +112,7 @@ def read_tensors(path):
 
 
 def read_schedule(path):
-    schedule = Schedule.from_dict(forms.parse(path.read_bytes())).validate()
+    schedule = Schedule.from_dict(schema_module.parse(path.read_bytes())).validate()
     assert Schedule.from_dict(schedule.to_dict()) == schedule
 
 
@@ -126,7 +131,7 @@ READERS = {
     "tensors": Reader("000007/text~weights.safetensors", read_tensors, 60, "bytes", _checkpoint),
     "schedule": Reader("schedule.json", read_schedule, 50, "json"),
     "record": Reader("results.json", read_record, 45, "json"),
-    "gguf": Reader("model.gguf", policies._check_gguf, 20, "bytes"),
+    "gguf": Reader("model.gguf", gguf_module._check_gguf, 20, "bytes"),
 }
 SAME = {"store": "manifest", "frame": "events"}  # reader → the one whose corpus it shares
 
@@ -249,7 +254,7 @@ def damaged(rng: random.Random, way: str, data: bytes, other: bytes) -> bytes:
 
 class Lines:
     "Which lines of the readers' modules run."
-    files = {m.__file__ for m in (datafiles, forms, policies, records, runs, sys.modules["copd_nb.schedule"])}
+    files = {m.__file__ for n, m in sys.modules.items() if n.startswith("copd_nb.") and m.__file__}
 
     def __init__(self): self.seen = set()
 

@@ -2,7 +2,7 @@
 import json
 from pathlib import Path
 
-from copd_nb.processors import CHAT_TEMPLATE, character_tokenizer
+from copd_nb.policy.processors import CHAT_TEMPLATE, character_tokenizer
 
 SIZES = dict(patch_size=16, temporal_patch_size=2, merge_size=2, image_mean=[.5] * 3, image_std=[.5] * 3)
 

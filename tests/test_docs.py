@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from copd_nb import engine
-from copd_nb.claims import CLAIMS
-from copd_nb.copd import copd, divergence_band
-from copd_nb.engine import Config, train
-from copd_nb.minis import image, text, tiny_policy
-from copd_nb.records import read_results
-from copd_nb.reports import STUDIES
-from copd_nb.rewards import Failed
+from copd_nb.engine import train as engine
+from copd_nb.analysis.claims import CLAIMS
+from copd_nb.schedule.control import divergence_band
+from copd_nb.schedule.copd import copd
+from copd_nb.engine.train import Config, train
+from copd_nb.policy.toys import image, text, tiny_policy
+from copd_nb.analysis.records import read_results
+from copd_nb.report.index import STUDIES
+from copd_nb.data.rewards import Failed
 
 ROOT = Path(__file__).parents[1]
 OTHER_REPORTS = {"real", "checkpoints", "audit"}  # published, but no studies: one seed of a real model, rewards without training

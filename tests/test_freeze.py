@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from copd_nb.baselines import expert, merged_experts, mixed_rlvr, mopd, static_opd
-from copd_nb.capabilities import Capability, Example
-from copd_nb.copd import copd, divergence_band
-from copd_nb.engine import Config, train
-from copd_nb.minis import minis, tiny_policy
-from copd_nb.policies import Policy, lora
-from copd_nb.runs import EventLog
+from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
+from copd_nb.data.capability import Capability, Example
+from copd_nb.schedule.control import divergence_band
+from copd_nb.schedule.copd import copd
+from copd_nb.engine.train import Config, train
+from copd_nb.policy.toys import minis, tiny_policy
+from copd_nb.policy.core import Policy
+from copd_nb.policy.lora import lora
+from copd_nb.engine.log import EventLog
 
 RECORD = Path(__file__).with_name("freeze.json")
 PAIR = ("sums", "image")

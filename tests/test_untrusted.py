@@ -29,22 +29,44 @@ from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 from PIL import Image
 
-from copd_nb import explore, processors, reports, runs
-from copd_nb.audit import audit
-from copd_nb.capabilities import Capability, Example, check_name
-from copd_nb.claims import finding
-from copd_nb.costs import Cost
-from copd_nb.datafiles import problems, read_examples
-from copd_nb.plots import AccuracyTable
-from copd_nb.policies import Policy, lora
-from copd_nb.records import write_results
-from copd_nb.reports import OPTIONAL, _to_html, check_parameters, entries, main, notebook_of, parameterised, parameters_of, publish, report_names, write_index
-from copd_nb.rollouts import Rollouts
-from copd_nb.runs import EventLog, Run, create_run, load_checkpoint, save_checkpoint, without_places, write_json
-from copd_nb.scaling import Forecast
-from copd_nb.schedule import RL, Phase, Schedule, Update
-from copd_nb.skills import text_policy
-from copd_nb.tokens import METRICS, Choice, Completion, TokenView, html_of, legend, prompt_of, save_page, token_panel
+from copd_nb.data import sandbox as sandbox_module
+from copd_nb.engine import runs as runs_module
+from copd_nb.policy import templates as templates_module
+from copd_nb.report import driver as driver_module
+from copd_nb.report import index as index_module
+from copd_nb.report import parameters as parameters_module
+from copd_nb.view import browser as browser_module
+from copd_nb.view import designer as designer_module
+from copd_nb.view import gap_explorer as gap_explorer_module
+from copd_nb.view import monitor as monitor_module
+from copd_nb.view import pages as pages_module
+from copd_nb.view import token_inspector as token_inspector_module
+from copd_nb.analysis.audit import audit
+from copd_nb.data.capability import Capability, Example, check_name
+from copd_nb.analysis.claims import finding
+from copd_nb.schedule.costs import Cost
+from copd_nb.data.files import read_examples
+from copd_nb.policy.problems import problems
+from copd_nb.view.comparisons import AccuracyTable
+from copd_nb.policy.core import Policy
+from copd_nb.policy.lora import lora
+from copd_nb.analysis.records import write_results
+from copd_nb.report.command import main
+from copd_nb.report.driver import _to_html
+from copd_nb.report.index import entries, publish, write_index
+from copd_nb.report.parameters import (
+    OPTIONAL, check_parameters, notebook_of, parameterised, parameters_of, report_names)
+from copd_nb.signals.rollouts import Rollouts
+from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
+from copd_nb.engine.log import EventLog
+from copd_nb.engine.runs import Run, create_run, without_places
+from copd_nb.engine.storage import write_json
+from copd_nb.scale.forecast import Forecast
+from copd_nb.schedule.core import Schedule
+from copd_nb.schedule.parts import RL, Phase, Update
+from copd_nb.policy.skills import text_policy
+from copd_nb.view.token_pages import html_of, legend, prompt_of, save_page, token_panel
+from copd_nb.view.token_views import METRICS, Choice, Completion, TokenView
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "copd_nb").glob("*.py")), ROOT / "docs" / "build.py", *sorted((ROOT / "bench").glob("*.py"))]
@@ -299,21 +321,21 @@ def foreign(template):
 
 @pytest.mark.parametrize("template", REACHES)
 def test_a_chat_template_reaches_nothing(template, tmp_path, monkeypatch):
-    monkeypatch.setattr(processors, "_fault", lambda *a: "")  # the second wall alone
+    monkeypatch.setattr(templates_module, "_fault", lambda *a: "")  # the second wall alone
     with pytest.raises(ValueError, match="prompt .* of capability 'sums': the chat template fails: "): foreign(template.replace("MARK", str(tmp_path / "ran"))).encode([Example("1+1=", "2", "sums")])
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("template", ENDLESS)
 def test_a_chat_template_that_does_not_end_is_an_error(template, monkeypatch):
-    monkeypatch.setattr(processors, "PATIENCE", 1)
+    monkeypatch.setattr(templates_module, "PATIENCE", 1)
     with pytest.raises(ValueError, match=ENDLESS[template]): foreign(template).encode([Example("1+1=", "2", "sums")])
 
 
 def test_an_ordinary_template_is_tried_once(monkeypatch):
     template = "{% for m in messages %}{% generation %}{{ m['content'] | tojson }}{% endgeneration %}{{ strftime_now('') }}{% if loop.first %}{% continue %}{% endif %}{% endfor %}{{ eos_token }}"
-    outcomes, run = [], processors.run_code
-    monkeypatch.setattr(processors, "run_code", lambda *a, **k: outcomes.append(run(*a, **k)) or outcomes[-1])
+    outcomes, run = [], sandbox_module.run_code
+    monkeypatch.setattr(sandbox_module, "run_code", lambda *a, **k: outcomes.append(run(*a, **k)) or outcomes[-1])
     policy = foreign(template)
     for prompt in ("1+1=", "2+2="): policy.encode([Example(prompt, "2", "sums")])
     assert policy.tokenizer.decode(policy.encode([Example("1+1=", "2", "sums")]).ids[0]) == '"1+1="<|im_end|>'
@@ -359,7 +381,7 @@ def test_what_is_no_json_is_refused_by_name(value):
 
 
 def test_json_with_a_number_that_is_none_is_refused_before_a_kernel_starts(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(reports, "_execute", None)
+    monkeypatch.setattr(driver_module, "_execute", None)
     for value in ("NaN", "Infinity", "1e999", "[-Infinity]"):
         assert main(["report", "ratio", "-p", "beta", value, "--out", str(tmp_path / "out")]) == 2 and "parameter 'beta'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -384,13 +406,13 @@ def test_a_translator_that_interpolates_is_found_out(notebook, monkeypatch, tran
     ("real", dict(dry_run="yes"), "true or false or null"), ("real", dict(plan=[1]), "an object"), ("real", dict(device_map=3), "an object or text or null"), ("ratio", dict(preset="../../x"), "preset name '../../x' is not allowed"),
     ("ratio", dict(preset="a/b"), "is not allowed"), ("ratio", dict(preset=".."), "is not allowed")])
 def test_a_value_of_the_wrong_kind_is_an_error_before_a_kernel_starts(report, given, message, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(reports, "_execute", None)
-    monkeypatch.setattr(reports, "report_folder", lambda: ROOT / "nbs" / "reports")
+    monkeypatch.setattr(driver_module, "_execute", None)
+    monkeypatch.setattr(parameters_module, "report_folder", lambda: ROOT / "nbs" / "reports")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=re.escape(message)): check_parameters(report, given)
     words = [w for k, v in given.items() for w in ("-p", k, v if isinstance(v, str) and v != "0.1" else json.dumps(v))]
     assert main(["report", report, *words]) == 2 and message in capsys.readouterr().err
-    if report in reports.STUDIES: assert main(["report", "all", *words]) == 2
+    if report in index_module.STUDIES: assert main(["report", "all", *words]) == 2
     assert not list(tmp_path.iterdir())
 
 
@@ -405,7 +427,7 @@ def test_every_report_says_what_its_parameters_are(report):
 
 @pytest.mark.parametrize("report", ["../../x", "../comparison", "/etc/passwd", "reports/comparison", "comparison/../comparison", "comparison.ipynb", "..", ".", "", "comparison\0", "comparison\n", "COMPARISON", "x" * 5000])
 def test_a_report_is_one_of_the_list(report, monkeypatch):
-    monkeypatch.setattr(reports, "_execute", None)
+    monkeypatch.setattr(driver_module, "_execute", None)
     with pytest.raises(ValueError, match="unknown report"): notebook_of(report)
     assert main(["report", report]) == 2
 
@@ -540,31 +562,31 @@ def run(p, tmp_path):
 
 
 def monitored(p, tmp_path):
-    state = explore.MonitorState(run(p, tmp_path).path)
+    state = monitor_module.MonitorState(run(p, tmp_path).path)
     state.tail.read()
     state.error = RuntimeError(p)
     return state.html()
 
 
-def gaps(p, tmp_path): return explore.gap_state(run(p, tmp_path)).html()
+def gaps(p, tmp_path): return gap_explorer_module.gap_state(run(p, tmp_path)).html()
 
 
 def store(p, tmp_path):
     run(p, tmp_path)
-    return explore.Store(tmp_path / "store").html()
+    return browser_module.Store(tmp_path / "store").html()
 
 
 def explorer(p, tmp_path):
     state = SimpleNamespace(x=p, html=lambda: (_ for _ in ()).throw(ValueError(p)))
-    return explore.Explorer(state, {p: explore.choose(p, [p], p)})._repr_mimebundle_()["text/html"]
+    return pages_module.Explorer(state, {p: pages_module.choose(p, [p], p)})._repr_mimebundle_()["text/html"]
 
 
 def figure(p, tmp_path):
     def refuse(ax): raise ValueError(p)
-    return explore.figure(lambda ax: None, p) + explore.figure(refuse, p) + explore.table(pd.DataFrame({p: [p], "n": [1]}), p)
+    return pages_module.figure(lambda ax: None, p) + pages_module.figure(refuse, p) + pages_module.table(pd.DataFrame({p: [p], "n": [1]}), p)
 
 
-def inspected(p, tmp_path): return explore.TokenInspector(view(p))._repr_mimebundle_()["text/html"]
+def inspected(p, tmp_path): return token_inspector_module.TokenInspector(view(p))._repr_mimebundle_()["text/html"]
 
 
 def page(p, tmp_path): return save_page(view(p), tmp_path / "page.html").read_text()
@@ -613,7 +635,7 @@ def audited(p, t):
 BUILDERS = dict(
     example=lambda p, t: example(p)._repr_html_(), capability=lambda p, t: capability(p)._repr_html_(), rollouts=lambda p, t: rollouts(p)._repr_html_(), cost=lambda p, t: Cost(1, 2, 3)._repr_html_(),
     accuracy=lambda p, t: AccuracyTable(pd.DataFrame({p: [p, p + "▲"]}, index=[p, "b"]))._repr_html_(), schedule=lambda p, t: drawn(p)._repr_html_(), run=lambda p, t: run(p, t)._repr_html_(), tokens=lambda p, t: html_of(view(p)),
-    page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure, card=lambda p, t: explore.Design(("a", "b"), topology="hub", hub="a").html(), markdown=lambda p, t: reports._rendered(p), index=index, report=report, site=site, audit=audited, forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]), p)._repr_html_())
+    page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure, card=lambda p, t: designer_module.Design(("a", "b"), topology="hub", hub="a").html(), markdown=lambda p, t: index_module._rendered(p), index=index, report=report, site=site, audit=audited, forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]), p)._repr_html_())
 DRAWINGS = dict(monitor=monitored, gaps=gaps, store=store)  # they draw, so one payload has to do
 SILENT = {"cost", "card"}  # take no text of others
 
@@ -753,5 +775,5 @@ def test_the_page_of_a_report_shows_prompts_as_text(told):
 @pytest.mark.parametrize("text, short", [("/home/me/work/a b", "./a b"), ("/home/me", "~"), ("/home/me.", "~."), ("/home/me.txt", "/home/me.txt"), ("/home/mean/x", "/home/mean/x"), ("file:///home/me/x", "file://~/x"), ("\x1b[32m/home/me/x\x1b[0m", "\x1b[32m~/x\x1b[0m"),
                                          ("a=/home/me/work", "a=."), ("x/home/me/y", "x/home/me/y"), ('"/home/me/work/r":3', '"./r":3'), ("/home/me/work:/home/me/x", ".:~/x"), ("/lib/py/site/x.py", "<python>/site/x.py")])
 def test_folders_are_taken_out_of_texts_only_as_a_whole(text, short, monkeypatch):
-    monkeypatch.setattr(runs, "_places", lambda: {"/home/me/work": ".", "/home/me": "~", "/lib/py": "<python>"})
+    monkeypatch.setattr(runs_module, "_places", lambda: {"/home/me/work": ".", "/home/me": "~", "/lib/py": "<python>"})
     assert without_places(text) == short and without_places({text: [text, 1, None, {"a": text}]}) == {short: [short, 1, None, {"a": short}]}

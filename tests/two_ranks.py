@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 
-from copd_nb.bridge import TrlLearner  # noqa: E402
-from copd_nb.engine import gradients_of  # noqa: E402
+from copd_nb.scale.trl import TrlLearner  # noqa: E402
+from copd_nb.engine.train import gradients_of  # noqa: E402
 
 
 def sharded(policy):

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import ROOT, SHOTS
 
-from copd_nb.runs import request_stop
+from copd_nb.engine.runs import request_stop
 
 pytestmark = pytest.mark.browser
 
