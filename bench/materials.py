@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from copd_nb.engine.train import Config, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train
 from copd_nb.policy.toys import base, minis
 from copd_nb.policy.core import Policy
 from copd_nb.policy.processors import character_tokenizer

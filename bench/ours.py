@@ -20,7 +20,10 @@ from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Capability, Example, by_name
 from copd_nb.schedule.copd import copd
 from copd_nb.schedule.costs import Workload
-from copd_nb.engine.train import Batch, Branch, Config, Training, accelerator_for, learn, train_step
+from copd_nb.engine.config import Config
+from copd_nb.engine.state import Batch, Branch, Training
+from copd_nb.engine.step import learn, train_step
+from copd_nb.engine.train import accelerator_for
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.signals.heads import token_scores
 from copd_nb.policy.toys import minis

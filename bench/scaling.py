@@ -20,7 +20,9 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from copd_nb.schedule.copd import copd
-from copd_nb.engine.train import Config, probe_list, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.measure import probe_list
+from copd_nb.engine.train import train
 from copd_nb.policy.toys import base, minis
 from copd_nb.scale.calls import calls_of
 from copd_nb.scale.forecast import fitted, measure, stopwatch

@@ -12,12 +12,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from safetensors.torch import load_file  # noqa: E402
 
+from copd_nb.data import scoring as scoring_module
 from copd_nb.engine import checkpoints as checkpoints_module
 from copd_nb.engine import storage as storage_module
-from copd_nb.engine import train as engine  # noqa: E402
+from copd_nb.engine import update as update_module
+from copd_nb.schedule import controllers as controllers_module
+from copd_nb.signals import heads as heads_module
+from copd_nb.signals import sampling as sampling_module  # noqa: E402
 from copd_nb.schedule.control import gradient_share
 from copd_nb.schedule.copd import copd  # noqa: E402
-from copd_nb.engine.train import Config, train  # noqa: E402
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train  # noqa: E402
 from copd_nb.policy.toys import minis, tiny_policy  # noqa: E402
 from copd_nb.policy.core import Policy  # noqa: E402
 from copd_nb.engine.log import EventLog
@@ -40,10 +45,10 @@ def torn_append(log: EventLog, rows):
 
 # What the training is doing when it dies: where → (object, function, what happens instead; None to die before it)
 PLACES = {
-    "rollouts": (engine, "sample_many", None), "scoring": (engine, "token_scores", None), "rewards": (engine, "score", None), "update": (engine, "move", None),
+    "rollouts": (sampling_module, "sample_many", None), "scoring": (heads_module, "token_scores", None), "rewards": (scoring_module, "score", None), "update": (update_module, "move", None),
     "events, torn line": (EventLog, "append", torn_append), "log flushed": (EventLog, "sync", None), "checkpoint, between files": (checkpoints_module, "save_file", None),
     "checkpoint, before its state": (checkpoints_module, "_digest", None), "folder, before the renames": (storage_module, "_replace_folder", None), "file or folder, at a rename": (Path, "replace", None),
-    "old checkpoint removed": (shutil, "rmtree", None), "branches saved": (Policy, "save", None), "manifest": (engine, "write_json", None), "control": (engine, "controlled", None),
+    "old checkpoint removed": (shutil, "rmtree", None), "branches saved": (Policy, "save", None), "manifest": (storage_module, "write_json", None), "control": (controllers_module, "controlled", None),
 }
 
 

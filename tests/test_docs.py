@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from copd_nb.engine import train as engine
+from copd_nb.engine import update as update_module
+from copd_nb.signals import sampling as sampling_module
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.schedule.control import divergence_band
 from copd_nb.schedule.copd import copd
-from copd_nb.engine.train import Config, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train
 from copd_nb.policy.toys import image, text, tiny_policy
 from copd_nb.analysis.records import read_results
 from copd_nb.report.index import STUDIES
@@ -110,15 +112,15 @@ def every_other_fails(completions, examples): return [Failed("no score") if i % 
 
 def all_goes_wrong(monkeypatch):
     "Let memory run out in the first rollouts, and the loss of the first stream be NaN."
-    sampled, gradient, first = engine.sample_many, engine.stream_gradient, dict(memory=True, loss=True)
+    sampled, gradient, first = sampling_module.sample_many, update_module.stream_gradient, dict(memory=True, loss=True)
     def short(*args):
         if first.pop("memory", False): raise torch.OutOfMemoryError("no memory left")
         return sampled(*args)
     def spoilt(*args):
         found, loss = gradient(*args)
         return found, math.nan if first.pop("loss", False) else loss
-    monkeypatch.setattr(engine, "sample_many", short)
-    monkeypatch.setattr(engine, "stream_gradient", spoilt)
+    monkeypatch.setattr(sampling_module, "sample_many", short)
+    monkeypatch.setattr(update_module, "stream_gradient", spoilt)
 
 
 def test_the_page_on_metrics_names_what_is_logged(tmp_path, monkeypatch):

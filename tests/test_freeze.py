@@ -19,7 +19,8 @@ from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd,
 from copd_nb.data.capability import Capability, Example
 from copd_nb.schedule.control import divergence_band
 from copd_nb.schedule.copd import copd
-from copd_nb.engine.train import Config, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train
 from copd_nb.policy.toys import minis, tiny_policy
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora import lora

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 
 from copd_nb.scale.trl import TrlLearner  # noqa: E402
-from copd_nb.engine.train import gradients_of  # noqa: E402
+from copd_nb.engine.update import gradients_of  # noqa: E402
 
 
 def sharded(policy):

@@ -22,7 +22,11 @@ from ..signals.heads import CHUNK
 from ..signals.rollouts import generator
 from ..schedule.core import Schedule
 from ..schedule.parts import RL, Update
-from ..engine.train import Branch, Config, Training, accelerator_for, collect, gradients_of
+from ..engine.config import Config
+from ..engine.passes import collect
+from ..engine.state import Branch, Training
+from ..engine.train import accelerator_for
+from ..engine.update import gradients_of
 
 # %% ../../nbs/5_analysis/11_gradients.ipynb #c004
 def _measuring(policy: Policy, capabilities: dict[str, Capability], config: Config) -> Training:

@@ -15,8 +15,11 @@ import pandas as pd
 
 from ..data.capability import Capability, by_name
 from ..policy.core import Policy
+from ..engine.config import Config
 from ..engine.evaluation import evaluate
-from ..engine.train import Config, Training, learn, stream_gradient
+from ..engine.state import Training
+from ..engine.step import learn
+from ..engine.update import stream_gradient
 from .gradients import _batches, _measuring
 from .intervals import macro_difference
 from .tests import t_interval

@@ -6,7 +6,6 @@
 __all__ = ['SUITES', 'json_or_text', 'load_suite']
 
 # %% ../../nbs/1_policy/19_suites.ipynb #c002
-import importlib
 import inspect
 import json
 from functools import cache

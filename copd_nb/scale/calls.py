@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 from ..schedule.parts import BASE, OPD, RL, SFT, Phase, Update, split_prompts
-from ..engine.train import Config
+from ..engine.config import Config
 
 # %% ../../nbs/9_scale/05_calls.ipynb #c004
 DRIVER = "driver"

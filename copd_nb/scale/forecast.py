@@ -25,11 +25,13 @@ from ..policy.core import Policy
 from ..schedule.core import Schedule
 from ..schedule.costs import Workload, human
 from ..schedule.parts import BASE, Merge, Phase
-from ..engine.train import Config, model_shape, probe_list
+from ..engine.config import Config
+from ..engine.measure import probe_list
+from ..engine.state import model_shape
 from .calls import DRIVER, ID, REAL, Call, Costs, calls_of, step_calls
 from .places import Network, Place, load_of, placed
 from .simulate import Timeline, simulate
-from ..engine import train as engine
+from ..engine import step as engine
 
 # %% ../../nbs/9_scale/08_forecast.ipynb #c005
 def _gather(members: Iterable[str], to: str, size: float, kind: str, work: tuple, costs: Costs) -> list[Call]:

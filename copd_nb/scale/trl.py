@@ -24,8 +24,11 @@ from ..policy.head import BANNED_LOGIT
 from ..signals.objectives import opd_advantages, unlikely_advantages
 from ..signals.rollouts import Rollouts
 from ..schedule.parts import OPD, RL
-from ..engine.train import (
-    Batch, Config, Learner, Training, _denominator, _learning, _sizes, by_length, fitting, move)
+from ..engine.config import Config
+from ..engine.memory import fitting
+from ..engine.passes import _sizes, by_length
+from ..engine.state import Batch, Training
+from ..engine.update import Learner, _denominator, _learning, move
 
 # %% ../../nbs/9_scale/03_trl.ipynb #c005
 def _trl():

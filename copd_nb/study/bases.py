@@ -16,9 +16,10 @@ from ..policy.core import Policy
 from ..policy.skills import skill, text_policy
 from ..schedule.core import Schedule
 from ..schedule.parts import SFT, Phase, Update
+from ..engine.config import Config
 from ..engine.runs import content_hash
 from ..engine.storage import locked
-from ..engine.train import Config, train
+from ..engine.train import train
 
 # %% ../../nbs/6_study/04_bases.ipynb #c005
 def warm_start(

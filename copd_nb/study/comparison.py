@@ -18,7 +18,7 @@ import pandas as pd
 from ..schedule.copd import copd
 from ..schedule.core import Schedule
 from ..schedule.paradigms import equal_steps, expert, merged_experts, mixed_rlvr, mopd, static_opd
-from ..engine.train import Config
+from ..engine.config import Config
 from .jobs import Job
 
 # %% ../../nbs/6_study/01_comparison.ipynb #c004

@@ -22,10 +22,11 @@ from ..policy.core import Policy
 from ..policy.suites import load_suite
 from ..schedule.core import Schedule
 from ..schedule.parts import Merge
+from ..engine.config import Config
 from ..engine.evaluation import evaluate, scores_file
 from ..engine.executors import Cluster, cluster_from
 from ..engine.runs import Run, content_hash
-from ..engine.train import Config, train
+from ..engine.train import train
 from ..data.names import imported
 
 # %% ../../nbs/6_study/00_jobs.ipynb #c005

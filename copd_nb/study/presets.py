@@ -29,8 +29,8 @@ from ..signals.heads import CHUNK
 from ..schedule.copd import copd
 from ..schedule.core import Schedule
 from ..schedule.costs import ModelShape
+from ..engine.config import Config
 from ..engine.storage import new_folder
-from ..engine.train import Config
 
 # %% ../../nbs/6_study/03_presets.ipynb #c005
 @dataclass(frozen=True)

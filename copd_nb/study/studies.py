@@ -20,9 +20,9 @@ import pandas as pd
 from ..policy.suites import load_suite
 from ..schedule.core import Schedule
 from ..schedule.parts import OPD, Signal, Update
+from ..engine.config import Config
 from ..engine.evaluation import evaluate
 from ..engine.runs import Run
-from ..engine.train import Config
 from ..analysis.intervals import Interval, macro_difference, macro_interval
 from ..analysis.results import main_table, score_arrays
 from ..analysis.robust import comparisons, family_sentence, robust_table, seed_means

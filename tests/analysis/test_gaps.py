@@ -14,11 +14,12 @@ from PIL import Image
 from copd_nb.analysis import gradients as gradients_module
 from copd_nb.analysis import token_gap as token_gap_module
 from copd_nb.analysis import transfer as transfer_module
-from copd_nb.engine import train as engine
+from copd_nb.engine import update as update_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
-from copd_nb.engine.train import Config, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train
 from copd_nb.analysis.absorption import (
     absorption, absorption_links, absorption_table, capability_gap, headroom_recovery, link_scores, oracle,
     retained_share, seesaw, unified_form)
@@ -491,13 +492,13 @@ def flat(gradient, policy):
 @pytest.fixture(scope="module")
 def kept(a):
     "The gradients that `gradient_conflict` takes, noted on the way."
-    noted, real = [], engine.gradients_of
+    noted, real = [], update_module.gradients_of
     def noting(training, name, batches):
         found = real(training, name, batches)
         noted.append((name, flat(found[0]["rl"], a), [e.id for e in batches[0].rollouts.examples]))
         return found
     patch = pytest.MonkeyPatch()
-    patch.setattr(engine, "gradients_of", noting)
+    patch.setattr(update_module, "gradients_of", noting)
     table = gradient_conflict(a, SUITE, TINY, batches=3)
     patch.undo()
     return noted, table
@@ -589,7 +590,7 @@ def test_transfer_is_first_order_for_small_steps(a):
         step = torch.cat([(x - y).detach().flatten().double() for x, y in zip(learner.model.parameters(), a.model.parameters())])
         for j in pair:
             [batch] = gradients_module._batches(training, a, f"judge-{j}-0", j, config.prompts)
-            expected = -float(flat(engine.stream_gradient(training, a, batch)[0], a) @ step)
+            expected = -float(flat(update_module.stream_gradient(training, a, batch)[0], a) @ step)
             assert found[i, j] == pytest.approx(expected, rel=.05, abs=6e-6)  # log-probabilities are fp32
             assert abs(expected) > 6e-5 or i == j == "text"
     assert step.abs().max() > 0

@@ -8,12 +8,15 @@ import pytest
 import torch
 from transformers.utils import chat_template_utils
 
-from copd_nb.engine import train as engine
+from copd_nb.engine import step as step_module
+from copd_nb.engine import train as train_module
+from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.schedule.control import gradient_share
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.executors import Cluster, cluster_from, missing
-from copd_nb.engine.train import Config, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train
 from copd_nb.policy.toys import base, minis
 from copd_nb.policy.core import weights_hash
 from copd_nb.policy.lora import lora
@@ -87,7 +90,7 @@ def apart(monkeypatch):
     def crew(*args):
         made.append(Apart(*args))
         return made[-1]
-    monkeypatch.setattr(engine, "RayCrew", crew)
+    monkeypatch.setattr(cluster_module, "RayCrew", crew)
     return made
 
 
@@ -135,12 +138,12 @@ def test_the_date_of_a_run_goes_where_its_branches_go(suite, start, tmp_path, ap
         @classmethod
         def now(cls, tz=None): return cls.today
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
-    keep = engine._keep_prompts
+    keep = train_module._keep_prompts
 
     def night(training):
         keep(training)
         Clock.today = datetime(2026, 5, 2)
-    monkeypatch.setattr(engine, "_keep_prompts", night)
+    monkeypatch.setattr(train_module, "_keep_prompts", night)
     runs = []
     for cluster in (None, Cluster(shard_bytes=200_000)):
         Clock.today = datetime(2026, 5, 1)
@@ -196,13 +199,13 @@ def test_a_run_goes_on_in_another_crew(suite, start, tmp_path, apart):
     "Stopped here, resumed apart, stopped again, resumed here: as if it had never been interrupted."
     whole = train(COPD, suite, start, TINY, tmp_path / "whole", progress=False)
     for number, cluster in enumerate([None, "ray", None]):
-        real, left = engine.train_step, iter([True, number == 2, number == 2, number == 2])
+        real, left = step_module.train_step, iter([True, number == 2, number == 2, number == 2])
         def step(training, phase, n):
             if not next(left, True): request_stop(training.run.path)
             return real(training, phase, n)
-        engine.train_step = step
+        step_module.train_step = step
         try: run = train(COPD, suite, start, TINY, tmp_path / "parts", progress=False, cluster=cluster)
-        finally: engine.train_step = real
+        finally: step_module.train_step = real
     assert run.finished
     same(whole, run)
 

@@ -4,12 +4,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from copd_nb.engine import train as engine
+from copd_nb.engine import passes as passes_module
+from copd_nb.engine import step as step_module
+from copd_nb.engine import train as train_module
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.scale.trl import TrlLearner
 from copd_nb.schedule.copd import copd
-from copd_nb.engine.train import (
-    Batch, Config, Training, answer, collect, gradients_of, model_shape, train, train_step)
+from copd_nb.engine.config import Config
+from copd_nb.engine.passes import answer, collect
+from copd_nb.engine.state import Batch, Training, model_shape
+from copd_nb.engine.step import train_step
+from copd_nb.engine.train import train
+from copd_nb.engine.update import gradients_of
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.schedule.merging import METHODS, merge
 from copd_nb.policy.toys import base, minis, tiny_policy
@@ -63,9 +69,9 @@ def stirred(policy, seed=0, size=0.02):
 
 
 def test_what_the_card_is(tmp_path):
-    said = engine.machine(engine.accelerator_for(TINY))
+    said = train_module.machine(train_module.accelerator_for(TINY))
     assert said["device"] == torch.cuda.get_device_name() and fitted(preset("smollm2-cpu"), "cuda").config.precision == ("bf16" if said["native_bf16"] else "fp32")
-    assert engine.machine(engine.accelerator_for(replace(TINY, device="cpu")))["device"] == "cpu"
+    assert train_module.machine(train_module.accelerator_for(replace(TINY, device="cpu")))["device"] == "cpu"
 
 
 # Forward passes
@@ -109,10 +115,10 @@ CHANGES = [dict(pack=False), dict(micro_prompts=2, micro_tokens=24), dict(recomp
 
 def training_of(schedule, policy, suite, config, folder) -> Training:
     "A training before its first step."
-    run, accelerator = Run.__new__(Run), engine.accelerator_for(config)
+    run, accelerator = Run.__new__(Run), train_module.accelerator_for(config)
     run.path = folder
     (folder / "events.jsonl").touch()
-    return Training(schedule, suite, engine._placed("base", policy, config, accelerator), config, accelerator, run)
+    return Training(schedule, suite, train_module._placed("base", policy, config, accelerator), config, accelerator, run)
 
 
 def begun(policy, suite, config, folder, estimator="sampled") -> Training:
@@ -137,7 +143,7 @@ def moved(training, batch) -> Batch:
     tensors = {n: getattr(out, n).cuda() for n in ("ids", "mask", "finished", "logp", "entropy", "top_ids") if getattr(out, n) is not None}
     there = Batch(batch.signals, replace(out, start=None, prompts=training.branch("a").policy.encode(out.prompts.examples), **tensors))
     if batch.advantages is not None: there.advantages = batch.advantages.cuda()
-    if isinstance(batch.signals[0], OPD) and batch.taught: engine._hear(there, answer(training, batch.signals[0], there.rollouts))
+    if isinstance(batch.signals[0], OPD) and batch.taught: passes_module._hear(there, answer(training, batch.signals[0], there.rollouts))
     return there
 
 
@@ -159,7 +165,7 @@ def test_bf16_points_where_fp32_does(start, suite, tmp_path):
     plain, half = (begun(start, suite, replace(TINY, precision=p), tmp_path) for p in ("fp32", "bf16"))
     batches = [moved(plain, b) for b in drawn(begun(start, suite, replace(TINY, **CPU), tmp_path))]
     exact, _ = gradients_of(plain, "a", batches)
-    half.accelerator = engine.accelerator_for(half.config)
+    half.accelerator = train_module.accelerator_for(half.config)
     found, _ = gradients_of(half, "a", [moved(half, b) for b in batches])
     for stream in exact:
         a, b = flat(exact[stream]), flat(found[stream])
@@ -273,13 +279,13 @@ def test_the_memory_plan_holds(kind, suite, tmp_path):
 
 
 def test_nothing_is_left_behind(start, suite, tmp_path, monkeypatch):
-    held, real = [], engine.train_step
+    held, real = [], step_module.train_step
 
     def noted(*args):
         found = real(*args)
         held.append(torch.cuda.memory_allocated())
         return found
-    monkeypatch.setattr(engine, "train_step", noted)
+    monkeypatch.setattr(step_module, "train_step", noted)
     train(copd(PAIR, cycles=1, s_rl=1, s_opd=12, beta=0.5), suite, start, TINY, tmp_path / "run", progress=False)
     print("held in MiB after each step:", [round(h / 2 ** 20, 2) for h in held])
     assert held[-1] <= held[3] + 2 ** 18

@@ -14,11 +14,16 @@ import pandas as pd
 import pytest
 import torch
 
-from copd_nb.engine import train as engine
+from copd_nb.engine import config as config_module
+from copd_nb.engine import step as step_module
+from copd_nb.engine import update as update_module
+from copd_nb.signals import sampling as sampling_module
 from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
-from copd_nb.engine.train import Config, halved, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.memory import halved
+from copd_nb.engine.train import train
 from copd_nb.policy.toys import minis, tiny_policy
 from copd_nb.policy.core import Policy
 from copd_nb.data.scoring import score, within
@@ -90,15 +95,15 @@ def test_a_log_that_lost_rows_the_checkpoint_counts_on_is_an_error(suite, start,
 
 def interrupted(suite, start, path, config) -> Run:
     "A run that a KeyboardInterrupt cut off in its second step."
-    real, calls = engine.train_step, []
+    real, calls = step_module.train_step, []
     def step(*args):
         calls.append(1)
         if len(calls) == 2: raise KeyboardInterrupt
         return real(*args)
-    engine.train_step = step
+    step_module.train_step = step
     try:
         with pytest.raises(KeyboardInterrupt): train(COPD, suite, start, config, path, progress=False)
-    finally: engine.train_step = real
+    finally: step_module.train_step = real
     return Run(path)
 
 
@@ -106,7 +111,7 @@ def test_how_a_run_ended_is_told(suite, start, tmp_path, monkeypatch):
     run = interrupted(suite, start, tmp_path / "run", TINY)
     assert run.status == "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_step", lambda *a: 1 / 0)
+        patch.setattr(step_module, "train_step", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError): train(COPD, suite, start, TINY, run.path, progress=False)
     assert run.status == "failed" and "ZeroDivisionError" in run.manifest["reason"]
     again = train(COPD, suite, start, TINY, run.path, progress=False)
@@ -170,11 +175,11 @@ def size_of_disk() -> str:
 
 def poisoned(monkeypatch, at, poison):
     "Spoil the gradient or the loss of some updates of the branch text."
-    real = engine.stream_gradient
+    real = update_module.stream_gradient
     def spoilt(training, policy, batch):
         gradient, loss = real(training, policy, batch)
         return poison(gradient, loss) if policy.name == "text" and training.branch("text").updates in at else (gradient, loss)
-    monkeypatch.setattr(engine, "stream_gradient", spoilt)
+    monkeypatch.setattr(update_module, "stream_gradient", spoilt)
 
 
 POISONS = {"NaN gradient": lambda g, x: ([None if t is None else t * math.nan for t in g], x), "infinite gradient": lambda g, x: ([None if t is None else t + math.inf for t in g], x),
@@ -184,13 +189,13 @@ POISONS = {"NaN gradient": lambda g, x: ([None if t is None else t * math.nan fo
 @pytest.mark.parametrize("poison", POISONS)
 def test_an_update_that_is_not_finite_is_left_out_and_logged(poison, suite, start, tmp_path, monkeypatch):
     before = {}
-    real = engine._skip
+    real = update_module._skip
     def watched(training, name, fault):
         before["weights"] = weights(training.branch(name).policy).clone()
         found = real(training, name, fault)
         assert torch.equal(before["weights"], weights(training.branch(name).policy))
         return found
-    monkeypatch.setattr(engine, "_skip", watched)
+    monkeypatch.setattr(update_module, "_skip", watched)
     poisoned(monkeypatch, {1}, POISONS[poison])
     run = train(COPD, suite, start, TINY, tmp_path / "run", progress=False)
     skipped, trained = rows(run, "skipped"), rows(run, "train")
@@ -220,7 +225,7 @@ def test_single_ones_do_not_add_up(suite, start, tmp_path, monkeypatch):
 
 def short_of_memory(monkeypatch, most: int):
     "Let every pass over more than so many completion rows fail like a full GPU."
-    hidden, decode = Policy.completion_hidden, engine.sample_many
+    hidden, decode = Policy.completion_hidden, sampling_module.sample_many
     def passed(self, prompts, ids, *args):
         if len(ids) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return hidden(self, prompts, ids, *args)
@@ -228,7 +233,7 @@ def short_of_memory(monkeypatch, most: int):
         if min(rows or 1000, sum(len(r.prompts) * r.group_size for r in requests)) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return decode(policy, requests, max_new_tokens, temperature, drop, rows)
     monkeypatch.setattr(Policy, "completion_hidden", passed)
-    monkeypatch.setattr(engine, "sample_many", decoded)
+    monkeypatch.setattr(sampling_module, "sample_many", decoded)
 
 
 @pytest.mark.parametrize("switches", [{}, dict(skip_flat=False), dict(epochs=2), dict(shared_prompt=False)], ids=str)
@@ -267,7 +272,7 @@ def test_other_errors_are_not_taken_for_memory(suite, start, tmp_path, monkeypat
     def fail(*args, **kwargs):
         calls.append(1)
         raise RuntimeError("shapes do not match")
-    monkeypatch.setattr(engine, "sample_many", fail)
+    monkeypatch.setattr(sampling_module, "sample_many", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"): train(COPD, suite, start, TINY, tmp_path / "run", progress=False)
     assert len(calls) == 1
 
@@ -405,13 +410,13 @@ from crashing import *
 from copd_nb import engine, policies
 policies.KEPT_BYTES = 2 ** 20  # filled within the steps that are left out below
 def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
-found, real = [], engine.train_step
+found, real = [], step_module.train_step
 def step(*args):
     found.append(resident())
     return real(*args)
-engine.train_step = step
+step_module.train_step = step
 small = dict(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=4, probe_every=200, eval_every=500, learning_rate=1e-4)
-train(copd(["text", "image"], cycles=100, s_rl=10, s_opd=10), SUITE, START, engine.config_from(vars(CONFIG) | small), Path(sys.argv[1]), progress=False)
+train(copd(["text", "image"], cycles=100, s_rl=10, s_opd=10), SUITE, START, config_module.config_from(vars(CONFIG) | small), Path(sys.argv[1]), progress=False)
 print(json.dumps(found))
 """
 

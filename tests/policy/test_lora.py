@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from copd_nb.schedule.paradigms import expert, merged_experts
 from copd_nb.schedule.copd import copd
-from copd_nb.engine.train import Config, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train
 from copd_nb.analysis.weights import task_vectors
 from copd_nb.schedule.merging import METHODS, merge
 from copd_nb.policy.toys import base as shipped
@@ -229,16 +230,16 @@ def test_a_run_trains_adapters_and_merges_them_exactly(whole, trained):
 
 
 def test_a_stopped_run_of_adapters_goes_on_bit_for_bit(whole, trained, suite, tmp_path, monkeypatch):
-    from copd_nb.engine import train as engine
+    from copd_nb.engine import step as step_module
     base, run = whole
-    steps, step = iter(range(99)), engine.train_step
+    steps, step = iter(range(99)), step_module.train_step
     def stopping(training, phase, at):
         if next(steps) == 1: request_stop(training.run.path)
         return step(training, phase, at)
-    monkeypatch.setattr(engine, "train_step", stopping)
+    monkeypatch.setattr(step_module, "train_step", stopping)
     begun = train(copd_plan(), suite, base, CONFIG, tmp_path / "run", progress=False)
     assert not begun.finished
-    monkeypatch.setattr(engine, "train_step", step)
+    monkeypatch.setattr(step_module, "train_step", step)
     again = train(copd_plan(), suite, lora(trained, rank=2), CONFIG, tmp_path / "run", progress=False)
     assert weights_hash(again.result) == weights_hash(run.result)
     drop = ["seconds"]

@@ -15,13 +15,15 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from copd_nb.engine import train as engine
+from copd_nb.engine import step as step_module
 from copd_nb.policy import templates as templates_module
+from copd_nb.signals import rollouts as rollouts_module
 from copd_nb.study import jobs as jobs_module
 from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Capability, Example
 from copd_nb.policy.problems import problems
-from copd_nb.engine.train import Config, prompt_prints, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import prompt_prints, train
 from copd_nb.analysis.token_gap import behavior_gap, same_format
 from copd_nb.scale.vllm import VllmSampler
 from copd_nb.policy.toys import base, image, text, tiny_policy, video
@@ -336,7 +338,7 @@ def test_given_answers_are_closed_by_the_end_of_a_turn_everywhere(name, tmp_path
     view = token_view(a, b, [ask("2+2=")], ["4"]).completions[0]
     assert gap.token.tolist() == view.ids == want and gap.text.tolist() == view.texts == ["4", FAMILIES[name][5]]
     seen = []
-    monkeypatch.setattr(engine, "given_rollouts", lambda *args: seen.append(given_rollouts(*args)) or seen[-1])
+    monkeypatch.setattr(rollouts_module, "given_rollouts", lambda *args: seen.append(given_rollouts(*args)) or seen[-1])
     plan = Schedule("copy", ["sums"], [Phase("copy", 1, [Update("sums", [SFT("sums")])])], "sums")
     train(plan, [sums()], a, TINY, tmp_path / "run", progress=False)
     out, = seen
@@ -525,13 +527,13 @@ def test_the_clock_is_true_again_after_a_template_that_fails(clock):
 
 def halfway(monkeypatch, plan, policy, path, step=2, **more):
     "A run that is asked to stop in one of its steps."
-    real, count = engine.train_step, iter(range(step - 1))
+    real, count = step_module.train_step, iter(range(step - 1))
 
     def asking(*args):
         if next(count, None) is None: request_stop(path)
         return real(*args)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_step", asking)
+        patch.setattr(step_module, "train_step", asking)
         run = train(plan, [sums()], policy, TINY, path, progress=False, **more)
     assert not run.finished
     return run

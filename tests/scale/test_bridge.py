@@ -12,11 +12,17 @@ import torch
 from accelerate import DistributedType
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from copd_nb.engine import train as engine
+from copd_nb.engine import resume as resume_module
+from copd_nb.engine import train as train_module
+from copd_nb.engine import update as update_module
 from copd_nb.scale.trl import OURS, TrlLearner, _share, lent, settings_of
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
-from copd_nb.engine.train import Config, Training, collect, gradients_of, move, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.passes import collect
+from copd_nb.engine.state import Training
+from copd_nb.engine.train import train
+from copd_nb.engine.update import gradients_of, move
 from copd_nb.policy.toys import base, image, minis, text, tiny_policy, video
 from copd_nb.signals.objectives import clip_share
 from copd_nb.policy.core import Policy
@@ -52,7 +58,7 @@ def begin(kind, config, folder, size=0.03) -> Training:
     run, source, names = Run.__new__(Run), torch.Generator().manual_seed(1), list(SUITES[suite])
     run.path = folder
     (folder / "events.jsonl").touch()
-    training = Training(copd(names, cycles=1, s_rl=1, s_opd=1, beta=0.5), SUITES[suite], make(), config, engine.accelerator_for(config), run)
+    training = Training(copd(names, cycles=1, s_rl=1, s_opd=1, beta=0.5), SUITES[suite], make(), config, train_module.accelerator_for(config), run)
     with torch.no_grad():
         for name in names:
             for p in training.branch(name).policy.parameters(): p.add_(torch.randn(p.shape, generator=source) * size)
@@ -137,22 +143,22 @@ def test_two_steps_end_where_the_engine_does(kind, decay, tmp_path):
     for a, b in zip(norms[:2], norms[2:]): assert a == pytest.approx(b, rel=1e-3)
 
 
-def moments(training) -> dict: return engine._pack(training, "text").get("text~all", {})
+def moments(training) -> dict: return resume_module._pack(training, "text").get("text~all", {})
 
 
 def test_equal_gradients_take_equal_steps_and_moments_travel(tmp_path):
     training, learner = begin("qwen3", replace(CONFIG, weight_decay=0.1), tmp_path), TrlLearner()
     gradients, _ = gradients_of(training, "text", scored(training, "text"))
-    files = {stem.split("~")[1]: {k: v.clone() for k, v in named.items()} for stem, named in engine._pack(training, "text").items()}
-    counters, _ = engine._counters(training, "text")
+    files = {stem.split("~")[1]: {k: v.clone() for k, v in named.items()} for stem, named in resume_module._pack(training, "text").items()}
+    counters, _ = resume_module._counters(training, "text")
     def begun(learner, **more):
         training.learner = learner
-        engine._restore(training, "text", files | more, counters)
+        resume_module._restore(training, "text", files | more, counters)
         for _ in range(2 - bool(more)): learner.move(training, "text", gradients, 1.0)
         return weights(training, "text")
-    assert torch.equal(begun(engine.Learner()), begun(learner))
+    assert torch.equal(begun(update_module.Learner()), begun(learner))
     kept = copy.deepcopy(moments(training))
-    begun(engine.Learner())
+    begun(update_module.Learner())
     assert set(kept) == set(moments(training))  # a run may change learners
     ahead = begun(learner, all=kept)
     assert float(moments(training)["0/step"]) == 3 and not torch.equal(ahead, begun(learner))
@@ -162,7 +168,7 @@ def test_fresh_moments_at_a_phase_if_asked_for(tmp_path):
     training, learner = begin("qwen3", replace(CONFIG, optimizer_state="reset"), tmp_path), TrlLearner()
     gradients, _ = learner.weigh(training, "text", scored(training, "text"))
     learner.move(training, "text", gradients, 1.0)
-    engine._fresh(training, "text")
+    train_module._fresh(training, "text")
     assert moments(training) == {}
     learner.move(training, "text", gradients, 1.0)
     assert float(moments(training)["0/step"]) == 1

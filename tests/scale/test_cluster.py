@@ -18,7 +18,6 @@ import torch
 from test_crews import PAIR, TINY, same
 
 from copd_nb.engine import executors as executors_module
-from copd_nb.engine import train as engine
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.executors import Cluster, Lost, NoPlace
@@ -100,7 +99,7 @@ class Breaking(RayCrew):
 @pytest.fixture
 def breaking(monkeypatch):
     "Sets what breaks."
-    monkeypatch.setattr(engine, "RayCrew", Breaking)
+    monkeypatch.setattr(cluster_module, "RayCrew", Breaking)
 
     def plan(faults):
         Breaking.plan, Breaking.count = dict(faults), {}

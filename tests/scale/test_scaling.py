@@ -13,7 +13,7 @@ pass
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd
 from copd_nb.schedule.copd import copd
 from copd_nb.schedule.costs import ModelShape, Workload
-from copd_nb.engine.train import Config
+from copd_nb.engine.config import Config
 from copd_nb.policy.toys import minis, tiny_policy
 from copd_nb.scale.calls import DRIVER, Call, Costs, calls_of, costs_from, spread, step_calls
 from copd_nb.scale.forecast import ENOUGH, WATCHED, assumed, fitted, forecast, measure, stopwatch, sweep

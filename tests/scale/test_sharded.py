@@ -11,9 +11,15 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from copd_nb.engine import train as engine
+from copd_nb.engine import memory as memory_module
+from copd_nb.engine import resume as resume_module
+from copd_nb.engine import step as step_module
+from copd_nb.engine import train as train_module
 from copd_nb.data.capability import Capability
-from copd_nb.engine.train import Config, Training, portions, train_step
+from copd_nb.engine.config import Config
+from copd_nb.engine.passes import portions
+from copd_nb.engine.state import Training
+from copd_nb.engine.step import train_step
 from copd_nb.engine.evaluation import evaluate
 from copd_nb.policy.toys import image, text, tiny_policy
 from copd_nb.policy.core import Group, Policy, weights_hash
@@ -57,13 +63,13 @@ def begin(group: Group, folder: Path, case: str) -> tuple[Training, Phase]:
     updates = [Update("a", (RL("text"), RL("image"), OPD("image", "b", 1.0, case))), Update("b", (SFT("text"), RL("image")))]
     schedule = Schedule("pair", dict(a="base", b="base"), [Phase("both", 3, updates if case == "sampled" else updates[:1])], "a")
     (folder / "events.jsonl").touch()
-    run, accelerator = Run.__new__(Run), engine.accelerator_for(config)
+    run, accelerator = Run.__new__(Run), train_module.accelerator_for(config)
     run.path = folder
-    base, other = (engine._placed(name, tiny(seed), config, accelerator, group) for seed, name in enumerate(("base", "other")))
+    base, other = (train_module._placed(name, tiny(seed), config, accelerator, group) for seed, name in enumerate(("base", "other")))
     return Training(schedule, suite(), base, config, accelerator, run, starts=dict(b=other)), schedule.phases[0]
 
 
-def packed(training: Training) -> dict: return dict(engine._packed(training, training.begun))
+def packed(training: Training) -> dict: return dict(resume_module._packed(training, training.begun))
 
 
 def numbers(batch) -> dict:
@@ -74,16 +80,16 @@ def numbers(batch) -> dict:
 def trained(group: Group, folder: Path, case: str) -> dict:
     "Three steps: rows of the log, what batches held, and the state in the end."
     training, phase = begin(group, folder, case)
-    batches, real = [], engine.learn
+    batches, real = [], step_module.learn
 
     def noted(training, name, found, *args):
         rows = real(training, name, found, *args)
         batches.extend(found)
         return rows
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "learn", noted)
+        patch.setattr(step_module, "learn", noted)
         rows = [row for step in range(3) for row in train_step(training, phase, step)]
-    tensors, counters = packed(training), {n: engine._counters(training, n)[0] for n in training.begun}
+    tensors, counters = packed(training), {n: resume_module._counters(training, n)[0] for n in training.begun}
     if group.rank == 0 and case == "sampled": save_checkpoint(folder / f"on{group.size}", tensors, dict(branches=counters))
     return dict(rows=rows, batches=[numbers(b) for b in batches], tensors=tensors)
 
@@ -92,7 +98,7 @@ def resumed(group: Group, folder: Path, path: Path) -> dict:
     "The state after loading a checkpoint, and what the next step gives."
     training, phase = begin(group, folder, "sampled")
     tensors, state = load_checkpoint(path)
-    engine._unpack(training, tensors, state["branches"])
+    resume_module._unpack(training, tensors, state["branches"])
     return dict(tensors=copy.deepcopy(packed(training)), rows=train_step(training, phase, 0))
 
 
@@ -245,9 +251,9 @@ def test_a_group_of_one_changes_nothing():
 
 def test_a_group_does_not_lower_its_limits():
     training = SimpleNamespace(base=SimpleNamespace(group=Group(0, 2)), config=TINY, notes=[])
-    assert not engine._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError()) and training.config is TINY and not training.notes
+    assert not memory_module._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError()) and training.config is TINY and not training.notes
     training.base.group = Group()
-    assert engine._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError()) and training.config.micro_tokens == 4
+    assert memory_module._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError()) and training.config.micro_tokens == 4
 
 
 def test_a_lora_policy_is_not_spread():

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd_nb.engine import train as engine
+from copd_nb.engine import step as step_module
 from copd_nb.schedule.paradigms import mixed_rlvr, mopd
 from copd_nb.schedule.control import capability_progress, divergence_band, gradient_share, share_steps, token_share
 from copd_nb.schedule.controllers import _MAKERS, check_control, controlled, realised
 from copd_nb.schedule.copd import copd
-from copd_nb.engine.train import Config, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train
 from copd_nb.policy.toys import base, minis
 from copd_nb.engine.log import EventLog
 from copd_nb.engine.runs import Run, request_stop
@@ -353,13 +354,13 @@ def test_an_interrupted_run_decides_the_same(plan, place, straight, suite, start
 
 
 def test_a_run_that_is_stopped_at_the_end_of_a_cycle_decides_when_it_goes_on(straight, suite, start, tmp_path, monkeypatch):
-    real, count = engine.train_step, iter(range(2))
+    real, count = step_module.train_step, iter(range(2))
 
     def asking(*args):
         if next(count, None) is None: request_stop(tmp_path / "run")
         return real(*args)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_step", asking)
+        patch.setattr(step_module, "train_step", asking)
         stopped = train(SHARE, suite, start, TINY, tmp_path / "run", progress=False)
     assert stopped.manifest["status"] == "stopped" and stopped.schedule == SHARE and "control" not in set(stopped.events.kind)
     again = train(SHARE, suite, start, TINY, tmp_path / "run", progress=False)
@@ -368,7 +369,7 @@ def test_a_run_that_is_stopped_at_the_end_of_a_cycle_decides_when_it_goes_on(str
 
 def test_a_finished_run_is_loaded_with_what_was_realised(straight, suite, start, monkeypatch):
     run = straight["gradient_share"]
-    monkeypatch.setattr(engine, "train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(step_module, "train_step", lambda *a: pytest.fail("trained again"))
     assert train(SHARE, suite, start, TINY, run.path, progress=False).schedule == run.schedule
     with pytest.raises(ValueError, match="holds another run"): train(replace(SHARE, control=gradient_share(0.4)), suite, start, TINY, run.path, progress=False)
 

@@ -12,12 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copd_nb.engine import train as engine
+from copd_nb.engine import passes as passes_module
+from copd_nb.engine import state as state_module
+from copd_nb.engine import train as train_module
 from copd_nb.data.capability import Example
 from copd_nb.signals.divergences import (
     divergence, entropy, kl, overlap_mass, sequence_mean, symmetric_kl, token_logprobs, token_mean, topk_mask,
     topk_overlap, topk_reverse_kl)
-from copd_nb.engine.train import Batch, Config, Training, collect, gradients_of
+from copd_nb.engine.config import Config
+from copd_nb.engine.passes import collect
+from copd_nb.engine.state import Batch, Training
+from copd_nb.engine.update import gradients_of
 from copd_nb.signals.compare import compare_tokens
 from copd_nb.signals.heads import token_scores
 from copd_nb.signals.teachers import token_divergence
@@ -356,13 +361,13 @@ def begin(signal, precision, suite, student, folder):
     run = Run.__new__(Run)
     run.path = folder
     config = replace(PRECISION, precision=precision)
-    return Training(schedule, suite, student[0], config, engine.accelerator_for(config), run, {"a": engine.Branch(student[1].clone("a"))})
+    return Training(schedule, suite, student[0], config, train_module.accelerator_for(config), run, {"a": state_module.Branch(student[1].clone("a"))})
 
 
 def again(training, batch):
     "The same rollouts, to be scored and learnt from in the precision of a training."
     new = Batch(batch.signals, replace(batch.rollouts, start=None), advantages=batch.advantages)
-    if isinstance(new.signals[0], OPD): engine._hear(new, engine.answer(training, new.signals[0], new.rollouts))
+    if isinstance(new.signals[0], OPD): passes_module._hear(new, passes_module.answer(training, new.signals[0], new.rollouts))
     return new
 
 

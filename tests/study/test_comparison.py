@@ -5,7 +5,7 @@ import pytest
 from copd_nb.study.comparison import (
     FAMILIES, PRESETS, Choice, best, criterion, job_plan, jobs_of, paradigms, settings_of, sweep_jobs, trials, tuned,
     tuned_choices)
-from copd_nb.engine.train import Config
+from copd_nb.engine.config import Config
 
 PLAIN = {f: Choice() for f in FAMILIES}
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from copd_nb.study import jobs as jobs_module
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr
-from copd_nb.engine.train import Config
+from copd_nb.engine.config import Config
 from copd_nb.policy.suites import load_suite
 from copd_nb.study.jobs import Job, do_all, in_order, is_done, run_of, scores_of
 

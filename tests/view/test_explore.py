@@ -17,7 +17,8 @@ from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Example
 from copd_nb.schedule.copd import copd
 from copd_nb.schedule.costs import ModelShape, Workload
-from copd_nb.engine.train import Config, train
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train
 from copd_nb.view.browser import RunBrowser, Store
 from copd_nb.view.designer import Design, ScheduleDesigner
 from copd_nb.view.gap_explorer import GapExplorer, gap_state
@@ -222,9 +223,9 @@ def test_tail_notices_a_log_that_was_cut_back(tmp_path, again):
 
 def slowly(monkeypatch, seconds=0.05):
     "Make every step take a while."
-    from copd_nb.engine import train as engine
-    real = engine.train_step
-    monkeypatch.setattr(engine, "train_step", lambda *a: (time.sleep(seconds), real(*a))[1])
+    from copd_nb.engine import step as step_module
+    real = step_module.train_step
+    monkeypatch.setattr(step_module, "train_step", lambda *a: (time.sleep(seconds), real(*a))[1])
 
 
 def until(true, seconds=180):
