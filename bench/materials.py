@@ -7,7 +7,7 @@ import numpy as np
 
 from copd_nb.engine.config import Config
 from copd_nb.engine.train import train
-from copd_nb.policy.toys import base, minis
+from copd_nb.policy.toys import minis_base, minis
 from copd_nb.policy.core import Policy
 from copd_nb.policy.processors import character_tokenizer
 from copd_nb.schedule.core import Schedule
@@ -37,7 +37,7 @@ def warm(folder: Path, steps: int = 240) -> Policy:
 
 
 MODELS = {"small": lambda folder: small(), "teacher": lambda folder: small(1), "large": lambda folder: large(), "warm": warm,
-          "mini": lambda folder: base()}
+          "mini": lambda folder: minis_base()}
 
 
 def write_prompts(folder: Path, capability: str):

@@ -23,7 +23,7 @@ from copd_nb.schedule.copd import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.measure import probe_list
 from copd_nb.engine.train import train
-from copd_nb.policy.toys import base, minis
+from copd_nb.policy.toys import minis_base, minis
 from copd_nb.scale.calls import calls_of
 from copd_nb.scale.forecast import fitted, measure, stopwatch
 from copd_nb.scale.places import Link, Network, alone, load_of, placed
@@ -51,7 +51,7 @@ PREDICTED = schedules(("image", "video")) | schedules(("text", "image", "video")
 CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
 
 
-def timed(schedule: Schedule, clock: str = "wall") -> pd.DataFrame: return measure(schedule, minis(), base(), CONFIG, clock=CLOCKS[clock])
+def timed(schedule: Schedule, clock: str = "wall") -> pd.DataFrame: return measure(schedule, minis(), minis_base(), CONFIG, clock=CLOCKS[clock])
 
 
 def rounds(cases: dict[tuple, Schedule], times: int, clock: str = "wall") -> dict[tuple, list[pd.DataFrame]]:
@@ -99,7 +99,7 @@ def between_steps(clock: str) -> dict[str, float]:
     "Seconds of a prompt's probe and evaluation, of a branch's checkpoint, of a merge: medians over a run."
     schedule, found = MEASURED[PAIRS[0], "pairwise", "sampled"], {}
     with tempfile.TemporaryDirectory() as folder, stopwatch({"probe": "probe", "_judge": "evaluate", "checkpoint": "checkpoint", "merged": "merge"}, clock=CLOCKS[clock]) as notes:
-        train(schedule, minis(PAIRS[0]), base(), replace(CONFIG, probe_every=1, eval_every=1, checkpoint_every=1), Path(folder) / "run", progress=False)
+        train(schedule, minis(PAIRS[0]), minis_base(), replace(CONFIG, probe_every=1, eval_every=1, checkpoint_every=1), Path(folder) / "run", progress=False)
     for stage in ("probe", "evaluate", "checkpoint", "merge"): found[stage] = float(np.median([s for name, _, s in notes if name == stage]))
     pairs = len(probe_list(schedule, schedule.phases[1]))
     shared = {f"probe/{c}": found["probe"] / pairs / CONFIG.probe_prompts for c in minis()} | {f"evaluate/{c}": found["evaluate"] / 2 / CONFIG.eval_prompts for c in minis()}
@@ -158,12 +158,12 @@ def train_on():
 def with_actors(times: int, link: dict) -> list[dict]:
     "Steps of two actors against the simulator, which knows costs of two processes side by side, measured in local runs, and the link."
     cases, network, steps, simulated = schedules(PAIRS[0]), Network(Link(link["latency"], link["bandwidth"])), {}, {}
-    with twin(): costs = fitted([joined(t) for t in rounds(cases, times).values()], base())
+    with twin(): costs = fitted([joined(t) for t in rounds(cases, times).values()], minis_base())
     for key in cases:
         schedule = copd(key[0], cycles=1, s_rl=LONG, s_opd=LONG, topology=key[1], estimator=key[2])
         for _ in range(times):
             with tempfile.TemporaryDirectory() as folder, stopwatch({"_log": "rows"}) as notes:
-                train(schedule, minis(key[0]), base(), replace(CONFIG, probe_every=0, eval_every=0, checkpoint_every=10 ** 9), Path(folder) / "run", progress=False, cluster="ray")
+                train(schedule, minis(key[0]), minis_base(), replace(CONFIG, probe_every=0, eval_every=0, checkpoint_every=10 ** 9), Path(folder) / "run", progress=False, cluster="ray")
             ends = [end for _, end, _ in notes]
             for i, p in enumerate(schedule.phases): steps.setdefault(title(key, p), []).extend(np.diff(ends[i * LONG + WARM - 1:(i + 1) * LONG]).tolist())
         for p in schedule.phases:
@@ -209,7 +209,7 @@ def main():
     found = rounds(MEASURED | PREDICTED, arguments.rounds, arguments.clock)
     taken = [joined(found[key]) for key in MEASURED]
     where = about()
-    costs = fitted(taken, base(), f"measured with {where['command']} on {where['cores']} × {where['cpu']}, one thread a process, {dict(wall='seconds of the wall', cpu='seconds of the processor')[arguments.clock]}", **between_steps(arguments.clock))
+    costs = fitted(taken, minis_base(), f"measured with {where['command']} on {where['cores']} × {where['cpu']}, one thread a process, {dict(wall='seconds of the wall', cpu='seconds of the processor')[arguments.clock]}", **between_steps(arguments.clock))
     costs = replace(costs, start=link["start"])
     checks = checked(found, costs) + (with_actors(arguments.rounds, link) if arguments.ray else [])
     result = dict(about=where, config={k: asdict(CONFIG)[k] for k in ("prompts", "opd_prompts", "group_size", "max_new_tokens", "opd_top_k")}, costs=asdict(costs), link=link, checks=checks)

@@ -1,6 +1,54 @@
 "Co-evolving policy distillation (CoPD), its baselines and the gap analysis that explains them."
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: threads that spin without end make shared machines crawl
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # but some microseconds between two operations are worth waiting for: small models are up to twice as fast
-__version__ = "0.1.0"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning threads slow a shared machine down
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # a short spin still pays: small models run up to twice as fast
+__version__ = "0.2.0"
+
+_NAMES = {  # module → the public names that come from it
+    "data.capability": "Capability Example",
+    "data.files": "capability_from read_examples",
+    "data.scoring": "score",
+    "data.verifiers": "named_reward",
+    "policy.core": "Policy",
+    "policy.lora": "lora",
+    "policy.suites": "load_suite",
+    "policy.toys": "minis minis_base",
+    "signals.compare": "compare_states",
+    "signals.divergences": "divergence symmetric_kl topk_overlap",
+    "signals.objectives": "clipped_surrogate grpo_advantages opd_advantages",
+    "signals.rollouts": "Rollouts",
+    "signals.sampling": "sample",
+    "schedule.copd": "copd",
+    "schedule.core": "Schedule",
+    "schedule.merging": "merge",
+    "schedule.paradigms": "expert merged_experts mixed_rlvr mopd static_opd",
+    "schedule.parts": "OPD RL SFT Control Merge Phase Update",
+    "engine.config": "Config",
+    "engine.evaluation": "evaluate",
+    "engine.runs": "Run list_runs",
+    "engine.train": "train",
+    "analysis.absorption": "absorption",
+    "analysis.audit": "audit",
+    "analysis.gradients": "gradient_conflict",
+    "analysis.token_gap": "behavior_gap",
+    "view.browser": "RunBrowser",
+    "view.designer": "ScheduleDesigner",
+    "view.gap_explorer": "GapExplorer",
+    "view.monitor": "RunMonitor",
+    "view.token_inspector": "TokenInspector",
+    "view.token_views": "token_view",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str):
+    "Public names are imported on first use (PEP 562), so that `import copd_nb` costs nothing."
+    if name not in _HOME: raise AttributeError(f"module 'copd_nb' has no attribute {name!r}")
+    from importlib import import_module
+    globals()[name] = value = getattr(import_module(f"copd_nb.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]: return sorted({*globals(), *__all__})

@@ -678,14 +678,15 @@ from dataclasses import replace
 from pathlib import Path
 from IPython.display import Markdown, display
 if fail: raise RuntimeError(f"no base in {os.getcwd()}")
-from copd_nb.baselines import expert
-from copd_nb.datafiles import capability_from
-from copd_nb.engine import Config, train
-from copd_nb.policies import Policy
-from copd_nb.records import write_results
-from copd_nb.rewards import Exact
-from copd_nb.runs import Run
-from copd_nb.skills import text_policy
+from copd_nb.schedule.paradigms import expert
+from copd_nb.data.files import capability_from
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train
+from copd_nb.policy.core import Policy
+from copd_nb.analysis.records import write_results
+from copd_nb.data.rewards import Exact
+from copd_nb.engine.runs import Run
+from copd_nb.policy.skills import text_policy
 
 seen, on, cut, calls, place = [], False, True, itertools.count(), os.path.abspath(store)
 def hook(event, arguments):
@@ -736,7 +737,7 @@ def told(tmp_path_factory):
     cells = [nbformat.v4.new_markdown_cell("# Tiny\n\n> report"), nbformat.v4.new_code_cell('preset = "quick"\nstore = "runs/store"\nfail = False\nout_dir = ""', metadata=dict(tags=["parameters"])), nbformat.v4.new_code_cell(TINY)]
     kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"), language_info=dict(name="python"))
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "nbs" / "reports" / "tiny.ipynb")
-    code = "import sys; from copd_nb.reports import main; a = main(['report', 'tiny', '-p', 'preset', 'smoke'])\ntry: main(['report', 'tiny', '-p', 'fail', 'true', '--out', sys.argv[1]])\nexcept Exception as error: print(type(error).__name__)\nsys.exit(a)"
+    code = "import sys; from copd_nb.report.command import main; a = main(['report', 'tiny', '-p', 'preset', 'smoke'])\ntry: main(['report', 'tiny', '-p', 'fail', 'true', '--out', sys.argv[1]])\nexcept Exception as error: print(type(error).__name__)\nsys.exit(a)"
     names = os.environ | dict(PYTHONPATH=str(ROOT), HOME=str(home), COPD_SECRET=SECRET, USER="someone", LOGNAME="someone")
     done = subprocess.run([sys.executable, "-c", code, str(work / "failed")], cwd=work, env=names, capture_output=True, text=True)
     assert done.returncode == 0 and "PapermillExecutionError" in done.stdout, done.stdout + done.stderr

@@ -31,7 +31,7 @@ from copd_nb.analysis.weights import interpolation_path, task_vectors
 from copd_nb.engine.evaluation import evaluate
 from copd_nb.study.jobs import Job, do
 from copd_nb.schedule.merging import merge
-from copd_nb.policy.toys import base, image, text, tiny_policy, video
+from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
 from copd_nb.policy.head import Head
 from copd_nb.report.command import main, parser
 from copd_nb.analysis.results import score_arrays
@@ -52,7 +52,7 @@ def nudged(policy, name, amount=.3):
 
 
 @pytest.fixture(scope="module")
-def a(): return base()
+def a(): return minis_base()
 
 
 @pytest.fixture(scope="module")

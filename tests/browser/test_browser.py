@@ -118,10 +118,11 @@ def test_run_monitor_and_browser(lab, open_page):
 
 
 LONG = """from pathlib import Path
-from copd_nb.baselines import expert
-from copd_nb.engine import Config, train
-from copd_nb.explore import RunMonitor
-from copd_nb.minis import base, text
+from copd_nb.schedule.paradigms import expert
+from copd_nb.engine.config import Config
+from copd_nb.engine.train import train
+from copd_nb.view.monitor import RunMonitor
+from copd_nb.policy.toys import minis_base, text
 start, folder = base(), Path("long")
 def go(): return train(expert("text", 10_000), [text(64)], start, Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu"), folder, progress=False)
 monitor = RunMonitor(folder, go, every=0.3)
@@ -153,9 +154,9 @@ def test_a_run_is_watched_stopped_and_resumed(lab, open_page):
 def saved(tmp_path_factory):
     "The committed tutorial with widgets, as the HTML page that anybody would save; and a token view as a page of its own."
     folder = tmp_path_factory.mktemp("saved")
-    code = ("import sys\nfrom pathlib import Path\nfrom shutil import copy\nfrom copd_nb.reports import _to_html\n"
+    code = ("import sys\nfrom pathlib import Path\nfrom shutil import copy\nfrom copd_nb.report.driver import _to_html\n"
             "for name in ('102_dynamics', '202_schedule'): _to_html(Path(copy(f'nbs/tutorials/{name}.ipynb', sys.argv[1])))\n"
-            "from copd_nb.minis import image, text, tiny_policy\nfrom copd_nb.tokens import token_view\n"
+            "from copd_nb.policy.toys import image, text, tiny_policy\nfrom copd_nb.view.token_views import token_view\n"
             "prompts = [*text(8).test[:2], *image(8, 8).test[:1]]\n"
             "view = token_view(tiny_policy(), tiny_policy(seed=1), prompts, ['<script>document.title=1</script>', 'a<b>b', '7'], k=5)\n"
             "view.save(Path(sys.argv[1]) / 'tokens.html')\n")

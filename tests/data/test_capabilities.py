@@ -50,7 +50,7 @@ def test_prompt_and_answer_never_run_into_each_other(pair):
 
 
 def test_id_is_the_same_in_another_process():
-    code = "from copd_nb.capabilities import Example; print(Example('q', 'a', 'c').id)"
+    code = "from copd_nb.data.capability import Example; print(Example('q', 'a', 'c').id)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "77"})
     assert out.stdout.strip() == Example("q", "a", "c").id
 
@@ -137,7 +137,7 @@ def test_fingerprint_changes_with_name_prompts_order_and_reward():
 
 def test_fingerprint_of_plain_functions_survives_a_new_process(tmp_path):
     "A function's repr holds a memory address, which would make every resumed run another run."
-    head = "from copd_nb.capabilities import Capability, Example\nfrom copd_nb.rewards import Exact, Weighted\n"
+    head = "from copd_nb.data.capability import Capability, Example\nfrom copd_nb.data.rewards import Exact, Weighted\n"
     tail = ("a, b = Example('1', '1', 'c'), Example('2', '2', 'c')\n"
             "print(Capability('c', [a], [b], reward).fingerprint, Capability('c', [a], [b], Weighted(((1, reward), (2, Exact())))).fingerprint)")
     def prints(junk, word):

@@ -320,7 +320,7 @@ def test_rewards_that_can_not_be_sent_or_loaded():
 
 def test_guarded_in_threads_and_in_processes():
     with concurrent.futures.ThreadPoolExecutor(3) as pool: assert list(pool.map(lambda n: Guarded(Exact())([f":{n}"], [EXAMPLE]), (84, 85, 86))) == [[0], [1], [0]]
-    code = "from copd_nb.rewards import Exact; from copd_nb.sandbox import Guarded, close_workers; from copd_nb.capabilities import Example"
+    code = "from copd_nb.data.rewards import Exact; from copd_nb.data.guarded import Guarded, close_workers; from copd_nb.data.capability import Example"
     script = f"{code}\nimport multiprocessing\ndef f(n): return Guarded(Exact())([f':{{n}}'], [Example('q', '85', 'c')])[0]\nif __name__ == '__main__':\n  import concurrent.futures\n  with concurrent.futures.ProcessPoolExecutor(2) as p: print(list(p.map(f, [84, 85])))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180)
     assert done.stdout == "[0.0, 1.0]\n", done.stderr
@@ -333,7 +333,7 @@ def runs_still(pid):
 
 
 def test_no_worker_outlives_its_process():
-    script = "import os\nfrom copd_nb.rewards import Exact\nfrom copd_nb.sandbox import Guarded, _idle\nfrom copd_nb.capabilities import Example\nGuarded(Exact())([':1'] * 3, [Example('q', '1', 'c')] * 3)\nprint(*[w.process.pid for w in _idle[os.getpid()]])"
+    script = "import os\nfrom copd_nb.data.rewards import Exact\nfrom copd_nb.data.guarded import Guarded, _idle\nfrom copd_nb.data.capability import Example\nGuarded(Exact())([':1'] * 3, [Example('q', '1', 'c')] * 3)\nprint(*[w.process.pid for w in _idle[os.getpid()]])"
     for end in ("", "\nimport sys; sys.stdout.flush(); os.kill(os.getpid(), 9)"):
         pids = subprocess.run([sys.executable, "-c", script + end], capture_output=True, text=True, timeout=180).stdout.split()
         for _ in range(400):  # a busy machine takes its time

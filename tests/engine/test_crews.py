@@ -9,7 +9,7 @@ import torch
 from transformers.utils import chat_template_utils
 
 from copd_nb.engine import step as step_module
-from copd_nb.engine import train as train_module
+from copd_nb.engine.train import train as train_module
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.schedule.control import gradient_share
@@ -17,7 +17,7 @@ from copd_nb.schedule.copd import copd
 from copd_nb.engine.executors import Cluster, cluster_from, missing
 from copd_nb.engine.config import Config
 from copd_nb.engine.train import train
-from copd_nb.policy.toys import base, minis
+from copd_nb.policy.toys import minis_base, minis
 from copd_nb.policy.core import weights_hash
 from copd_nb.policy.lora import lora
 from copd_nb.engine.runs import request_stop
@@ -35,7 +35,7 @@ COPD = copd(PAIR, cycles=2, s_rl=1, s_opd=1, beta=0.5)
 
 
 @pytest.fixture(scope="module")
-def start(): return base()
+def start(): return minis_base()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import step as step_module
-from copd_nb.engine import train as train_module
+from copd_nb.engine.train import train as train_module
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.scale.trl import TrlLearner
 from copd_nb.schedule.copd import copd
@@ -18,7 +18,7 @@ from copd_nb.engine.train import train
 from copd_nb.engine.update import gradients_of
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.schedule.merging import METHODS, merge
-from copd_nb.policy.toys import base, minis, tiny_policy
+from copd_nb.policy.toys import minis_base, minis, tiny_policy
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora import lora
 from copd_nb.scale.sharding import ShardedPolicy, join_group
@@ -47,7 +47,7 @@ def plain_float32():
 
 
 @pytest.fixture(scope="module")
-def start(): return base()
+def start(): return minis_base()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from copd_nb.engine import config as config_module
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import step as step_module
-from copd_nb.engine import train as train_module
+from copd_nb.engine.train import train as train_module
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
@@ -25,7 +25,7 @@ from copd_nb.engine.step import learn, train_step
 from copd_nb.engine.train import train
 from copd_nb.engine.update import gradients_of, stream_gradient
 from copd_nb.study.jobs import Job
-from copd_nb.policy.toys import base, minis, video
+from copd_nb.policy.toys import minis_base, minis, video
 from copd_nb.signals.objectives import grpo_advantages
 from copd_nb.policy.core import Policy
 from copd_nb.engine.log import EventLog
@@ -40,7 +40,7 @@ COPD = copd(PAIR, cycles=2, s_rl=2, s_opd=2, beta=0.5)
 
 
 @pytest.fixture(scope="module")
-def start(): return base()
+def start(): return minis_base()
 
 
 @pytest.fixture(scope="module")

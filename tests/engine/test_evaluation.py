@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from copd_nb.data.capability import Capability
 from copd_nb.engine.evaluation import evaluate, pass_at_k, summary
-from copd_nb.policy.toys import base, image, text, video
+from copd_nb.policy.toys import minis_base, image, text, video
 from copd_nb.data.rewards import Exact
 from copd_nb.signals.sampling import sample
 
@@ -19,7 +19,7 @@ COLUMNS = ["capability", "example", "greedy", "sampled", "correct", "samples"]
 
 
 @pytest.fixture(scope="module")
-def shipped(): return base()
+def shipped(): return minis_base()
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import crashing
 from crashing import *
-from copd_nb.runs import WriteError, load_checkpoint, save_checkpoint
+from copd_nb.engine.storage import WriteError
+from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
 folder = Path(sys.argv[1])
 def mount(options): subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 def refused():

@@ -57,7 +57,7 @@ def test_a_crash_while_the_old_content_is_removed_leaves_the_new_one_whole(tmp_p
     def crash(path, ignore_errors=False):
         if (path / "old").exists():
             raise OSError("the machine stops here")
-    monkeypatch.setattr("copd_nb.runs.shutil.rmtree", crash)
+    monkeypatch.setattr("copd_nb.engine.storage.shutil.rmtree", crash)
     with pytest.raises(OSError, match="stops here"):
         with new_folder(tmp_path / "f") as folder: write_text(folder / "new", "new")
     assert content(tmp_path / "f") == {"new": "new"}
@@ -191,7 +191,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from copd_nb.runs import locked
+from copd_nb.engine.storage import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -22,7 +22,7 @@ from copd_nb.policy.problems import problems
 from copd_nb.engine.config import Config
 from copd_nb.engine.train import train
 from copd_nb.analysis.token_gap import behavior_gap
-from copd_nb.policy.toys import base, tiny_policy
+from copd_nb.policy.toys import minis_base, tiny_policy
 from copd_nb.policy.core import Policy
 from copd_nb.policy.passes import prompt_text
 from copd_nb.policy.processors import character_tokenizer, small_processor
@@ -404,7 +404,7 @@ def test_a_prefill_that_gives_the_answer_away(folder, last, answer, reward, away
 
 
 def test_what_a_model_makes_of_conversations_is_listed(folder):
-    model = base()
+    model = minis_base()
     model.tokenizer.chat_template = model.processor.chat_template = STRICT.replace("messages[0]['role'] == 'system'", "messages[0]['content'] == 'No'")
     model.save(folder / "model")
     long = [system("a" * 400), user("b" * 100), bot("c" * 20)]
@@ -438,10 +438,10 @@ def test_a_training_on_conversations(folder):
     pens = capability_from(path, "pens", "numeric", columns)
     assert len(pens.train) + len(pens.test) == 20 and len({e.prompt for e in (*pens.train, *pens.test)}) == 1
     config = Config(prompts=2, group_size=2, max_new_tokens=4, eval_every=0, probe_every=0, checkpoint_every=1, warmup=1, device="cpu")
-    run = train(expert("pens", 2), [pens], base(), config, folder / "run", progress=False)
-    again = train(expert("pens", 2), [capability_from(path, "pens", "numeric", columns)], base(), config, folder / "run", progress=False)
+    run = train(expert("pens", 2), [pens], minis_base(), config, folder / "run", progress=False)
+    again = train(expert("pens", 2), [capability_from(path, "pens", "numeric", columns)], minis_base(), config, folder / "run", progress=False)
     assert run.finished and again.finished
-    gap = behavior_gap(base(), run.result, pens.test[:2], samples=1, max_new_tokens=3)
+    gap = behavior_gap(minis_base(), run.result, pens.test[:2], samples=1, max_new_tokens=3)
     assert set(gap.example) == {e.id for e in pens.test[:2]}
 
 

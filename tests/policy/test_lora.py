@@ -15,7 +15,7 @@ from copd_nb.engine.config import Config
 from copd_nb.engine.train import train
 from copd_nb.analysis.weights import task_vectors
 from copd_nb.schedule.merging import METHODS, merge
-from copd_nb.policy.toys import base as shipped
+from copd_nb.policy.toys import minis_base as shipped
 from copd_nb.policy.toys import image, text, tiny_policy, video
 from copd_nb.policy.core import Policy, weights_hash
 from copd_nb.policy.lora import LoraPolicy, lora

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from copd_nb.data.capability import Capability
 from copd_nb.engine.evaluation import evaluate, summary
-from copd_nb.policy.toys import base, blind, minis, suite, text, tiny_policy, video
+from copd_nb.policy.toys import minis_base, blind, minis, suite, text, tiny_policy, video
 from copd_nb.data.scoring import score
 from copd_nb.signals.sampling import sample
 
@@ -24,7 +24,7 @@ def capabilities(): return minis()
 
 
 @pytest.fixture(scope="module")
-def shipped(): return base()
+def shipped(): return minis_base()
 
 
 def scans(example):

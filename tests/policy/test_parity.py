@@ -28,7 +28,7 @@ def pair(tmp_path_factory):
 def test_they_are_two_implementations(pair):
     official, ours = pair
     assert type(official.image_processor).__module__.startswith("transformers.") and type(official.video_processor).__module__.startswith("transformers.")
-    assert type(ours.image_processor).__module__ == type(ours.video_processor).__module__ == "copd_nb.processors"
+    assert type(ours.image_processor).__module__ == type(ours.video_processor).__module__ == "copd_nb.policy.processors"
 
 
 def encode(processor, content, **visual):

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from copd_nb.policy import adapters as adapters_module
 from copd_nb.policy import passes as passes_module
 from copd_nb.data.capability import Example
-from copd_nb.policy.toys import base, image, text, tiny_policy, video
+from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
 from copd_nb.policy.adapters import settle
 from copd_nb.policy.core import Policy, check_same_vocabulary
 from copd_nb.policy.head import BANNED_LOGIT
@@ -32,7 +32,7 @@ def tiny(): return tiny_policy(**SMALL)
 
 
 @pytest.fixture(scope="module")
-def shipped(): return base()
+def shipped(): return minis_base()
 
 
 def text_policy(kind="qwen3", name="words", **extra):

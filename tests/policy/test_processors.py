@@ -284,7 +284,7 @@ def test_a_processor_that_needs_torchvision_is_named(tmp_path, model_type, name)
 
 
 def test_a_bare_tokenizer_is_no_processor_of_a_vision_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("copd_nb.processors.AutoProcessor.from_pretrained", lambda path, trust_remote_code: character_tokenizer())
+    monkeypatch.setattr("copd_nb.policy.processors.AutoProcessor.from_pretrained", lambda path, trust_remote_code: character_tokenizer())
     with pytest.raises(ValueError, match="'llava' models, LlavaProcessor.*only a tokenizer"): load_processor(tmp_path, "llava")
     assert load_processor(tmp_path, "qwen3").padding_side == "left"
 

@@ -26,7 +26,7 @@ from copd_nb.engine.config import Config
 from copd_nb.engine.train import prompt_prints, train
 from copd_nb.analysis.token_gap import behavior_gap, same_format
 from copd_nb.scale.vllm import VllmSampler
-from copd_nb.policy.toys import base, image, text, tiny_policy, video
+from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora import lora
 from copd_nb.policy.ids import added_tokens, completion_texts, prompt_ids, special_ids, turn_end
@@ -319,7 +319,7 @@ def test_an_end_that_only_the_generation_config_knows():
 
 
 def test_the_shipped_models_end_as_before():
-    for policy in (base(), tiny_policy(), lora(base(), 2)): assert policy.end == 2 and policy.eos == [2]
+    for policy in (minis_base(), tiny_policy(), lora(minis_base(), 2)): assert policy.end == 2 and policy.eos == [2]
     assert turn_end(small_processor()) == turn_end(character_tokenizer(), [0]) == 2
 
 

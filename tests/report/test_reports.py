@@ -189,7 +189,7 @@ def test_publishing_has_a_limit_and_leaves_all_as_it_was(tmp_path):
 
 
 FAKE = """
-from copd_nb.records import write_results
+from copd_nb.analysis.records import write_results
 import pandas as pd
 write_results(out_dir, {name!r}, dict(preset=preset, seeds=[0]), "ran with " + str({extra}), dict(), [], ["made up"])
 """

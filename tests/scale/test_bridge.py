@@ -12,8 +12,8 @@ import torch
 from accelerate import DistributedType
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from copd_nb.engine import resume as resume_module
-from copd_nb.engine import train as train_module
+from copd_nb.engine.resume import resume as resume_module
+from copd_nb.engine.train import train as train_module
 from copd_nb.engine import update as update_module
 from copd_nb.scale.trl import OURS, TrlLearner, _share, lent, settings_of
 from copd_nb.data.capability import Capability
@@ -23,7 +23,7 @@ from copd_nb.engine.passes import collect
 from copd_nb.engine.state import Training
 from copd_nb.engine.train import train
 from copd_nb.engine.update import gradients_of, move
-from copd_nb.policy.toys import base, image, minis, text, tiny_policy, video
+from copd_nb.policy.toys import minis_base, image, minis, text, tiny_policy, video
 from copd_nb.signals.objectives import clip_share
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora import lora
@@ -176,7 +176,7 @@ def test_fresh_moments_at_a_phase_if_asked_for(tmp_path):
 
 def test_a_whole_run_through_trl(tmp_path):
     "The same schedule, engine and log; losses and rewards of the first step as the built-in learner's, to 1e-4."
-    suite, start = minis(("text", "image")), base()
+    suite, start = minis(("text", "image")), minis_base()
     config = Config(prompts=4, opd_prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu", warmup=0)
     schedule = copd(["text", "image"], cycles=1, s_rl=1, s_opd=1, beta=0.5)
     own, lent = (train(schedule, suite, start, config, tmp_path / name, progress=False, learner=learner) for name, learner in (("own", None), ("trl", TrlLearner())))

@@ -24,7 +24,7 @@ from copd_nb.engine.executors import Cluster, Lost, NoPlace
 from copd_nb.scale.cluster import RayCrew, connect, ray_address
 from copd_nb.engine.train import train
 from copd_nb.study.jobs import Job, do_all, run_of, scores_of
-from copd_nb.policy.toys import base, minis
+from copd_nb.policy.toys import minis_base, minis
 from copd_nb.policy.core import Policy
 from copd_nb.scale.sharding import join_group
 from copd_nb.report.command import main
@@ -40,7 +40,7 @@ COPD = copd(PAIR, cycles=2, s_rl=1, s_opd=2, beta=0.5)
 
 
 @pytest.fixture(scope="module")
-def start(): return base()
+def start(): return minis_base()
 
 
 @pytest.fixture(scope="module")

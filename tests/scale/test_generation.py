@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from copd_nb.engine import train as train_module
+from copd_nb.engine.train import train as train_module
 from copd_nb.schedule.paradigms import expert
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.config import Config
@@ -15,7 +15,7 @@ from copd_nb.engine.state import Batch, Training
 from copd_nb.engine.train import train
 from copd_nb.engine.update import gradients_of
 from copd_nb.scale.vllm import VllmSampler, named_weights, row_seeds, weights_print
-from copd_nb.policy.toys import base, image, minis, text, tiny_policy, video
+from copd_nb.policy.toys import minis_base, image, minis, text, tiny_policy, video
 from copd_nb.signals.objectives import grpo_advantages
 from copd_nb.policy.lora import lora
 from copd_nb.signals.rollouts import Request, completion_mask, generator
@@ -210,7 +210,7 @@ def test_a_run_with_a_sampler_of_ones_own(tmp_path):
     def silent(policy, requests, *options):
         asked.append(torch.is_grad_enabled())
         return [replace(out, logp=None, entropy=None, start=None) for out in sample_many(policy, requests, *options)]
-    suite, start = minis(("text", "image")), base()
+    suite, start = minis(("text", "image")), minis_base()
     config = Config(prompts=4, opd_prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu")
     schedule = copd(["text", "image"], cycles=1, s_rl=1, s_opd=1, beta=0.5)
     own, other = (train(schedule, suite, start, config, tmp_path / name, progress=False, sampler=sampler) for name, sampler in (("own", None), ("silent", silent)))

@@ -17,7 +17,7 @@ from copd_nb.schedule.controllers import _MAKERS, check_control, controlled, rea
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.train import train
-from copd_nb.policy.toys import base, minis
+from copd_nb.policy.toys import minis_base, minis
 from copd_nb.engine.log import EventLog
 from copd_nb.engine.runs import Run, request_stop
 from copd_nb.schedule.core import Schedule
@@ -271,7 +271,7 @@ BAND = copd(PAIR, cycles=3, s_rl=1, s_opd=2, control=divergence_band(1.0, 2.0, m
 
 
 @pytest.fixture(scope="module")
-def start(): return base()
+def start(): return minis_base()
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,6 @@ def test_human(value, text):
 
 
 def test_schedules_import_without_pandas_and_torch():
-    code = "import sys, copd_nb.baselines; print([m for m in ('torch', 'pandas') if m in sys.modules])"
+    code = "import sys, copd_nb.schedule.paradigms; print([m for m in ('torch', 'pandas') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"

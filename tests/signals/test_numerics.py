@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import state as state_module
-from copd_nb.engine import train as train_module
+from copd_nb.engine.train import train as train_module
 from copd_nb.data.capability import Example
 from copd_nb.signals.divergences import (
     divergence, entropy, kl, overlap_mass, sequence_mean, symmetric_kl, token_logprobs, token_mean, topk_mask,
@@ -27,7 +27,7 @@ from copd_nb.signals.compare import compare_tokens
 from copd_nb.signals.heads import token_scores
 from copd_nb.signals.teachers import token_divergence
 from copd_nb.schedule.merging import METHODS, merge
-from copd_nb.policy.toys import base, minis
+from copd_nb.policy.toys import minis_base, minis
 from copd_nb.signals.objectives import (
     LARGEST_REWARD, clip_share, clipped_surrogate, delta_stats, distillation_loss, grpo_advantages,
     kl_estimator_loss, loss_denominator, opd_advantages, reduce_loss, unlikely_advantages)
@@ -374,7 +374,7 @@ def again(training, batch):
 @pytest.fixture(scope="module")
 def student():
     "The shipped base as the teacher and a branch that has moved away from it."
-    teacher = base()
+    teacher = minis_base()
     branch = teacher.clone("moved")
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from copd_nb.policy.toys import base, image, text, tiny_policy, video
+from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
 from copd_nb.policy.head import Head
 from copd_nb.signals.compare import compare_states, probe_pairs
 from copd_nb.signals.rollouts import generator
@@ -24,7 +24,7 @@ def nudged(policy, name, amount=.03):
 
 @pytest.fixture(scope="module")
 def policies():
-    shipped = base()
+    shipped = minis_base()
     return dict(a=shipped, b=nudged(shipped, "b", .3), c=nudged(shipped, "c", .3), copy=shipped.clone("copy"))
 
 

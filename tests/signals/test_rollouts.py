@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copd_nb.policy.toys import base, image, text, tiny_policy, video
+from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
 from copd_nb.policy.core import Group, Prefill
 from copd_nb.policy.head import BANNED_LOGIT
 from copd_nb.signals.rollouts import Request, completion_mask, generator
@@ -16,7 +16,7 @@ MIXED = [video(8, 4).test[0], text(8).test[0], image(8, 4).test[0], text(8).test
 
 
 @pytest.fixture(scope="module")
-def shipped(): return base()
+def shipped(): return minis_base()
 
 
 @pytest.fixture(scope="module")

@@ -217,9 +217,9 @@ def test_the_control_asks_no_teacher(folder, tmp_path):
 SWEEP = """
 import sys
 from dataclasses import replace
-from copd_nb.studies import SCALES, Study
-from copd_nb.baselines import mixed_rlvr
-from copd_nb.copd import copd
+from copd_nb.study.studies import SCALES, Study
+from copd_nb.schedule.paradigms import mixed_rlvr
+from copd_nb.schedule.copd import copd
 study = Study(sys.argv[2], replace(SCALES["smoke"], seeds=(0, 1, 2)), sys.argv[1], workers=1)
 study.run({"CoPD": copd(["digits", "sort"], 2, 1, 1), "mixed RLVR": mixed_rlvr(["digits", "sort"], 8)})
 """

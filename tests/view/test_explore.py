@@ -25,7 +25,7 @@ from copd_nb.view.gap_explorer import GapExplorer, gap_state
 from copd_nb.view.monitor import MonitorState, RunMonitor, Tail
 from copd_nb.view.saved import WIDGET, drop_live_views
 from copd_nb.view.token_inspector import TokenInspector, TokenState
-from copd_nb.policy.toys import base, minis
+from copd_nb.policy.toys import minis_base, minis
 from copd_nb.engine.log import EventLog
 from copd_nb.engine.runs import Run, is_written, request_stop
 from copd_nb.engine.storage import locked
@@ -43,7 +43,7 @@ def suite(): return minis(("text", "image"))
 
 
 @pytest.fixture(scope="module")
-def start(): return base()
+def start(): return minis_base()
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def test_monitor_watches_another_process(tmp_path, store):
     path.mkdir()
     manifest = json.loads((store / "expert" / "manifest.json").read_text()) | dict(status="running")
     (path / "manifest.json").write_text(json.dumps(manifest))
-    code = ("import sys, time\nfrom pathlib import Path\nfrom copd_nb.runs import EventLog, locked, stop_requested\npath = Path(sys.argv[1])\n"
+    code = ("import sys, time\nfrom pathlib import Path\nfrom copd_nb.engine.log import EventLog\nfrom copd_nb.engine.storage import locked\nfrom copd_nb.engine.runs import stop_requested\npath = Path(sys.argv[1])\n"
             "with locked(path):\n    step = 0\n    while not stop_requested(path) and step < 2000:\n        step += 1\n"
             "        EventLog(path / 'events.jsonl').append([dict(kind='train', global_step=step, step=step, branch='text', stream='rl', phase='expert', phase_index=0, reward=.5)])\n        time.sleep(.03)\n")
     child = subprocess.Popen([sys.executable, "-c", code, str(path)], env=os.environ | dict(PYTHONPATH=str(ROOT)))
