@@ -28,27 +28,33 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import is_valid_video, make_batched_videos
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c005
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>",
+    "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
-UNKNOWN = "\ufffd"  # stands for every other character
+UNKNOWN = "\ufffd"  # replaces every other character
 WORDS = ("user", "assistant", " seconds>")
 CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}{{ '\\n' }}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}{{ '\\n' }}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif c['type'] == 'video' %}<|video_pad|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>{{ '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}")
+    "{% elif c['type'] == 'video' %}<|video_pad|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}")
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c006
 def character_tokenizer() -> PreTrainedTokenizerFast:  # pads left, ends a turn with <|im_end|>
-    "A tokenizer with one token a character, the special tokens of Qwen-VL and its chat format."
+    "A tokenizer with one token per character, the special tokens of Qwen-VL and its chat format."
     vocabulary = {t: i for i, t in enumerate([*SPECIAL, UNKNOWN, *CHARACTERS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
     core.add_tokens([AddedToken(w, normalized=False) for w in WORDS])
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=SPECIAL[0], eos_token="<|im_end|>", unk_token=UNKNOWN, padding_side="left",
-                                   chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False, model_max_length=4096)
+    roles = dict(pad_token=SPECIAL[0], eos_token=SPECIAL[2], unk_token=UNKNOWN)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, **roles, padding_side="left", chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False, model_max_length=4096)
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c009
 def patchify(
@@ -63,11 +69,11 @@ def patchify(
         raise ValueError(f"video frames of {height}×{width} pixels: both sides must be multiples of {patch * merge}")
     if odd := len(frames) % tps: frames = torch.cat([frames, frames[-1:].expand(tps - odd, -1, -1, -1)])
     t, h, w = len(frames) // tps, height // patch, width // patch
-    rows = frames.reshape(t, tps, 3, h // merge, merge, patch, w // merge, merge, patch).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return rows.reshape(t * h * w, -1), [t, h, w]
+    blocks = frames.reshape(t, tps, 3, h // merge, merge, patch, w // merge, merge, patch)
+    return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1), [t, h, w]
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c012
-MODES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as checkpoints name them
+MODES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which checkpoints use
 
 def resize_pixels(
     pixels: Tensor,  # (…, C, H, W), uint8 or float
@@ -77,34 +83,41 @@ def resize_pixels(
 ) -> Tensor:  # (…, C, height, width), the same dtype
     "Resize as torchvision does, antialiased."
     if pixels.shape[-2:] == (height, width): return pixels
-    if resample not in MODES: raise ValueError(f"resample is {resample}: {MODES} are known")
-    if pixels.dtype not in (torch.uint8, torch.float32, torch.float64): raise ValueError(f"pixels are {pixels.dtype}: uint8 or float is needed")
-    new = interpolate(pixels.reshape(-1, *pixels.shape[-3:]), size=[height, width], mode=MODES[int(resample)], align_corners=False, antialias=True)
+    if resample not in MODES: raise ValueError(f"resample is {resample}: it must be one of {MODES}")
+    if pixels.dtype not in (torch.uint8, torch.float32, torch.float64):
+        raise ValueError(f"pixels are {pixels.dtype}: uint8 or float is needed")
+    flat = pixels.reshape(-1, *pixels.shape[-3:])
+    new = interpolate(flat, size=[height, width], mode=MODES[int(resample)], align_corners=False, antialias=True)
     return new.reshape(*pixels.shape[:-2], height, width)
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c015
 class TorchImages(PilBackend):
     "Resizing of the official image processor, with torch alone."
     def resize(self, image, size, resample=None, **kwargs):
-        return resize_pixels(torch.from_numpy(np.ascontiguousarray(image)), size.height, size.width, resample).numpy()
+        pixels = torch.from_numpy(np.ascontiguousarray(image))
+        return resize_pixels(pixels, size.height, size.width, resample).numpy()
 
 class TorchImageProcessor(Qwen2VLImageProcessorPil, TorchImages):
     "The Qwen2-VL and Qwen3-VL image processor without torchvision."
     def resize(self, image, size, resample, factor, **kwargs):
-        if not min(image.shape[-2:]): raise ValueError(f"an image of {image.shape[-2]}×{image.shape[-1]} pixels is empty")
+        height, width = image.shape[-2:]
+        if not min(height, width): raise ValueError(f"an image of {height}×{width} pixels is empty")
         return super().resize(image, size, resample, factor, **kwargs)
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c016
 class TorchFrames(BaseVideoProcessor):
-    "What the official video processor asks of torchvision, with torch alone."
-    def resize(self, image, size, resample=None, **kwargs): return resize_pixels(image, size.height, size.width, resample)
+    "The torchvision calls of the official video processor, with torch alone."
+    def resize(self, image, size, resample=None, **kwargs):
+        return resize_pixels(image, size.height, size.width, resample)
 
     def convert_to_rgb(self, video):
-        if video.shape[-3] not in (1, 3): raise ValueError(f"a video of {video.shape[-3]} channels: RGB or grey is needed")
+        if video.shape[-3] not in (1, 3):
+            raise ValueError(f"a video of {video.shape[-3]} channels: RGB or grey is needed")
         return video.expand(*video.shape[:-3], 3, -1, -1)
 
     def rescale_and_normalize(self, images, do_rescale, rescale_factor, do_normalize, image_mean, image_std):
-        mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] if do_normalize else c for v, c in ((image_mean, 0.), (image_std, 1.)))
+        mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] if do_normalize else c
+                     for v, c in ((image_mean, 0.), (image_std, 1.)))
         scale = torch.as_tensor(std / (rescale_factor if do_rescale else 1))
         return images.float() / scale.float() - torch.as_tensor(mean / std).float()
 
@@ -112,8 +125,10 @@ class TorchFrames(BaseVideoProcessor):
 class TorchVideoProcessor(Qwen3VLVideoProcessor, TorchFrames):
     "The Qwen3-VL video processor without torchvision."
     def resize(self, videos, size, resample, factor, temporal_factor, **kwargs):
-        if videos.shape[1] < temporal_factor: raise ValueError(f"a video of {videos.shape[1]} frames: at least {temporal_factor} are needed")
-        if not videos.numel(): raise ValueError(f"video frames of {videos.shape[-2]}×{videos.shape[-1]} pixels are empty")
+        frames, (height, width) = videos.shape[1], videos.shape[-2:]
+        if frames < temporal_factor:
+            raise ValueError(f"a video of {frames} frames: at least {temporal_factor} are needed")
+        if not videos.numel(): raise ValueError(f"video frames of {height}×{width} pixels are empty")
         return super().resize(videos, size, resample, factor, temporal_factor, **kwargs)
 
     def patchify(self, videos, patch_size, merge_size, temporal_patch_size):
@@ -122,17 +137,17 @@ class TorchVideoProcessor(Qwen3VLVideoProcessor, TorchFrames):
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c021
 def _leaves(nested) -> Iterator:
-    "What nested lists hold, one after the other."
+    "The items of nested lists, one after the other."
     if isinstance(nested, (list, tuple)):
         for part in nested: yield from _leaves(part)
     elif nested is not None: yield nested
 
 class FramesProcessor(Qwen3VLProcessor):
-    "`Qwen3VLProcessor` for videos that are sampled frames, whatever its image and video processors are."
+    "`Qwen3VLProcessor` for videos that are sampled frames, with any image and video processors."
     def check_argument_for_proper_class(self, argument_name, argument): return type(argument)
 
     def _frame_times(self, videos) -> dict:
-        "Arguments that say: these arrays are all sampled frames, at the checkpoint's frames a second."
+        "Arguments that declare arrays to be sampled frames, at the checkpoint's frames a second."
         fps = self.video_processor.fps or 2
         times = [dict(total_num_frames=len(v), fps=fps, frames_indices=list(range(len(v)))) for v in videos]
         return dict(video_metadata=times, do_sample_frames=False)
@@ -142,7 +157,8 @@ class FramesProcessor(Qwen3VLProcessor):
         if videos is not None: videos = make_batched_videos(videos)
         if videos and given is None and is_valid_video(videos[0]): kwargs |= self._frame_times(videos)
         arrays = list(_leaves([images, videos]))
-        if arrays and all(isinstance(a, np.ndarray) and a.ndim > 2 and a.shape[-1] == 3 for a in arrays): kwargs.setdefault("input_data_format", "channels_last")
+        if arrays and all(isinstance(a, np.ndarray) and a.ndim > 2 and a.shape[-1] == 3 for a in arrays):
+            kwargs.setdefault("input_data_format", "channels_last")
         return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c023
@@ -150,7 +166,7 @@ FramesProcessor.__name__, TorchVideoProcessor.__name__ = "Qwen3VLProcessor", "Qw
 TorchImageProcessor.__name__ = "Qwen2VLImageProcessorPil"  # saved without its ending
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c024
-_AS_IT_IS = dict(do_resize=False, do_sample_frames=False, cap_pixels_per_frame=False)
+_UNCHANGED = dict(do_resize=False, do_sample_frames=False, cap_pixels_per_frame=False)
 
 def small_processor(
     patch: int = 8,  # side of a patch in pixels
@@ -160,31 +176,34 @@ def small_processor(
     sizes = dict(patch_size=patch, temporal_patch_size=2, merge_size=2)
     edges = dict(shortest_edge=sides[0] ** 2, longest_edge=sides[1] ** 2)
     images = TorchImageProcessor(**sizes, size=edges, image_mean=[.5] * 3, image_std=[.5] * 3)
-    return FramesProcessor(images, character_tokenizer(), TorchVideoProcessor(**sizes, **_AS_IT_IS), chat_template=CHAT_TEMPLATE)
+    videos = TorchVideoProcessor(**sizes, **_UNCHANGED)
+    return FramesProcessor(images, character_tokenizer(), videos, chat_template=CHAT_TEMPLATE)
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c028
 def _video_settings(path: str | Path) -> dict:
     "Settings of the checkpoint's video processor."
     saved = Qwen3VLVideoProcessor.get_video_processor_dict(path)[0]
-    first = dict(patch_size=8, **_AS_IT_IS) if saved.get("video_processor_type") == "PatchVideoProcessor" else {}
+    first = dict(patch_size=8, **_UNCHANGED) if saved.get("video_processor_type") == "PatchVideoProcessor" else {}
     return first | {k: v for k, v in saved.items() if k != "video_processor_type"}
 
 def _assemble(path: str | Path, official: bool) -> FramesProcessor:
-    "The Qwen3-VL processor of a checkpoint, from official parts or ours."
+    "The Qwen3-VL processor of a checkpoint, from official parts or from ours."
     if official: from transformers import Qwen2VLImageProcessor as image_class
     else: image_class = TorchImageProcessor
     video_class = Qwen3VLVideoProcessor if official else TorchVideoProcessor
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     template = Qwen3VLProcessor.get_processor_dict(path)[0].get("chat_template") or tokenizer.chat_template
     tokenizer.chat_template = tokenizer.chat_template or template
-    return FramesProcessor(image_class.from_pretrained(path), tokenizer, video_class(**_video_settings(path)), chat_template=template)
+    images, videos = image_class.from_pretrained(path), video_class(**_video_settings(path))
+    return FramesProcessor(images, tokenizer, videos, chat_template=template)
 
 # %% ../../nbs/1_policy/00_processors.ipynb #c030
 def _automatic(path: str | Path, model_type: str):
-    "What `AutoProcessor` loads; ValueError if a vision-language model would get a tokenizer only."
+    "The processor that `AutoProcessor` loads; ValueError if a vision-language model would get only a tokenizer."
     name = PROCESSOR_MAPPING_NAMES.get(model_type)
     needs = f"the processor of {model_type!r} models, {name}, can't be loaded from {str(path)!r}"
-    if find_spec("torchvision") is None: needs += "; many need torchvision, which is not installed (Qwen3-VL's does not)"
+    if find_spec("torchvision") is None:
+        needs += "; many need torchvision, which is not installed (Qwen3-VL's does not)"
     try: processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except (ImportError, ValueError, RecursionError) as error:
         if name is None: raise
@@ -196,12 +215,14 @@ def _automatic(path: str | Path, model_type: str):
 def load_processor(
     path: str | Path,  # a checkpoint folder, or a hub name
     model_type: str,  # `config.model_type` of the model
-    official: bool | None = None,  # Qwen3-VL: the official processor or ours; None is official where torchvision is installed
+    official: bool | None = None,  # use Qwen3-VL's official processor; None: where torchvision is installed
 ):  # a processor, or a tokenizer for text-only models
-    "The processor of a checkpoint; padding on the left. ValueError if a vision-language model would get a tokenizer only."
+    "The processor of a checkpoint, padding left. ValueError if a vision-language model would get only a tokenizer."
     found = find_spec("torchvision") is not None
-    if official and not found: raise ImportError("the official Qwen3-VL processor needs torchvision: pip install torchvision")
+    if official and not found:
+        raise ImportError("the official Qwen3-VL processor needs torchvision: pip install torchvision")
     qwen3 = PROCESSOR_MAPPING_NAMES.get(model_type) == "Qwen3VLProcessor"
-    processor = _assemble(path, found if official is None else official) if qwen3 else _automatic(path, model_type)
+    if qwen3: processor = _assemble(path, found if official is None else official)
+    else: processor = _automatic(path, model_type)
     getattr(processor, "tokenizer", processor).padding_side = "left"
     return processor
