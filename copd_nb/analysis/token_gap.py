@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..data.capability import Example
-from ..policy.core import Policy, Prompts, check_same_vocabulary
+from ..policy.core import Policy, check_same_vocabulary
+from ..policy.prompts import Prompts
 from ..policy.head import Head
 from ..policy.ids import completion_texts
 from ..signals.compare import compare_tokens

@@ -14,7 +14,9 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from ..policy.core import Group, Policy, Prefill, Prompts
+from ..policy.core import Policy
+from ..policy.groups import Group
+from ..policy.prompts import Prefill, Prompts
 from ..policy.head import Head
 from ..signals.heads import token_scores
 from ..signals.rollouts import Rollouts

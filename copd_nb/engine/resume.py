@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..policy.core import full_tensor, spread_like, weights_hash
+from ..policy.core import weights_hash
+from ..policy.groups import full_tensor, spread_like
 from ..policy.templates import is_dated
 from ..schedule.controllers import realised
 from ..schedule.core import Schedule

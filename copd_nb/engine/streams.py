@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..data.scoring import score
-from ..policy.core import Policy, Prompts
+from ..policy.core import Policy
+from ..policy.prompts import Prompts
 from ..signals.objectives import grpo_advantages
 from ..signals.rollouts import Address, Request, Rollouts, closed, generator, given_rollouts
 from ..signals.sampling import sample_many

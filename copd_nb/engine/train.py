@@ -21,7 +21,8 @@ from accelerate.state import AcceleratorState
 from tqdm.auto import tqdm
 
 from ..data.capability import Capability, by_name
-from ..policy.core import Group, Policy, check_same_vocabulary, weights_hash
+from ..policy.core import Policy, check_same_vocabulary, weights_hash
+from ..policy.groups import Group
 from ..policy.lora import LoraPolicy
 from ..policy.templates import is_dated, template_now
 from ..signals.rollouts import Sampler, generator

@@ -15,7 +15,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ..policy.core import Group, Policy, Prefill, Prompts, full_tensor
+from ..policy.core import Policy
+from ..policy.groups import Group, full_tensor
+from ..policy.prompts import Prefill, Prompts
 from ..policy.head import Head
 from ..signals.heads import token_scores
 from ..signals.objectives import clipped_surrogate, loss_denominator, opd_advantages, unlikely_advantages

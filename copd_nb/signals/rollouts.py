@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..data.capability import Capability, Example
-from ..policy.core import Policy, Prefill, Prompts
+from ..policy.core import Policy
+from ..policy.prompts import Prefill, Prompts
 from ..policy.ids import completion_texts
 
 # %% ../../nbs/2_signals/00_rollouts.ipynb #c005

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..policy.attention import PromptKeys
-from ..policy.core import Policy, Prefill, Prompts
+from ..policy.core import Policy
+from ..policy.prompts import Prefill, Prompts
 from ..policy.head import BANNED_LOGIT, Head
 from ..policy.ids import completion_texts
 from ..policy.passes import PackedDecoder, PaddedDecoder

@@ -24,7 +24,7 @@ from copd_nb.engine.train import train
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.policy.toys import minis_base, tiny_policy
 from copd_nb.policy.core import Policy
-from copd_nb.policy.passes import prompt_text
+from copd_nb.policy.encoding import prompt_text
 from copd_nb.policy.processors import character_tokenizer, small_processor
 from copd_nb.policy.templates import conversation_text, left_out
 from copd_nb.data.rewards import Exact

@@ -13,7 +13,7 @@ from copd_nb.policy import adapters as adapters_module
 from copd_nb.policy import passes as passes_module
 from copd_nb.data.capability import Example
 from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
-from copd_nb.policy.adapters import settle
+from copd_nb.policy.verify import verify_forward
 from copd_nb.policy.core import Policy, check_same_vocabulary
 from copd_nb.policy.head import BANNED_LOGIT
 from copd_nb.policy.processors import character_tokenizer
@@ -266,7 +266,7 @@ def test_a_model_that_would_be_trained_as_another_is_refused_when_it_is_read(kin
 
 
 @pytest.fixture
-def unsettled(monkeypatch): monkeypatch.setattr("copd_nb.policy.adapters._SETTLED", {})
+def unsettled(monkeypatch): monkeypatch.setattr("copd_nb.policy.verify._VERIFIED", {})
 
 
 def test_a_config_is_tried_once(unsettled, monkeypatch):

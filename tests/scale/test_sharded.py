@@ -22,7 +22,8 @@ from copd_nb.engine.state import Training
 from copd_nb.engine.step import train_step
 from copd_nb.engine.evaluation import evaluate
 from copd_nb.policy.toys import image, text, tiny_policy
-from copd_nb.policy.core import Group, Policy, weights_hash
+from copd_nb.policy.core import Policy, weights_hash
+from copd_nb.policy.groups import Group
 from copd_nb.policy.lora import lora
 from copd_nb.scale.sharding import ShardedPolicy, join_group, shard
 from copd_nb.signals.compare import probe_pairs

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
-from copd_nb.policy.core import Group, Prefill
+from copd_nb.policy.groups import Group
+from copd_nb.policy.prompts import Prefill
 from copd_nb.policy.head import BANNED_LOGIT
 from copd_nb.signals.rollouts import Request, completion_mask, generator
 from copd_nb.signals.sampling import _invert, sample, sample_many
