@@ -51,7 +51,8 @@ class Transfer:
         pairs, said = list(self.source), self.source.metadata()
         assert [(n, x.dtype, tuple(x.shape)) for n, x in pairs] == [tuple(m) for m in said]
         self.client.start_weight_update()
-        for chunk in (pairs[:3], pairs[3:]): self.client.update_weights(dict(names=[n for n, _ in chunk], tensors=[x.clone() for _, x in chunk]))
+        for chunk in (pairs[:3], pairs[3:]):
+            self.client.update_weights(dict(names=[n for n, _ in chunk], tensors=[x.clone() for _, x in chunk]))
         self.client.finish_weight_update()
 
 
@@ -59,8 +60,10 @@ class LLM:
     "An engine with weights of its own until it is sent others; notes what is asked of it."
     make = None  # () → Policy, set by a test
 
-    def __init__(self, model, load_format="auto", logprobs_mode="raw_logprobs", weight_transfer_config=None, enable_sleep_mode=False, **options):
-        assert load_format == "dummy" and logprobs_mode == "processed_logprobs" and weight_transfer_config.backend == "ipc"
+    def __init__(self, model, load_format="auto", logprobs_mode="raw_logprobs", weight_transfer_config=None,
+                 enable_sleep_mode=False, **options):
+        assert load_format == "dummy" and logprobs_mode == "processed_logprobs"
+        assert weight_transfer_config.backend == "ipc"
         self.model, self.options, self.sleeps = model, options, enable_sleep_mode
         self.policy, self.calls, self.updating, self.asleep = type(self).make(), [], False, set()
 
@@ -74,7 +77,8 @@ class LLM:
     def update_weights(self, request):
         assert self.updating
         own = self.policy.model.state_dict()
-        for name, tensor in zip(request["update_info"]["names"], request["update_info"]["tensors"], strict=True): own[name].copy_(tensor)
+        for name, tensor in zip(request["update_info"]["names"], request["update_info"]["tensors"], strict=True):
+            own[name].copy_(tensor)
 
     def finish_weight_update(self):
         self.updating = False
@@ -121,15 +125,19 @@ class LLM:
         for _ in range(params.max_tokens):
             seen = torch.cat([ids, torch.tensor([tokens], dtype=torch.long)], 1)
             where = torch.cat([kinds, torch.zeros(1, len(tokens), dtype=kinds.dtype)], 1)
-            logits = self.policy.model(input_ids=seen, attention_mask=torch.ones_like(seen), mm_token_type_ids=where, use_cache=False, **given).logits[0, -1].float()
+            logits = self.policy.model(input_ids=seen, attention_mask=torch.ones_like(seen), mm_token_type_ids=where,
+                                       use_cache=False, **given).logits[0, -1].float()
             for i, value in (params.logit_bias or {}).items(): logits[i] += value
             logp = (logits / (params.temperature or 1.0)).log_softmax(-1)
             token = int(logp.argmax() if params.temperature == 0 else logp.exp().multinomial(1, generator=source))
             tokens.append(token)
             order = logp.argsort(descending=True).tolist()
-            said.append({i: Logprob(logp[i].item(), order.index(i) + 1) for i in dict.fromkeys([token, *order[:params.logprobs]])})
+            said.append(
+                {i: Logprob(logp[i].item(), order.index(i) + 1)
+                 for i in dict.fromkeys([token, *order[:params.logprobs]])})
             if token in params.stop_token_ids: break
-        out = SimpleNamespace(token_ids=tokens, logprobs=said, finish_reason="stop" if tokens[-1] in params.stop_token_ids else "length")
+        out = SimpleNamespace(token_ids=tokens, logprobs=said,
+                              finish_reason="stop" if tokens[-1] in params.stop_token_ids else "length")
         return SimpleNamespace(prompt_token_ids=ids[0].tolist(), outputs=[out])
 
 
@@ -139,10 +147,14 @@ def modules() -> dict:
         made = ModuleType(name)
         vars(made).update(names)
         return made
-    transfer = dict(ParamMeta=ParamMeta, WeightSource=WeightSource, WeightTransferTrainerFactory=WeightTransferTrainerFactory)
-    return {"vllm": module("vllm", LLM=LLM, SamplingParams=SamplingParams), "vllm.config": module("vllm.config", WeightTransferConfig=WeightTransferConfig),
-            "vllm.distributed": module("vllm.distributed"), "vllm.distributed.weight_transfer": module("vllm.distributed.weight_transfer", **transfer),
-            "vllm.distributed.weight_transfer.ipc_engine": module("vllm.distributed.weight_transfer.ipc_engine", IPCTrainerInitInfo=IPCTrainerInitInfo)}
+    transfer = dict(ParamMeta=ParamMeta, WeightSource=WeightSource,
+                    WeightTransferTrainerFactory=WeightTransferTrainerFactory)
+    return {"vllm": module("vllm", LLM=LLM, SamplingParams=SamplingParams),
+            "vllm.config": module("vllm.config", WeightTransferConfig=WeightTransferConfig),
+            "vllm.distributed": module("vllm.distributed"),
+            "vllm.distributed.weight_transfer": module("vllm.distributed.weight_transfer", **transfer),
+            "vllm.distributed.weight_transfer.ipc_engine": module(
+                "vllm.distributed.weight_transfer.ipc_engine", IPCTrainerInitInfo=IPCTrainerInitInfo)}
 
 
 def install(monkeypatch, make):

@@ -12,9 +12,13 @@ def real_folder(folder: Path, template: str | None = "chat_template.json") -> Pa
     tokenizer = character_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE if template is None else None
     tokenizer.save_pretrained(folder)
-    if template is not None: (folder / template).write_text(json.dumps(dict(chat_template=CHAT_TEMPLATE)) if template.endswith("json") else CHAT_TEMPLATE)
-    images = dict(size=dict(longest_edge=16777216, shortest_edge=65536), **SIZES, processor_class="Qwen3VLProcessor", image_processor_type="Qwen2VLImageProcessorFast")
-    videos = dict(size=dict(longest_edge=25165824, shortest_edge=4096), **SIZES, processor_class="Qwen3VLProcessor", video_processor_type="Qwen3VLVideoProcessor")
+    if template is not None:
+        (folder / template).write_text(json.dumps(dict(chat_template=CHAT_TEMPLATE)) if template.endswith("json")
+                                       else CHAT_TEMPLATE)
+    images = dict(size=dict(longest_edge=16777216, shortest_edge=65536), **SIZES, processor_class="Qwen3VLProcessor",
+                  image_processor_type="Qwen2VLImageProcessorFast")
+    videos = dict(size=dict(longest_edge=25165824, shortest_edge=4096), **SIZES, processor_class="Qwen3VLProcessor",
+                  video_processor_type="Qwen3VLVideoProcessor")
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
     (folder / "video_preprocessor_config.json").write_text(json.dumps(videos))
     return folder

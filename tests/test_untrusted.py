@@ -81,7 +81,8 @@ def name(path): return path.relative_to(ROOT).as_posix()
 # --- no pickle
 
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
-CALLS = {"torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "builtins.compile"}
+CALLS = {"torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "eval", "exec", "compile", "__import__",
+         "builtins.eval", "builtins.exec", "builtins.compile"}
 ENDINGS = ("read_pickle", "to_pickle")
 
 
@@ -93,28 +94,41 @@ def sinks(source):
     "Where code could read a pickle or turn text into code."
     for node in nodes(source):
         if isinstance(node, ast.Import): yield from (a.name for a in node.names if a.name.split(".")[0] in MODULES)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES | {"builtins"}: yield node.module
-        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code") and not (isinstance(node.value, ast.Constant) and node.value.value is False): yield node.arg
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES | {"builtins"}:
+            yield node.module
+        if isinstance(node,
+                      ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code") and not (
+                          isinstance(node.value, ast.Constant) and node.value.value is False):
+            yield node.arg
         if not isinstance(node, ast.Call): continue
         called = ast.unparse(node.func)
         if called in CALLS or called.endswith(ENDINGS): yield called
-        if re.search(r"\bAuto\w+\.from_pretrained$", called) and "trust_remote_code" not in {k.arg for k in node.keywords}: yield called
+        if re.search(r"\bAuto\w+\.from_pretrained$",
+                     called) and "trust_remote_code" not in {k.arg for k in node.keywords}:
+            yield called
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_no_source_reads_pickles_or_makes_code_of_text(path): assert list(sinks(path.read_text(encoding="utf-8"))) == []
 
 
-@pytest.mark.parametrize("line", ["import pickle", "import dill as d", "from marshal import loads", "from cloudpickle import load", "def f():\n import joblib", "torch.load(f)", "torch.save(x, f)",
-                                  "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=flag)", "pd.read_pickle(f)", "frame.to_pickle(f)", "yaml.load(f)", "eval(x)", "exec(x)", "compile(x, '', 'exec')",
-                                  "AutoModel.from_pretrained(f)", "m.AutoTokenizer.from_pretrained(f, trust_remote_code=True)", "from builtins import exec"])
+@pytest.mark.parametrize("line",
+                         ["import pickle", "import dill as d", "from marshal import loads",
+                          "from cloudpickle import load", "def f():\n import joblib", "torch.load(f)",
+                          "torch.save(x, f)",
+                                  "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=flag)", "pd.read_pickle(f)",
+                                  "frame.to_pickle(f)", "yaml.load(f)", "eval(x)", "exec(x)", "compile(x, '', 'exec')",
+                                  "AutoModel.from_pretrained(f)",
+                                  "m.AutoTokenizer.from_pretrained(f, trust_remote_code=True)",
+                                  "from builtins import exec"])
 def test_the_search_finds_every_form(line): assert list(sinks(line))
 
 
 def test_code_is_made_of_text_in_the_sandbox_only():
     "The one program text that calls exec: the line that runs a model's program, and its tests, inside of the sandbox."
     texts = [(path.name, node.value) for path in SOURCES for node in nodes(path.read_text(encoding="utf-8"))
-             if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"\b(exec|eval|compile|__import__)\(|\bexec\b$|, exec$", node.value, re.M)]
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)
+             and re.search(r"\b(exec|eval|compile|__import__)\(|\bexec\b$|, exec$", node.value, re.M)]
     assert texts == [("sandbox.py", "def _run(text, names): exec(compile(text, '<solution>', 'exec'), names)")]
 
 
@@ -153,7 +167,8 @@ def an_index_names(*names):
     def change(folder, data):
         (folder / "pytorch_model.bin").write_bytes(data)
         (folder.parent / "other.safetensors").write_bytes(data)
-        (folder / "model.safetensors.index.json").write_text(json.dumps(dict(metadata={}, weight_map={f"w{i}": n for i, n in enumerate(names)})))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps(dict(metadata={}, weight_map={f"w{i}": n for i, n in enumerate(names)})))
     return change
 
 
@@ -165,11 +180,18 @@ def changed(file, **values):
     return change
 
 
-REFUSED_WEIGHTS = [(weights_become_a_pickle, "model.safetensors is no safetensors file"), (weights_are_pickled_only, "holds no safetensors"), (an_index_names("pytorch_model.bin"), r"names \['pytorch_model.bin'\]"),
-                   (an_index_names("../other.safetensors"), r"names \['../other.safetensors'\]: only safetensors in its own folder"), (an_index_names(7), r"names \['7'\]"),
-                   (changed("model.safetensors.index.json", weight_map=[1]), "is no index of weights"), (changed("config.json", transformers_weights="../other.safetensors"), "wants weights from"),
-                   (changed("config.json", attn_implementation="someone/kernel"), "wants attention from 'someone/kernel': no remote code is run"),
-                   (changed("config.json", _attn_implementation="someone/kernel"), "wants attention from 'someone/kernel'")]
+REFUSED_WEIGHTS = [(weights_become_a_pickle, "model.safetensors is no safetensors file"),
+                   (weights_are_pickled_only, "holds no safetensors"),
+                   (an_index_names("pytorch_model.bin"), r"names \['pytorch_model.bin'\]"),
+                   (an_index_names("../other.safetensors"),
+                    r"names \['../other.safetensors'\]: only safetensors in its own folder"),
+                    (an_index_names(7), r"names \['7'\]"),
+                   (changed("model.safetensors.index.json", weight_map=[1]), "is no index of weights"),
+                   (changed("config.json", transformers_weights="../other.safetensors"), "wants weights from"),
+                   (changed("config.json", attn_implementation="someone/kernel"),
+                    "wants attention from 'someone/kernel': no remote code is run"),
+                   (changed("config.json", _attn_implementation="someone/kernel"),
+                    "wants attention from 'someone/kernel'")]
 
 
 @pytest.mark.parametrize("change, message", REFUSED_WEIGHTS, ids=[m for _, m in REFUSED_WEIGHTS])
@@ -180,7 +202,9 @@ def test_weights_that_are_not_safetensors_of_the_folder_are_refused_unread(folde
 
 
 def test_pickles_beside_safetensors_are_ignored(folder, tmp_path):
-    for file in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pt", "model.pkl", "adapter_model.bin", "consolidated.pth"): (folder / file).write_bytes(bomb(tmp_path / "ran"))
+    for file in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pt", "model.pkl",
+                 "adapter_model.bin", "consolidated.pth"):
+        (folder / file).write_bytes(bomb(tmp_path / "ran"))
     assert torch.equal(Policy.load(folder).parameters()[0], text_policy(hidden=32, layers=1).parameters()[0])
     assert not (tmp_path / "ran").exists()
 
@@ -211,7 +235,9 @@ def test_a_checkpoint_of_a_run_is_safetensors_in_its_own_folder(tmp_path):
     digest = hashlib.sha256(data).hexdigest()
     (tmp_path / "other.safetensors").write_bytes(data)
     (tmp_path / "10" / "text.pkl").write_bytes(data)
-    for files, message in (({"text.safetensors": digest}, "is no safetensors file"), ({"../other.safetensors": digest}, "has no readable state.json"), ({"text.pkl": digest}, "does not match"), (None, "files: None is not of type")):
+    for files, message in (({"text.safetensors": digest}, "is no safetensors file"),
+                           ({"../other.safetensors": digest}, "has no readable state.json"),
+                           ({"text.pkl": digest}, "does not match"), (None, "files: None is not of type")):
         (tmp_path / "10" / "state.json").write_text(json.dumps(state | dict(files=files)))
         with pytest.raises(ValueError, match=message): load_checkpoint(tmp_path / "10")
     (tmp_path / "10" / "state.json").write_bytes(data)
@@ -223,11 +249,17 @@ def test_parquet_with_pandas_metadata_and_pickled_types_is_only_rows(tmp_path):
     kind = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": bomb(tmp_path / "ran")}
     frame = pa.Table.from_pandas(pd.DataFrame(sums(), index=[f"i{i}" for i in range(40)]))
     fields = [pa.field(f.name, f.type, metadata=kind) for f in frame.schema]
-    table = pa.Table.from_arrays(frame.columns, schema=pa.schema(fields, metadata={b"pandas": frame.schema.metadata[b"pandas"], b"huggingface": b'{"info": {"features": {"prompt": {"_type": "os.system"}}}}'}))
+    table = pa.Table.from_arrays(frame.columns,
+                                 schema=pa.schema(fields,
+                                                  metadata={
+                                                      b"pandas": frame.schema.metadata[b"pandas"],
+                                                      b"huggingface": b'{"info": {"features": {"prompt": {"_type": "os.system"}}}}'}))
     pq.write_table(table, tmp_path / "a.parquet")
     assert [e.prompt for e in read_examples(tmp_path / "a.parquet")] == [r["prompt"] for r in sums()]
-    pq.write_table(pa.table(dict(prompt=[bomb(tmp_path / "ran")])), tmp_path / "b.parquet")  # an object column as pandas would pickle it
-    with pytest.raises(ValueError, match="row 1 of b.parquet: column 'prompt' is b"): read_examples(tmp_path / "b.parquet")
+    # an object column as pandas would pickle it
+    pq.write_table(pa.table(dict(prompt=[bomb(tmp_path / "ran")])), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="row 1 of b.parquet: column 'prompt' is b"):
+        read_examples(tmp_path / "b.parquet")
     assert not (tmp_path / "ran").exists()
 
 
@@ -236,7 +268,8 @@ def saved(path):
     return path
 
 
-def state_of(path, **changes): (path / "state.json").write_text(json.dumps(json.loads((path / "state.json").read_text()) | changes))
+def state_of(path, **changes):
+    (path / "state.json").write_text(json.dumps(json.loads((path / "state.json").read_text()) | changes))
 
 
 def test_a_folder_of_datasets_reads_its_own_files_and_runs_no_script(tmp_path):
@@ -260,9 +293,12 @@ def test_a_folder_of_datasets_reads_its_own_files_and_runs_no_script(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-ARRAYS = dict(pickle=bomb, empty=lambda marker: b"", objects=lambda marker: made_array(np.array([[[[{}]]]], dtype=object)), archive=lambda marker: zipped(),
-              huge=lambda marker: b"\x93NUMPY\x01\x00" + (lambda h: len(h).to_bytes(2, "little") + h)(b"{'descr': '|u1', 'fortran_order': False, 'shape': (4611686018427387904, 4, 4, 3)}   \n"),
-              code=lambda marker: b"\x93NUMPY\x01\x00" + (lambda h: len(h).to_bytes(2, "little") + h)(f"__import__('pathlib').Path({str(marker)!r}).touch()\n".encode()))
+ARRAYS = dict(pickle=bomb, empty=lambda marker: b"",
+              objects=lambda marker: made_array(np.array([[[[{}]]]], dtype=object)), archive=lambda marker: zipped(),
+              huge=lambda marker: b"\x93NUMPY\x01\x00" + (lambda h: len(h).to_bytes(2, "little") + h)(
+                  b"{'descr': '|u1', 'fortran_order': False, 'shape': (4611686018427387904, 4, 4, 3)}   \n"),
+              code=lambda marker: b"\x93NUMPY\x01\x00" + (lambda h: len(h).to_bytes(2, "little") + h)(
+                  f"__import__('pathlib').Path({str(marker)!r}).touch()\n".encode()))
 
 
 def made_array(array):
@@ -278,16 +314,22 @@ def zipped():
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_an_array_that_is_none_is_refused_with_its_row(tmp_path, kind):
     (tmp_path / "film.npy").write_bytes(ARRAYS[kind](tmp_path / "ran"))
-    (tmp_path / "a.jsonl").write_text(json.dumps(dict(prompt="fine")) + "\n" + json.dumps(dict(prompt="a", videos="film.npy")))
-    with pytest.raises(ValueError, match="row 2 of a.jsonl: 'film.npy' is no array"): read_examples(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps(dict(prompt="fine")) + "\n" + json.dumps(dict(prompt="a", videos="film.npy")))
+    with pytest.raises(ValueError, match="row 2 of a.jsonl: 'film.npy' is no array"):
+        read_examples(tmp_path / "a.jsonl")
     assert not (tmp_path / "ran").exists()
 
 
 # --- no remote code
 
-FOREIGN = [changed("config.json", auto_map=dict(AutoConfig="mine.Mine", AutoModelForCausalLM="mine.Mine")), changed("config.json", model_type="mine", auto_map=dict(AutoConfig="mine.Mine")),
-           changed("tokenizer_config.json", auto_map=dict(AutoTokenizer=["mine.Mine", "mine.Mine"])), changed("tokenizer_config.json", tokenizer_class="Mine", auto_map=dict(AutoTokenizer=["mine.Mine", None])),
-           changed("processor_config.json", processor_class="Mine", auto_map=dict(AutoProcessor="mine.Mine")), changed("preprocessor_config.json", image_processor_type="Mine", auto_map=dict(AutoImageProcessor="mine.Mine")),
+FOREIGN = [changed("config.json", auto_map=dict(AutoConfig="mine.Mine", AutoModelForCausalLM="mine.Mine")),
+           changed("config.json", model_type="mine", auto_map=dict(AutoConfig="mine.Mine")),
+           changed("tokenizer_config.json", auto_map=dict(AutoTokenizer=["mine.Mine", "mine.Mine"])),
+           changed("tokenizer_config.json", tokenizer_class="Mine", auto_map=dict(AutoTokenizer=["mine.Mine", None])),
+           changed("processor_config.json", processor_class="Mine", auto_map=dict(AutoProcessor="mine.Mine")),
+           changed("preprocessor_config.json", image_processor_type="Mine",
+                   auto_map=dict(AutoImageProcessor="mine.Mine")),
            changed("generation_config.json", custom_generate="mine")]
 
 
@@ -296,21 +338,31 @@ def test_a_checkpoint_with_code_is_refused_or_loaded_without_it(folder, tmp_path
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("nobody is asked whether to trust it"))
     script = f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass"
     (folder / "custom_generate").mkdir()
-    for file in ("mine.py", "__init__.py", "modeling_mine.py", "custom_generate/generate.py"): (folder / file).write_text(script)
+    for file in ("mine.py", "__init__.py", "modeling_mine.py", "custom_generate/generate.py"):
+        (folder / file).write_text(script)
     change(folder, b"")
     (tmp_path / "a.jsonl").write_text(json.dumps(dict(prompt="1+1=")))
-    for use in (lambda: Policy.load(folder).encode([Example("1+1=", "2", "sums")]), lambda: problems(tmp_path / "a.jsonl", model=folder)):
+    for use in (lambda: Policy.load(folder).encode([Example("1+1=", "2", "sums")]),
+                lambda: problems(tmp_path / "a.jsonl", model=folder)):
         try: use()
         except ValueError as error: assert str(error)
-    assert not (tmp_path / "ran").exists() and not any("mine" in m.lower() and "transformers_modules" in m for m in sys.modules)
+    assert not (tmp_path / "ran").exists()
+    assert not any("mine" in m.lower() and "transformers_modules" in m for m in sys.modules)
 
 
 CHAT = [dict(role="user", content="1+1=")]
-REACHES = ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.__class__.__base__ }}", "{{ cycler.__init__.__globals__.os.system('touch MARK') }}", "{{ lipsum.__globals__['os'].system('touch MARK') }}",
-           "{{ (messages|attr('__class__')).__mro__ }}", "{{ '{0.__class__.__init__.__globals__}'.format(messages)[0].x.y }}", "{% import 'os' as os %}{{ os.system('touch MARK') }}", "{{ raise_exception.__globals__['x'] }}"]
-ENDLESS = {"{% for i in range(10 ** 12) %}{% endfor %}": "OverflowError", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "takes more than 1 seconds",
-           "{{ 'a' * 10 ** 10 }}": "takes more than 512 MiB", "{{ 'a' * 2 * 10 ** 6 }}": "2,000,000 characters of a prompt: it may add 1,000,000",
-           "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}": "RecursionError|ends with", "{% if %}": "TemplateSyntaxError", "{{ raise_exception('roles must alternate') }}": "roles must alternate"}
+REACHES = ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.__class__.__base__ }}",
+           "{{ cycler.__init__.__globals__.os.system('touch MARK') }}",
+           "{{ lipsum.__globals__['os'].system('touch MARK') }}",
+           "{{ (messages|attr('__class__')).__mro__ }}",
+           "{{ '{0.__class__.__init__.__globals__}'.format(messages)[0].x.y }}",
+           "{% import 'os' as os %}{{ os.system('touch MARK') }}", "{{ raise_exception.__globals__['x'] }}"]
+ENDLESS = {"{% for i in range(10 ** 12) %}{% endfor %}": "OverflowError",
+           "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "takes more than 1 seconds",
+           "{{ 'a' * 10 ** 10 }}": "takes more than 512 MiB",
+           "{{ 'a' * 2 * 10 ** 6 }}": "2,000,000 characters of a prompt: it may add 1,000,000",
+           "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}": "RecursionError|ends with",
+           "{% if %}": "TemplateSyntaxError", "{{ raise_exception('roles must alternate') }}": "roles must alternate"}
 
 
 def foreign(template):
@@ -322,7 +374,8 @@ def foreign(template):
 @pytest.mark.parametrize("template", REACHES)
 def test_a_chat_template_reaches_nothing(template, tmp_path, monkeypatch):
     monkeypatch.setattr(templates_module, "_fault", lambda *a: "")  # the second wall alone
-    with pytest.raises(ValueError, match="prompt .* of capability 'sums': the chat template fails: "): foreign(template.replace("MARK", str(tmp_path / "ran"))).encode([Example("1+1=", "2", "sums")])
+    with pytest.raises(ValueError, match="prompt .* of capability 'sums': the chat template fails: "):
+        foreign(template.replace("MARK", str(tmp_path / "ran"))).encode([Example("1+1=", "2", "sums")])
     assert not (tmp_path / "ran").exists()
 
 
@@ -348,7 +401,8 @@ def test_an_ordinary_template_is_tried_once(monkeypatch):
 def notebook(tmp_path_factory):
     "A notebook with two parameters."
     path = tmp_path_factory.mktemp("parameters") / "tiny.ipynb"
-    cells = [nbformat.v4.new_code_cell("x = 1\ny = 'a'", metadata=dict(tags=["parameters"])), nbformat.v4.new_code_cell("x")]
+    cells = [nbformat.v4.new_code_cell("x = 1\ny = 'a'", metadata=dict(tags=["parameters"])),
+             nbformat.v4.new_code_cell("x")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     return path
 
@@ -358,9 +412,13 @@ def written(notebook, parameters):
     return next(c.source for c in parameterised(notebook, parameters).cells if "injected-parameters" in c.metadata.tags)
 
 
-NASTY = st.sampled_from(['"); import os #', "'''", '"""', "\\", "\n", "\r\nimport os\n", "{x}", "{{}}", "#", "\u2028", "\x00", "\\N{DIGIT ONE}", "%s", "$(touch x)", "f'{1}'", "\ufeff", "\\u0022"])
+NASTY = st.sampled_from(
+    ['"); import os #', "'''", '"""', "\\", "\n", "\r\nimport os\n", "{x}", "{{}}", "#", "\u2028", "\x00",
+     "\\N{DIGIT ONE}", "%s", "$(touch x)", "f'{1}'", "\ufeff", "\\u0022"])
 TEXT = st.one_of(st.text(), NASTY, st.builds("".join, st.lists(NASTY, max_size=4)))
-VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT, lambda v: st.lists(v, max_size=3) | st.dictionaries(TEXT, v, max_size=3), max_leaves=8)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(TEXT, v, max_size=3), max_leaves=8)
 
 
 @given(VALUES, VALUES)
@@ -375,15 +433,20 @@ class Said:
     def __repr__(self): return "1\nimport os"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1, -float("inf")], (1, 2), {1: 2}, {"a": {None: 1}}, b"a", {1}, Said(), np.float64(1), np.int64(1), "\ud800", ["a", Said()], 10 ** 5000, print], ids=lambda v: str(type(v).__name__))
+@pytest.mark.parametrize("value",
+                         [float("nan"), float("inf"), [1, -float("inf")], (1, 2), {1: 2}, {"a": {None: 1}}, b"a", {1},
+                          Said(), np.float64(1), np.int64(1), "\ud800", ["a", Said()], 10 ** 5000, print],
+                          ids=lambda v: str(type(v).__name__))
 def test_what_is_no_json_is_refused_by_name(value):
-    with pytest.raises(ValueError, match="parameter 'plan' (can't be written down|is)"): check_parameters("real", dict(plan=value))
+    with pytest.raises(ValueError, match="parameter 'plan' (can't be written down|is)"):
+        check_parameters("real", dict(plan=value))
 
 
 def test_json_with_a_number_that_is_none_is_refused_before_a_kernel_starts(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(driver_module, "_execute", None)
     for value in ("NaN", "Infinity", "1e999", "[-Infinity]"):
-        assert main(["report", "ratio", "-p", "beta", value, "--out", str(tmp_path / "out")]) == 2 and "parameter 'beta'" in capsys.readouterr().err
+        assert main(["report", "ratio", "-p", "beta", value, "--out", str(tmp_path / "out")]) == 2
+        assert "parameter 'beta'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -393,19 +456,30 @@ def test_keys_that_are_code_are_refused(notebook):
         with pytest.raises(ValueError, match="has no parameters"): check_parameters("real", {key: 1})
 
 
-@pytest.mark.parametrize("translate", [lambda cls, v: f'"{v}"', lambda cls, v: "open('x', 'w')", lambda cls, v: "'other'", lambda cls, v: "1; import os"])
+@pytest.mark.parametrize("translate",
+                         [lambda cls, v: f'"{v}"', lambda cls, v: "open('x', 'w')", lambda cls, v: "'other'",
+                          lambda cls, v: "1; import os"])
 def test_a_translator_that_interpolates_is_found_out(notebook, monkeypatch, translate):
     monkeypatch.setattr(PythonTranslator, "translate_str", classmethod(translate))
     with pytest.raises(ValueError): parameterised(notebook, dict(x='a"; import os #'))
 
 
 @pytest.mark.parametrize("report, given, message", [
-    ("comparison", dict(prompts="abc"), "'prompts' of report 'comparison' is 'abc': a whole number or null is needed"), ("sweep", dict(prompts="abc"), "'prompts' of report 'sweep' is 'abc': a whole number is needed, such as the default 512"),
-    ("sweep", dict(steps=1.5), "a whole number"), ("sweep", dict(steps=True), "a whole number"), ("sweep", dict(steps=None), "a whole number"), ("sweep", dict(seeds=7), "a list, each a whole number"), ("sweep", dict(seeds=["a"]), "a list, each"),
-    ("ratio", dict(beta="0.1"), "a number"), ("ratio", dict(beta=False), "a number"), ("ratio", dict(parts=[[1, "a"]]), "a list, each a list"), ("ratio", dict(names="add"), "a list, each text"), ("ratio", dict(store=5), "text"),
-    ("real", dict(dry_run="yes"), "true or false or null"), ("real", dict(plan=[1]), "an object"), ("real", dict(device_map=3), "an object or text or null"), ("ratio", dict(preset="../../x"), "preset name '../../x' is not allowed"),
+    ("comparison", dict(prompts="abc"), "'prompts' of report 'comparison' is 'abc': a whole number or null is needed"),
+    ("sweep", dict(prompts="abc"),
+     "'prompts' of report 'sweep' is 'abc': a whole number is needed, such as the default 512"),
+    ("sweep", dict(steps=1.5), "a whole number"), ("sweep", dict(steps=True), "a whole number"),
+    ("sweep", dict(steps=None), "a whole number"), ("sweep", dict(seeds=7), "a list, each a whole number"),
+    ("sweep", dict(seeds=["a"]), "a list, each"),
+    ("ratio", dict(beta="0.1"), "a number"), ("ratio", dict(beta=False), "a number"),
+    ("ratio", dict(parts=[[1, "a"]]), "a list, each a list"), ("ratio", dict(names="add"), "a list, each text"),
+    ("ratio", dict(store=5), "text"),
+    ("real", dict(dry_run="yes"), "true or false or null"), ("real", dict(plan=[1]), "an object"),
+    ("real", dict(device_map=3), "an object or text or null"),
+    ("ratio", dict(preset="../../x"), "preset name '../../x' is not allowed"),
     ("ratio", dict(preset="a/b"), "is not allowed"), ("ratio", dict(preset=".."), "is not allowed")])
-def test_a_value_of_the_wrong_kind_is_an_error_before_a_kernel_starts(report, given, message, capsys, monkeypatch, tmp_path):
+def test_a_value_of_the_wrong_kind_is_an_error_before_a_kernel_starts(
+    report, given, message, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(driver_module, "_execute", None)
     monkeypatch.setattr(parameters_module, "report_folder", lambda: ROOT / "nbs" / "reports")
     monkeypatch.chdir(tmp_path)
@@ -422,10 +496,13 @@ def test_every_report_says_what_its_parameters_are(report):
     check_parameters(report, defaults)
     assert {k for k, v in defaults.items() if v is None} <= set(OPTIONAL)
     for key, value in defaults.items():
-        if value is None: check_parameters(report, {key: OPTIONAL[key][0] if isinstance(OPTIONAL[key], tuple) else OPTIONAL[key]})
+        if value is None:
+            check_parameters(report, {key: OPTIONAL[key][0] if isinstance(OPTIONAL[key], tuple) else OPTIONAL[key]})
 
 
-@pytest.mark.parametrize("report", ["../../x", "../comparison", "/etc/passwd", "reports/comparison", "comparison/../comparison", "comparison.ipynb", "..", ".", "", "comparison\0", "comparison\n", "COMPARISON", "x" * 5000])
+@pytest.mark.parametrize("report",
+                         ["../../x", "../comparison", "/etc/passwd", "reports/comparison", "comparison/../comparison",
+                          "comparison.ipynb", "..", ".", "", "comparison\0", "comparison\n", "COMPARISON", "x" * 5000])
 def test_a_report_is_one_of_the_list(report, monkeypatch):
     monkeypatch.setattr(driver_module, "_execute", None)
     with pytest.raises(ValueError, match="unknown report"): notebook_of(report)
@@ -434,10 +511,17 @@ def test_a_report_is_one_of_the_list(report, monkeypatch):
 
 # --- paths
 
-ELSEWHERE = ["/etc/passwd", "../outside.png", "pictures/../../outside.png", "link.png", "linked/outside.png", "/dev/zero", "/dev/stdin", "zero.png", "http://127.0.0.1:9/a.png", "https://example.org/a.png", "file:///etc/passwd",
-             "file://outside.png", "data:image/png;base64,AAAA", "ftp://x/a.png", "fifo.png", "a\0b.png", "\0", "x" * 5000, "a/" * 3000, "C:\\a.png", "..\\outside.png", "\\\\host\\a.png", "~/a.png", "$HOME/a.png", ".", "pictures", "", " "]
-SHAPES = dict(image=lambda n: dict(images=n), images=lambda n: dict(images=[n]), parquet=lambda n: dict(images=[dict(path=n, bytes=None)]), video=lambda n: dict(videos=n), array=lambda n: dict(videos=n + ".npy"),
-              film=lambda n: dict(videos=n + ".mp4"), embedded=lambda n: dict(videos=dict(path=n + ".mp4", bytes=None)), frames=lambda n: dict(videos=[[n]]))
+ELSEWHERE = ["/etc/passwd", "../outside.png", "pictures/../../outside.png", "link.png", "linked/outside.png",
+             "/dev/zero", "/dev/stdin", "zero.png", "http://127.0.0.1:9/a.png", "https://example.org/a.png",
+             "file:///etc/passwd",
+             "file://outside.png", "data:image/png;base64,AAAA", "ftp://x/a.png", "fifo.png", "a\0b.png", "\0",
+             "x" * 5000, "a/" * 3000, "C:\\a.png", "..\\outside.png", "\\\\host\\a.png", "~/a.png", "$HOME/a.png", ".",
+             "pictures", "", " "]
+SHAPES = dict(image=lambda n: dict(images=n), images=lambda n: dict(images=[n]),
+              parquet=lambda n: dict(images=[dict(path=n, bytes=None)]), video=lambda n: dict(videos=n),
+              array=lambda n: dict(videos=n + ".npy"),
+              film=lambda n: dict(videos=n + ".mp4"), embedded=lambda n: dict(videos=dict(path=n + ".mp4", bytes=None)),
+              frames=lambda n: dict(videos=[[n]]))
 
 
 @pytest.fixture(scope="module")
@@ -458,26 +542,35 @@ def pictures(tmp_path_factory):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("path", ELSEWHERE, ids=lambda p: ascii(p)[:30])
 def test_a_path_of_a_data_file_stays_in_its_folder(pictures, path, shape):
-    (pictures / "a.jsonl").write_text(json.dumps(dict(prompt="fine")) + "\n" + json.dumps(dict(prompt="a") | SHAPES[shape](path)))
+    (pictures / "a.jsonl").write_text(
+        json.dumps(dict(prompt="fine")) + "\n" + json.dumps(dict(prompt="a") | SHAPES[shape](path)))
     with pytest.raises(ValueError, match="row 2 of a.jsonl: "): read_examples(pictures / "a.jsonl")
 
 
-@pytest.mark.parametrize("content", ["#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n", "ffconcat version 1.0\nfile '/etc/passwd'\n", "<SMIL><video src='http://127.0.0.1:9/a'/></SMIL>", "[playlist]\nFile1=http://127.0.0.1:9/a\n"])
+@pytest.mark.parametrize("content",
+                         ["#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n",
+                          "ffconcat version 1.0\nfile '/etc/passwd'\n",
+                          "<SMIL><video src='http://127.0.0.1:9/a'/></SMIL>",
+                          "[playlist]\nFile1=http://127.0.0.1:9/a\n"])
 def test_a_film_that_names_other_files_is_none(pictures, content):
     pytest.importorskip("av")
     (pictures / "film.mp4").write_text(content)
     (pictures / "b.jsonl").write_text(json.dumps(dict(prompt="a", videos="film.mp4")))
-    with pytest.raises(ValueError, match="row 1 of b.jsonl: 'film.mp4' can't be read as a video"): read_examples(pictures / "b.jsonl")
+    with pytest.raises(ValueError, match="row 1 of b.jsonl: 'film.mp4' can't be read as a video"):
+        read_examples(pictures / "b.jsonl")
 
 
-NAMES = ["../x", "a/b", "/x", "", ".", "..", "...", "a\0", "a\n", "a\\b", "C:x", "~", "a b", "ü", "$x", "-\u2028", "x" * 101, "<b>"]
+NAMES = ["../x", "a/b", "/x", "", ".", "..", "...", "a\0", "a\n", "a\\b", "C:x", "~", "a b", "ü", "$x", "-\u2028",
+         "x" * 101, "<b>"]
 
 
 @pytest.mark.parametrize("bad", NAMES, ids=ascii)
 def test_names_that_become_folders_can_not_lead_elsewhere(bad, tmp_path):
     one = [Example("1", "1", "a")]
-    def schedule(name="s", branch="b", capability="c"): return Schedule(name, {branch: "base"}, [Phase("p", 1, [Update(branch, [RL(capability)])])], branch).validate()
-    for make in (lambda: check_name(bad, "capability"), lambda: Capability(bad, one, [Example("2", "2", "a")], len), lambda: schedule(name=bad), lambda: schedule(branch=bad), lambda: schedule(capability=bad)):
+    def schedule(name="s", branch="b", capability="c"):
+        return Schedule(name, {branch: "base"}, [Phase("p", 1, [Update(branch, [RL(capability)])])], branch).validate()
+    for make in (lambda: check_name(bad, "capability"), lambda: Capability(bad, one, [Example("2", "2", "a")], len),
+                 lambda: schedule(name=bad), lambda: schedule(branch=bad), lambda: schedule(capability=bad)):
         with pytest.raises(ValueError, match="is not allowed"): make()
     run = create_run(tmp_path / "run", dict(schedule=schedule().to_dict(), config=dict(seed=0), content_hash="a"))
     (tmp_path / "run" / "branches").mkdir()
@@ -495,13 +588,19 @@ def test_a_record_can_not_name_files_elsewhere(tmp_path):
         (out / "results.json").write_text(json.dumps(record | dict(report=named)))
         entry, = entries(tmp_path / "reports")
         assert [f.name for f in entry.files()] == ["results.json"] and entry.title == named
-        assert "secret" not in "".join(f.read_text() for f in publish(tmp_path / "reports", tmp_path / f"docs{len(named)}").parent.rglob("*.html") if f.name != "index.html")
+        assert "secret" not in "".join(f.read_text()
+                                       for f in publish(
+                                           tmp_path / "reports", tmp_path / f"docs{len(named)}").parent.rglob("*.html")
+                                           if f.name != "index.html")
 
 
 # --- markup
 
-PAYLOADS = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onmouseover='alert(1)' x='", "</style></title></textarea></code></pre><script>alert(1)</script>", "<svg onload=alert(1)><a xlink:href='javascript:alert(1)'>x</a></svg>",
-            '<iframe srcdoc="<script>alert(1)</script>"></iframe>', "&lt;script&gt;&#60;b&#62;", "--><base href=//x>]]>", "[x](javascript:alert(1)) ![y](http://x/y.png)\n\n<object data=x>"]
+PAYLOADS = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onmouseover='alert(1)' x='",
+            "</style></title></textarea></code></pre><script>alert(1)</script>",
+            "<svg onload=alert(1)><a xlink:href='javascript:alert(1)'>x</a></svg>",
+            '<iframe srcdoc="<script>alert(1)</script>"></iframe>', "&lt;script&gt;&#60;b&#62;",
+            "--><base href=//x>]]>", "[x](javascript:alert(1)) ![y](http://x/y.png)\n\n<object data=x>"]
 FORBIDDEN = {"script", "iframe", "object", "embed", "base", "frame", "applet", "link", "video", "audio", "textarea"}
 
 
@@ -526,7 +625,9 @@ def faults(source):
     for tag, attributes in page.elements:
         for key, value in attributes.items():
             if key.startswith("on") or key == "srcdoc": yield f"{tag} {key}"
-            if key.endswith(("href", "src", "action", "data")) and not re.match(r"#|data:image/png;base64,|[\w./%-]+$" + "|https?://" * (tag == "a"), value or ""): yield f"{tag} {key}={value}"
+            if key.endswith(("href", "src", "action", "data")) and not re.match(
+                r"#|data:image/png;base64,|[\w./%-]+$" + "|https?://" * (tag == "a"), value or ""):
+                yield f"{tag} {key}={value}"
     if "alert" in page.styles: yield "style"
 
 
@@ -535,7 +636,8 @@ def example(p): return Example(p, p, p, trace=p)
 
 def view(p):
     top = [[Choice(0, p, 0.5), Choice(1, "b", 0.1)]]
-    return TokenView(p, p, "given", 1.0, 2, [Completion(example(p), True, [0], [p], {m: [0.1] for m in METRICS}, top, top)])
+    return TokenView(p, p, "given", 1.0, 2,
+                     [Completion(example(p), True, [0], [p], {m: [0.1] for m in METRICS}, top, top)])
 
 
 def capability(p):
@@ -545,7 +647,9 @@ def capability(p):
     return Capability("c", [Example("other", p, p)], [example(p)], Reward())
 
 
-def rollouts(p): return Rollouts(SimpleNamespace(examples=[example(p)]), 1, torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([False]), [p])
+def rollouts(p):
+    return Rollouts(SimpleNamespace(examples=[example(p)]), 1, torch.zeros(1, 1), torch.ones(1, 1),
+                    torch.tensor([False]), [p])
 
 
 def drawn(p): return Schedule("s", {"b": "base"}, [Phase(" ".join(p.split()), 1, [Update("b", [RL("c")])])], "b")
@@ -555,8 +659,12 @@ def run(p, tmp_path):
     folder = tmp_path / "store" / re.sub("[/\0]", "|", p)[:60]
     made = create_run(folder, dict(schedule=drawn(p).to_dict(), config=dict(seed=0, probe_k=10), content_hash=p))
     write_json(folder / "manifest.json", made.manifest | dict(status=p))
-    rows = [dict(kind="train", branch=p, stream=p, phase=p, phase_index=0, step=i, global_step=i, reward=0.5, seconds=1.0) for i in (0, 1)]
-    rows += [dict(kind="probe", a=p, b="b", owner=p, capability=p, phase=p, phase_index=0, step=i, global_step=i, overlap=0.5) for i in (0, 1)]
+    rows = [
+        dict(kind="train", branch=p, stream=p, phase=p, phase_index=0, step=i, global_step=i, reward=0.5, seconds=1.0)
+        for i in (0, 1)]
+    rows += [
+        dict(kind="probe", a=p, b="b", owner=p, capability=p, phase=p, phase_index=0, step=i, global_step=i,
+             overlap=0.5) for i in (0, 1)]
     EventLog(folder / "events.jsonl").append(rows)
     return Run(folder)
 
@@ -583,7 +691,9 @@ def explorer(p, tmp_path):
 
 def figure(p, tmp_path):
     def refuse(ax): raise ValueError(p)
-    return pages_module.figure(lambda ax: None, p) + pages_module.figure(refuse, p) + pages_module.table(pd.DataFrame({p: [p], "n": [1]}), p)
+    return pages_module.figure(lambda ax: None,
+                               p) + pages_module.figure(refuse, p) + pages_module.table(
+                                   pd.DataFrame({p: [p], "n": [1]}), p)
 
 
 def inspected(p, tmp_path): return token_inspector_module.TokenInspector(view(p))._repr_mimebundle_()["text/html"]
@@ -592,13 +702,18 @@ def inspected(p, tmp_path): return token_inspector_module.TokenInspector(view(p)
 def page(p, tmp_path): return save_page(view(p), tmp_path / "page.html").read_text()
 
 
-def parts(p, tmp_path): return "".join([token_panel(view(p), 0, 0), prompt_of(view(p), 0), *(legend(view(p), m) for m in METRICS)])
+def parts(p, tmp_path):
+    return "".join([token_panel(view(p), 0, 0), prompt_of(view(p), 0), *(legend(view(p), m) for m in METRICS)])
 
 
 def record(p, tmp_path):
     found = finding("copd_over_mopd", 1.0, -1.0, 3.0, 2, p)
-    return write_results(tmp_path / "reports" / "r", "r", dict(preset=p, seeds=[p], steps=1), p, {"main/greedy": pd.DataFrame([dict(paradigm=n, capability=c, mean=1., low=0., high=2.) for n in ("base", p) for c in (p, "mean")])}, [p], [p],
-                         {"copd_over_mopd": found | dict(sentence=p), p: found}, verdicts={"main/greedy": [dict(paradigm=p, other="mixed RLVR", sentence=p)]})
+    return write_results(tmp_path / "reports" / "r", "r", dict(preset=p, seeds=[p], steps=1), p,
+                         {"main/greedy": pd.DataFrame(
+                             [dict(paradigm=n, capability=c, mean=1., low=0., high=2.) for n in ("base", p)
+                              for c in (p, "mean")])}, [p], [p],
+                         {"copd_over_mopd": found | dict(sentence=p), p: found},
+                         verdicts={"main/greedy": [dict(paradigm=p, other="mixed RLVR", sentence=p)]})
 
 
 def index(p, tmp_path):
@@ -611,9 +726,11 @@ def index(p, tmp_path):
 def report(p, tmp_path):
     "A report's page with what cells may have shown."
     out = nbformat.v4.new_output
-    shown = [out("stream", name="stdout", text=p), out("display_data", data={"text/plain": p}), out("display_data", data={"text/markdown": p}), out("display_data", data={"application/json": p}),
+    shown = [out("stream", name="stdout", text=p), out("display_data", data={"text/plain": p}),
+             out("display_data", data={"text/markdown": p}), out("display_data", data={"application/json": p}),
              out("error", ename=p, evalue=p, traceback=[p])]
-    cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell(f"preset = {p!r}", outputs=shown, metadata=dict(tags=["injected-parameters"]))]
+    cells = [nbformat.v4.new_markdown_cell("# Title"),
+             nbformat.v4.new_code_cell(f"preset = {p!r}", outputs=shown, metadata=dict(tags=["injected-parameters"]))]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "r.ipynb")
     return _to_html(tmp_path / "r.ipynb").read_text()
 
@@ -621,21 +738,34 @@ def report(p, tmp_path):
 def site(p, tmp_path):
     "What the documentation makes of a record, by a renderer that lets HTML through."
     record(p, tmp_path)
-    before, (docs.RESULTS, docs.REPORTS) = (docs.RESULTS, docs.REPORTS), (tmp_path / "reports" / "r" / "results.json", tmp_path / "reports")
-    try: text = "\n\n".join([docs.results([docs.harmless(p)]), docs.studies("all", ""), docs.claims("all"), docs.measured()])
+    before, (docs.RESULTS, docs.REPORTS) = (docs.RESULTS,
+                                            docs.REPORTS), (
+                                                tmp_path / "reports" / "r" / "results.json", tmp_path / "reports")
+    try:
+        text = "\n\n".join(
+            [docs.results([docs.harmless(p)]), docs.studies("all", ""), docs.claims("all"), docs.measured()])
     finally: docs.RESULTS, docs.REPORTS = before
     return mistune.create_markdown(escape=False, plugins=["table"])(text)
 
 
 def audited(p, t):
     "An audit of a reward of that name, with that answer and form."
-    return replace(audit(lambda c, e: [1.0] * len(c), [Example(p, p, "c"), Example("q", p + "1", "c")], form=p + "{answer}"), reward=p)._repr_html_()
+    return replace(
+        audit(lambda c, e: [1.0] * len(c), [Example(p, p, "c"), Example("q", p + "1", "c")], form=p + "{answer}"),
+        reward=p)._repr_html_()
 
 
 BUILDERS = dict(
-    example=lambda p, t: example(p)._repr_html_(), capability=lambda p, t: capability(p)._repr_html_(), rollouts=lambda p, t: rollouts(p)._repr_html_(), cost=lambda p, t: Cost(1, 2, 3)._repr_html_(),
-    accuracy=lambda p, t: AccuracyTable(pd.DataFrame({p: [p, p + "▲"]}, index=[p, "b"]))._repr_html_(), schedule=lambda p, t: drawn(p)._repr_html_(), run=lambda p, t: run(p, t)._repr_html_(), tokens=lambda p, t: html_of(view(p)),
-    page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure, card=lambda p, t: designer_module.Design(("a", "b"), topology="hub", hub="a").html(), markdown=lambda p, t: index_module._rendered(p), index=index, report=report, site=site, audit=audited, forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]), p)._repr_html_())
+    example=lambda p, t: example(p)._repr_html_(), capability=lambda p, t: capability(p)._repr_html_(),
+    rollouts=lambda p, t: rollouts(p)._repr_html_(), cost=lambda p, t: Cost(1, 2, 3)._repr_html_(),
+    accuracy=lambda p, t: AccuracyTable(pd.DataFrame({p: [p, p + "▲"]}, index=[p, "b"]))._repr_html_(),
+    schedule=lambda p, t: drawn(p)._repr_html_(), run=lambda p, t: run(p, t)._repr_html_(),
+    tokens=lambda p, t: html_of(view(p)),
+    page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure,
+    card=lambda p, t: designer_module.Design(("a", "b"), topology="hub", hub="a").html(),
+    markdown=lambda p, t: index_module._rendered(p), index=index, report=report, site=site, audit=audited,
+    forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]),
+                                   p)._repr_html_())
 DRAWINGS = dict(monitor=monitored, gaps=gaps, store=store)  # they draw, so one payload has to do
 SILENT = {"cost", "card"}  # take no text of others
 
@@ -649,7 +779,8 @@ def test_what_is_shown_as_html_is_text(builder, p, tmp_path):
 
 
 @pytest.mark.parametrize("builder", DRAWINGS)
-def test_what_is_drawn_stays_text(builder, tmp_path): assert list(faults(DRAWINGS[builder]("<img src=x onerror=alert(1)>'\"</style>", tmp_path))) == []
+def test_what_is_drawn_stays_text(builder, tmp_path):
+    assert list(faults(DRAWINGS[builder]("<img src=x onerror=alert(1)>'\"</style>", tmp_path))) == []
 
 
 def test_the_search_for_markup_finds_it():
@@ -662,12 +793,19 @@ def test_every_html_builder_is_in_the_list():
     found = {}
     for path in sorted((ROOT / "copd_nb").glob("*.py")):
         for f in nodes(path.read_text(encoding="utf-8")):
-            if isinstance(f, ast.FunctionDef) and f.name in ("_repr_html_", "_repr_mimebundle_", "html", "html_of", "save_page", "svg"): found.setdefault(path.stem, []).append(f.name)
-    assert {m: len(names) for m, names in found.items()} == dict(audit=1, capabilities=2, costs=1, explore=6, plots=1, rollouts=1, runs=1, scaling=1, schedule=2, tokens=2)
+            if isinstance(f,
+                          ast.FunctionDef) and f.name in (
+                              "_repr_html_", "_repr_mimebundle_", "html", "html_of", "save_page", "svg"):
+                found.setdefault(path.stem, []).append(f.name)
+    assert {m: len(names)
+            for m, names in found.items()} == dict(
+                audit=1, capabilities=2, costs=1, explore=6, plots=1, rollouts=1, runs=1, scaling=1, schedule=2,
+                tokens=2)
 
 
 def test_a_page_of_a_report_allows_no_script_and_no_network(tmp_path):
-    assert [a["content"] for tag, a in Page(report("a", tmp_path)).elements if a.get("http-equiv")] == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert [a["content"] for tag, a in Page(report("a", tmp_path)).elements
+            if a.get("http-equiv")] == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
 # --- what reports tell of this machine
@@ -734,14 +872,20 @@ def told(tmp_path_factory):
     pd.DataFrame(rows).to_parquet(work / "sums.parquet")
     datasets.Dataset.from_list(rows).save_to_disk(work / "sums")
     for folder in (work, work / "sums"): (folder / "sums.py").write_text("open('ran', 'w')")
-    cells = [nbformat.v4.new_markdown_cell("# Tiny\n\n> report"), nbformat.v4.new_code_cell('preset = "quick"\nstore = "runs/store"\nfail = False\nout_dir = ""', metadata=dict(tags=["parameters"])), nbformat.v4.new_code_cell(TINY)]
-    kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"), language_info=dict(name="python"))
+    cells = [nbformat.v4.new_markdown_cell("# Tiny\n\n> report"),
+             nbformat.v4.new_code_cell('preset = "quick"\nstore = "runs/store"\nfail = False\nout_dir = ""',
+                                       metadata=dict(tags=["parameters"])), nbformat.v4.new_code_cell(TINY)]
+    kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"),
+                  language_info=dict(name="python"))
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "nbs" / "reports" / "tiny.ipynb")
     code = "import sys; from copd_nb.report.command import main; a = main(['report', 'tiny', '-p', 'preset', 'smoke'])\ntry: main(['report', 'tiny', '-p', 'fail', 'true', '--out', sys.argv[1]])\nexcept Exception as error: print(type(error).__name__)\nsys.exit(a)"
-    names = os.environ | dict(PYTHONPATH=str(ROOT), HOME=str(home), COPD_SECRET=SECRET, USER="someone", LOGNAME="someone")
-    done = subprocess.run([sys.executable, "-c", code, str(work / "failed")], cwd=work, env=names, capture_output=True, text=True)
+    names = os.environ | dict(PYTHONPATH=str(ROOT), HOME=str(home), COPD_SECRET=SECRET, USER="someone",
+                              LOGNAME="someone")
+    done = subprocess.run([sys.executable, "-c", code, str(work / "failed")], cwd=work, env=names, capture_output=True,
+                          text=True)
     assert done.returncode == 0 and "PapermillExecutionError" in done.stdout, done.stdout + done.stderr
-    files = {f.relative_to(work).as_posix(): f for place in (work / "runs", work / "failed") for f in place.rglob("*") if f.is_file()}
+    files = {f.relative_to(work).as_posix(): f for place in (work / "runs", work / "failed") for f in place.rglob("*")
+             if f.is_file()}
     return above, files
 
 
@@ -753,14 +897,17 @@ def test_training_resuming_and_reading_data_never_unpickle_or_run_code_of_a_fold
 
 def test_a_report_and_its_run_write_what_they_should(told):
     out = "runs/reports/tiny-smoke/"
-    assert {f"{out}tiny.ipynb", f"{out}tiny.html", f"{out}results.json", f"{out}events.parquet", "runs/store/run/manifest.json", "runs/store/run/events.jsonl", "failed/tiny.ipynb"} <= set(told[1])
+    assert {f"{out}tiny.ipynb", f"{out}tiny.html", f"{out}results.json", f"{out}events.parquet",
+            "runs/store/run/manifest.json", "runs/store/run/events.jsonl", "failed/tiny.ipynb"} <= set(told[1])
     assert json.loads(told[1][f"{out}results.json"].read_text())["parameters"]["store"] == "./runs/store"
-    assert "RuntimeError" in told[1]["failed/tiny.ipynb"].read_text() and "no base in ." in told[1]["failed/tiny.ipynb"].read_text()
+    assert "RuntimeError" in told[1]["failed/tiny.ipynb"].read_text()
+    assert "no base in ." in told[1]["failed/tiny.ipynb"].read_text()
 
 
 def test_no_file_of_a_report_or_run_tells_of_the_machine(told):
     above, files = told
-    places = [SECRET, "COPD_SECRET", str(above), "someone", str(ROOT), sys.prefix, os.path.realpath(sys.prefix), sys.base_prefix]
+    places = [SECRET, "COPD_SECRET", str(above), "someone", str(ROOT), sys.prefix, os.path.realpath(sys.prefix),
+              sys.base_prefix]
     for file, path in files.items():
         data = path.read_bytes()
         if path.suffix == ".parquet": data += pd.read_parquet(path).to_json().encode()
@@ -773,8 +920,14 @@ def test_the_page_of_a_report_shows_prompts_as_text(told):
     assert list(faults(source)) == [] and "alert(1)" in Page(source).text
 
 
-@pytest.mark.parametrize("text, short", [("/home/me/work/a b", "./a b"), ("/home/me", "~"), ("/home/me.", "~."), ("/home/me.txt", "/home/me.txt"), ("/home/mean/x", "/home/mean/x"), ("file:///home/me/x", "file://~/x"), ("\x1b[32m/home/me/x\x1b[0m", "\x1b[32m~/x\x1b[0m"),
-                                         ("a=/home/me/work", "a=."), ("x/home/me/y", "x/home/me/y"), ('"/home/me/work/r":3', '"./r":3'), ("/home/me/work:/home/me/x", ".:~/x"), ("/lib/py/site/x.py", "<python>/site/x.py")])
+@pytest.mark.parametrize("text, short",
+                         [("/home/me/work/a b", "./a b"), ("/home/me", "~"), ("/home/me.", "~."),
+                          ("/home/me.txt", "/home/me.txt"), ("/home/mean/x", "/home/mean/x"),
+                          ("file:///home/me/x", "file://~/x"), ("\x1b[32m/home/me/x\x1b[0m", "\x1b[32m~/x\x1b[0m"),
+                                         ("a=/home/me/work", "a=."), ("x/home/me/y", "x/home/me/y"),
+                                         ('"/home/me/work/r":3', '"./r":3'), ("/home/me/work:/home/me/x", ".:~/x"),
+                                         ("/lib/py/site/x.py", "<python>/site/x.py")])
 def test_folders_are_taken_out_of_texts_only_as_a_whole(text, short, monkeypatch):
     monkeypatch.setattr(runs_module, "_places", lambda: {"/home/me/work": ".", "/home/me": "~", "/lib/py": "<python>"})
-    assert without_places(text) == short and without_places({text: [text, 1, None, {"a": text}]}) == {short: [short, 1, None, {"a": short}]}
+    assert without_places(text) == short
+    assert without_places({text: [text, 1, None, {"a": text}]}) == {short: [short, 1, None, {"a": short}]}

@@ -415,7 +415,8 @@ def llava():
 def filled(folder, config):
     "What `load` does with an adapter once the base is in memory."
     base = Policy(llava(), character_tokenizer(), "llava")
-    shared = lora_module._Shared(base, dict(target_modules=config.target_modules, exclude_modules=config.exclude_modules))
+    shared = lora_module._Shared(base,
+                                 dict(target_modules=config.target_modules, exclude_modules=config.exclude_modules))
     room = adapters_module._added(shared, dict(r=config.r, lora_alpha=config.lora_alpha), str(folder))
     policy = LoraPolicy.of(base, shared, room, "branch")
     adapters_module._fill(policy, load_file(folder / "adapter_model.safetensors"), str(folder))

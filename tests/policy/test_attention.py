@@ -30,18 +30,22 @@ def test_slots_by_owner_keep_order_and_lose_nothing(owner):
 def test_slots_of_a_mask(mask):
     mask = torch.tensor(mask)
     slots, x = Slots.of(mask), torch.arange(1., float(mask.sum()) + 1)
-    assert torch.equal(slots.pad(x)[mask], x) and not slots.pad(x)[~mask].any() and torch.equal(slots.take(slots.pad(x)), x)
+    assert torch.equal(slots.pad(x)[mask], x) and not slots.pad(x)[~mask].any()
+    assert torch.equal(slots.take(slots.pad(x)), x)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.floats(-60, 60))
 def test_two_parts_make_one_softmax(rows, queries, first, second, shift):
-    q, k, v = randn("q", rows, queries, HEADS, WIDTH) * 3, randn("k", rows, KEY_HEADS, first + second, WIDTH), randn("v", rows, KEY_HEADS, first + second, WIDTH)
+    q = randn("q", rows, queries, HEADS, WIDTH) * 3
+    k, v = (randn(name, rows, KEY_HEADS, first + second, WIDTH) for name in "kv")
     k[:, :, :first, 0] += shift / 10  # parts of very different weight
     seen = torch.rand(rows, queries, first + second, generator=generator("cpu", "seen")) < .8
     seen[..., 0] = seen[..., -1] = True
-    joined = _join(_part(q, k[:, :, :first], v[:, :, :first], seen[..., :first]), _part(q, k[:, :, first:], v[:, :, first:], seen[..., first:]))
-    scores = (q.double().transpose(1, 2) @ k.double().repeat_interleave(2, 1).transpose(-1, -2)).masked_fill(~seen[:, None], -torch.inf)
+    joined = _join(_part(q, k[:, :, :first], v[:, :, :first], seen[..., :first]),
+                   _part(q, k[:, :, first:], v[:, :, first:], seen[..., first:]))
+    scores = q.double().transpose(1, 2) @ k.double().repeat_interleave(2, 1).transpose(-1, -2)
+    scores = scores.masked_fill(~seen[:, None], -torch.inf)
     whole = (scores.softmax(-1) @ v.double().repeat_interleave(2, 1)).transpose(1, 2)
     assert (joined - whole).abs().max() < 1e-4 and torch.isfinite(joined).all()
 
@@ -52,15 +56,17 @@ def reference(q, k, v, owner, rows, prompt):
     for i in range(len(q)):
         mine = [j for j in range(i + 1) if rows[j] == rows[i]]
         real = prompt.seen[owner[i]]
-        keys, values = (torch.cat([p[owner[i]][:, real], x[mine].transpose(0, 1)], 1).repeat_interleave(HEADS // KEY_HEADS, 0).double()
-                        for p, x in zip(prompt.layers[0], (k, v)))
+        both = (torch.cat([p[owner[i]][:, real], x[mine].transpose(0, 1)], 1)
+                for p, x in zip(prompt.layers[0], (k, v)))
+        keys, values = (x.repeat_interleave(HEADS // KEY_HEADS, 0).double() for x in both)
         out.append(((q[i][:, None].double() @ keys.transpose(1, 2)).softmax(-1) @ values)[:, 0])
     return torch.stack(out)
 
 
 def prompts(count=3, length=5):
     seen = torch.arange(length) < torch.tensor([5, 2, 4])[:count, None]
-    return PromptKeys([(randn("pk", count, KEY_HEADS, length, WIDTH), randn("pv", count, KEY_HEADS, length, WIDTH))], seen)
+    return PromptKeys([(randn("pk", count, KEY_HEADS, length, WIDTH), randn("pv", count, KEY_HEADS, length, WIDTH))],
+                      seen)
 
 
 @pytest.mark.parametrize("long", [1, 48])
@@ -91,7 +97,8 @@ def test_decoding_with_compaction_equals_the_reference():
         history.append((rows, k, v))
         out = decoding.attend(0, q, k, v)
         all_rows, all_k, all_v = (torch.cat(x) for x in zip(*history))
-        expected = reference(torch.cat([torch.zeros(len(all_k) - len(q), HEADS, WIDTH), q]), all_k, all_v, owner[all_rows], all_rows, prompt)[-len(q):]
+        expected = reference(torch.cat([torch.zeros(len(all_k) - len(q), HEADS, WIDTH), q]), all_k, all_v,
+                             owner[all_rows], all_rows, prompt)[-len(q):]
         assert (out - expected).abs().max() < 1e-5
     assert decoding.stored.rows < 8 and len(decoding.prompt.seen) < 3  # rows and prompts were dropped
 
@@ -101,7 +108,8 @@ def test_joined_prompts_have_room_for_the_longest():
     short = PromptKeys([(k[:, :, :2], v[:, :, :2]) for k, v in short.layers], short.seen[:, :2])
     joined = PromptKeys.join([short, long])
     assert joined.seen.tolist() == [[True, True, False, False, False], *long.seen.tolist()]
-    assert torch.equal(joined.layers[0][0][0, :, :2], short.layers[0][0][0]) and torch.equal(joined.layers[0][1][1:], long.layers[0][1])
+    assert torch.equal(joined.layers[0][0][0, :, :2], short.layers[0][0][0])
+    assert torch.equal(joined.layers[0][1][1:], long.layers[0][1])
     assert PromptKeys.join([long]) is long
 
 
@@ -109,11 +117,14 @@ def test_joined_prompts_have_room_for_the_longest():
 def test_frames_equal_one_after_the_other(lengths):
     total = sum(lengths)
     q, k, v = (randn(n, 1, HEADS, total, WIDTH).requires_grad_() for n in "qkv")
-    out, _ = frames_attention(None, q, k, v, None, cu_seq_lens_q=torch.tensor([0, *lengths]).cumsum(0), scaling=.3, packed="not looked at")
-    parts = [torch.nn.functional.scaled_dot_product_attention(*x, scale=.3).transpose(1, 2) for x in zip(*(y.split(lengths, 2) for y in (q, k, v)))]
+    out, _ = frames_attention(None, q, k, v, None, cu_seq_lens_q=torch.tensor([0, *lengths]).cumsum(0), scaling=.3,
+                              packed="not looked at")
+    parts = [torch.nn.functional.scaled_dot_product_attention(*x, scale=.3).transpose(1, 2)
+             for x in zip(*(y.split(lengths, 2) for y in (q, k, v)))]
     expected = torch.cat(parts, 1)
     assert torch.allclose(out, expected, atol=1e-6)
-    for a, b in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v), retain_graph=True) for x in (out, expected))): assert torch.allclose(a, b, atol=1e-4)
+    for a, b in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v), retain_graph=True) for x in (out, expected))):
+        assert torch.allclose(a, b, atol=1e-4)
 
 
 def test_a_model_runs_as_before_without_packed_tokens():
@@ -121,14 +132,16 @@ def test_a_model_runs_as_before_without_packed_tokens():
     model = policy.model
     ours = model(input_ids=ids).logits
     model.set_attn_implementation("sdpa")
-    assert torch.equal(model(input_ids=ids).logits, ours) and use_packed_attention(model) and torch.equal(model(input_ids=ids).logits, ours)
+    assert torch.equal(model(input_ids=ids).logits, ours) and use_packed_attention(model)
+    assert torch.equal(model(input_ids=ids).logits, ours)
 
 
 def test_the_vision_tower_is_called_once_a_layer(monkeypatch):
     from copd_nb.policy.toys import video
     policy, calls = tiny_policy(), []
     real = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", lambda *a, **k: (calls.append(a[0].shape), real(*a, **k))[1])
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention",
+                        lambda *a, **k: (calls.append(a[0].shape), real(*a, **k))[1])
     with torch.no_grad(): policy.prefill(policy.encode(video(8, 8).test))
     depth = policy.model.config.vision_config.depth + policy.model.config.text_config.num_hidden_layers
     assert len(calls) == depth  # not once a frame

@@ -26,7 +26,8 @@ from copd_nb.schedule.parts import OPD, Phase, Update
 
 EXAMPLES = [c(8, 8).test[0] if c is not text else text(8).test[0] for c in (text, image, video)]
 SMALL = dict(hidden=32, layers=2, vision_hidden=16, vision_depth=2)
-CONFIG = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=8, warmup=1, learning_rate=5e-3, probe_every=2, probe_prompts=2, eval_every=2, eval_prompts=4,
+CONFIG = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=8, warmup=1, learning_rate=5e-3, probe_every=2,
+                probe_prompts=2, eval_every=2, eval_prompts=4,
                 eval_samples=1, checkpoint_every=1, device="cpu")
 
 
@@ -36,7 +37,9 @@ def language_model(kind="qwen3", rows=None, hidden=32, seed=0, **settings):
     torch.manual_seed(seed)
     config, model = kinds[kind]
     settings = dict(tie_word_embeddings=True, num_hidden_layers=2) | settings
-    made = model(config(vocab_size=rows or len(tokenizer), hidden_size=hidden, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+    made = model(
+        config(vocab_size=rows or len(tokenizer), hidden_size=hidden, intermediate_size=64, num_attention_heads=2,
+               num_key_value_heads=1, head_dim=16,
                         max_position_embeddings=64, pad_token_id=0, eos_token_id=2, **settings))
     return Policy(made, tokenizer, kind)
 
@@ -51,7 +54,8 @@ def stirred(policy, seed, name=None):
 
 
 def ids_for(policy, n, seed=0): return torch.randint(20, 60, (n, 4), generator=torch.Generator().manual_seed(seed))
-def logits(policy, examples=EXAMPLES[:1]): return policy.completion_logits(policy.encode(examples), ids_for(policy, len(examples)))
+def logits(policy, examples=EXAMPLES[:1]):
+    return policy.completion_logits(policy.encode(examples), ids_for(policy, len(examples)))
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +92,17 @@ def test_layers_are_recomputed_after_more_branches_are_made():
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_gradients_follow_the_chain_rule(kind):
     branch = stirred(lora(language_model(kind), rank=2, alpha=6), 1)
-    dense, weight = branch.dense(), torch.randn(1, 4, len(character_tokenizer()), generator=torch.Generator().manual_seed(3))
+    dense, weight = branch.dense(), torch.randn(1, 4, len(character_tokenizer()),
+                                                generator=torch.Generator().manual_seed(3))
     for policy in (branch, dense): (logits(policy) * weight).sum().backward()
     of_weight = {n: p.grad for n, p in dense.model.named_parameters()}
     own = dict(branch.named_parameters())
     for n in branch.shared.layers:
         a, b, g = own[f"{n}.lora_A.weight"], own[f"{n}.lora_B.weight"], of_weight[f"{n}.weight"]
-        assert torch.allclose(b.grad, 3 * g @ a.T, atol=1e-3, rtol=1e-3) and torch.allclose(a.grad, 3 * b.T @ g, atol=1e-3, rtol=1e-3)
-    assert not [n for n, p in branch.shared.model.named_parameters() if "lora" not in n and (p.requires_grad or p.grad is not None)]
+        assert torch.allclose(b.grad, 3 * g @ a.T, atol=1e-3, rtol=1e-3)
+        assert torch.allclose(a.grad, 3 * b.T @ g, atol=1e-3, rtol=1e-3)
+    assert not [n for n, p in branch.shared.model.named_parameters() if "lora" not in n
+                and (p.requires_grad or p.grad is not None)]
 
 
 def test_the_graph_of_one_branch_outlives_a_switch_to_another():
@@ -107,7 +114,8 @@ def test_the_graph_of_one_branch_outlives_a_switch_to_another():
     loss = logits(left).square().sum()
     other = logits(right).square().sum()
     loss.backward()
-    assert all(torch.equal(p.grad, g) for p, g in zip(left.parameters(), alone)) and all(p.grad is None for p in right.parameters())
+    assert all(torch.equal(p.grad, g) for p, g in zip(left.parameters(), alone))
+    assert all(p.grad is None for p in right.parameters())
     other.backward()
     assert all(p.grad is not None for p in right.parameters())
 
@@ -117,7 +125,8 @@ def test_branches_share_one_base_in_memory_and_leave_it_alone():
     before, hashed = {n: p.clone() for n, p in plain.state_dict().items()}, weights_hash(plain)
     base = lora(plain, rank=2)
     branches = [stirred(base, i) for i in range(3)]
-    shared = {n.replace(".base_layer.", "."): p.data_ptr() for n, p in base.shared.model.named_parameters() if "lora" not in n}
+    shared = {n.replace(".base_layer.", "."): p.data_ptr() for n, p in base.shared.model.named_parameters()
+              if "lora" not in n}
     assert shared == {n: p.data_ptr() for n, p in plain.model.named_parameters()}
     assert all(b.model is base.model for b in branches) and len({weights_hash(b) for b in branches}) == 3
     assert all(p.requires_grad for p in plain.model.parameters()) and weights_hash(plain) == hashed
@@ -161,17 +170,24 @@ def test_merging_equals_the_merge_of_full_copies(method):
 
 
 @settings(max_examples=4)
-@given(st.integers(1, 4), st.floats(0.5, 20), st.lists(st.floats(0, 2), min_size=2, max_size=4).filter(lambda w: sum(w) > 0.1), st.sampled_from(["linear", "task_arithmetic"]))
+@given(st.integers(1, 4), st.floats(0.5, 20),
+       st.lists(st.floats(0, 2), min_size=2, max_size=4).filter(lambda w: sum(w) > 0.1),
+       st.sampled_from(["linear", "task_arithmetic"]))
 def test_merged_adapters_add_up_to_the_merged_change_of_full_weights(rank, alpha, weights, method):
     plain = language_model()
     base = lora(plain, rank=rank, alpha=alpha)
-    branches, shares = [stirred(base, i) for i in range(len(weights))], [w / (sum(weights) if method == "linear" else 1) for w in weights]
+    branches, shares = [stirred(base, i)
+                        for i in range(len(weights))], [
+                            w / (sum(weights) if method == "linear" else 1) for w in weights]
     merged, start = merge(branches, method, weights, base=plain), plain.state_dict()
     assert isinstance(merged, LoraPolicy)
     own = [dict(b.named_parameters()) for b in branches]
     for n in base.shared.layers:
-        change = sum(s * alpha / rank * p[f"{n}.lora_B.weight"].double() @ p[f"{n}.lora_A.weight"].double() for s, p in zip(shares, own))
-        assert (merged.dense_state()[f"{n}.weight"].double() - start[f"{n}.weight"].double() - change).abs().max() < 1e-5 * (1 + change.abs().max())
+        change = sum(s * alpha / rank * p[f"{n}.lora_B.weight"].double() @ p[f"{n}.lora_A.weight"].double()
+                     for s, p in zip(shares, own))
+        assert (
+            merged.dense_state()[f"{n}.weight"].double() - start[
+                f"{n}.weight"].double() - change).abs().max() < 1e-5 * (1 + change.abs().max())
 
 
 def test_merging_from_a_base_that_has_moved_itself():
@@ -248,7 +264,8 @@ def test_a_stopped_run_of_adapters_goes_on_bit_for_bit(whole, trained, suite, tm
 
 def test_another_rank_is_another_run(whole, trained, suite):
     base, run = whole
-    with pytest.raises(ValueError, match="holds another run"): train(copd_plan(), suite, lora(trained, rank=3), CONFIG, run.path, progress=False)
+    with pytest.raises(ValueError, match="holds another run"):
+        train(copd_plan(), suite, lora(trained, rank=3), CONFIG, run.path, progress=False)
 
 
 def test_peft_reads_what_is_saved(tmp_path):
@@ -256,7 +273,8 @@ def test_peft_reads_what_is_saved(tmp_path):
     plain = language_model("llama")
     branch = stirred(lora(plain, rank=2, alpha=7), 1)
     branch.save(tmp_path / "branch")
-    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "branch" / "base"), tmp_path / "branch").eval()
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "branch" / "base"),
+                                      tmp_path / "branch").eval()
     prompt = branch.encode(EXAMPLES[:1])
     with torch.no_grad(): theirs = model(input_ids=prompt.ids).logits[0, -1]
     ours = branch.completion_logits(prompt, ids_for(branch, 1))[0, 0]
@@ -270,7 +288,8 @@ def test_saved_adapters_find_their_base(tmp_path):
     folder = branch.save(tmp_path / "runs" / "branches" / "mine")
     assert not (folder / "base").exists() and not list(folder.glob("model*.safetensors"))
     again = Policy.load(folder)
-    assert again.name == "mine" and torch.equal(logits(again), logits(branch)) and weights_hash(again) == weights_hash(branch)
+    assert again.name == "mine" and torch.equal(logits(again), logits(branch))
+    assert weights_hash(again) == weights_hash(branch)
     del again
     gc.collect()
     language_model(seed=3).save(tmp_path / "model")
@@ -288,7 +307,8 @@ def test_bad_requests():
     base = lora(language_model(), rank=2)
     with pytest.raises(ValueError, match="LoRA policy already"): lora(base)
     with pytest.raises(ValueError, match="rank=0"): lora(language_model(), rank=0)
-    with pytest.raises(ValueError, match="has to have the matrices of its adapter"): base.load_state({"x.lora_A.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="has to have the matrices of its adapter"):
+        base.load_state({"x.lora_A.weight": torch.zeros(1)})
 
 
 def test_a_bf16_base_has_adapters_in_fp32_that_learn(suite, tmp_path):
@@ -299,8 +319,10 @@ def test_a_bf16_base_has_adapters_in_fp32_that_learn(suite, tmp_path):
     only_text = dict(text=suite["text"])
     run = train(expert("text", 2), only_text, base, CONFIG, tmp_path / "run", progress=False)
     own = run.branch("text").parameters()
-    assert {p.dtype for p in own} == {torch.float32} and run.branch("text").model.dtype == torch.bfloat16 and run.finished
-    with pytest.raises(ValueError, match="small updates would be rounded away"): train(expert("text", 2), only_text, half, CONFIG, tmp_path / "other", progress=False)
+    assert {p.dtype for p in own} == {torch.float32} and run.branch("text").model.dtype == torch.bfloat16
+    assert run.finished
+    with pytest.raises(ValueError, match="small updates would be rounded away"):
+        train(expert("text", 2), only_text, half, CONFIG, tmp_path / "other", progress=False)
 
 
 def padded(rows, hidden=32, seed=1): return language_model(rows=rows, hidden=hidden, seed=seed)
@@ -309,8 +331,10 @@ def padded(rows, hidden=32, seed=1): return language_model(rows=rows, hidden=hid
 @pytest.mark.parametrize("estimator", ["sampled", "reverse", "topk"])
 def test_a_larger_frozen_teacher_with_a_longer_head_teaches_adapters(estimator, suite, tmp_path):
     student, teacher = lora(padded(107), rank=2), padded(128, hidden=48)
-    plan = Schedule("distil", {"pupil": "base", "big": "base"}, [Phase("OPD", 2, [Update("pupil", [OPD("text", "big", 1.0, estimator)])])], "pupil")
-    run = train(plan, dict(text=suite["text"]), student, CONFIG, tmp_path / "run", progress=False, starts=dict(big=teacher))
+    plan = Schedule("distil", {"pupil": "base", "big": "base"},
+                    [Phase("OPD", 2, [Update("pupil", [OPD("text", "big", 1.0, estimator)])])], "pupil")
+    run = train(plan, dict(text=suite["text"]), student, CONFIG, tmp_path / "run", progress=False,
+                starts=dict(big=teacher))
     assert run.finished and run.events.query("kind == 'train'").gradient_norm.min() > 0
     assert run.events.query("kind == 'probe'").symmetric_kl.gt(0).any()
 
@@ -318,5 +342,6 @@ def test_a_larger_frozen_teacher_with_a_longer_head_teaches_adapters(estimator, 
 def test_a_policy_of_another_size_may_teach_but_not_learn_or_be_merged(suite, tmp_path):
     student, teacher = tiny_policy(**SMALL), tiny_policy(**SMALL | dict(hidden=48))
     with pytest.raises(ValueError, match="need one architecture"):
-        train(merged_experts(["text", "image"], 1), suite, student, CONFIG, tmp_path / "run", progress=False, starts=dict(text=teacher))
+        train(merged_experts(["text", "image"], 1), suite, student, CONFIG, tmp_path / "run", progress=False,
+              starts=dict(text=teacher))
     assert not (tmp_path / "run" / "manifest.json").exists()

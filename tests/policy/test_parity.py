@@ -14,8 +14,11 @@ from processor_folders import real_folder
 from copd_nb.data.media import decode_video
 from copd_nb.policy.processors import load_processor, small_processor
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed: make test-parity")]
-SIZES = [(1, 1), (3, 5), (28, 28), (31, 33), (64, 64), (100, 700), (5, 900), (480, 640), (719, 1281), (2000, 3000), (4500, 4600)]
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(find_spec("torchvision") is None,
+                                 reason="torchvision is not installed: make test-parity")]
+SIZES = [(1, 1), (3, 5), (28, 28), (31, 33), (64, 64), (100, 700), (5, 900), (480, 640), (719, 1281), (2000, 3000),
+         (4500, 4600)]
 CLIP = [dict(type="video"), dict(type="text", text="what?")]
 
 
@@ -27,7 +30,8 @@ def pair(tmp_path_factory):
 
 def test_they_are_two_implementations(pair):
     official, ours = pair
-    assert type(official.image_processor).__module__.startswith("transformers.") and type(official.video_processor).__module__.startswith("transformers.")
+    assert type(official.image_processor).__module__.startswith("transformers.")
+    assert type(official.video_processor).__module__.startswith("transformers.")
     assert type(ours.image_processor).__module__ == type(ours.video_processor).__module__ == "copd_nb.policy.processors"
 
 
@@ -41,7 +45,8 @@ def compare(name, pair, content, **visual):
     one, two = (encode(p, content, **visual) for p in pair)
     assert one.keys() == two.keys()
     pixels = [k for k in one if k.startswith("pixel_values")]
-    assert all(torch.equal(one[k], two[k]) for k in one if k not in pixels) and all(one[k].dtype == two[k].dtype == torch.float32 for k in pixels)
+    assert all(torch.equal(one[k], two[k]) for k in one if k not in pixels)
+    assert all(one[k].dtype == two[k].dtype == torch.float32 for k in pixels)
     worst = max(float((one[k] - two[k]).abs().max()) for k in pixels)
     print(f"{name}: {[tuple(one[k].shape) for k in pixels]}, largest difference {worst:.1e}")
     assert worst <= 1e-6
@@ -53,7 +58,8 @@ def noise(*shape): return np.random.default_rng(0).integers(0, 256, shape, np.ui
 
 def smooth(h, w):
     y, x = np.mgrid[0:h, 0:w]
-    return np.stack([(127 + 127 * np.sin(x / 9 + y / 17)), x * 255 / max(w - 1, 1), y * 255 / max(h - 1, 1)], -1).astype(np.uint8)
+    return np.stack([(127 + 127 * np.sin(x / 9 + y / 17)), x * 255 / max(w - 1, 1), y * 255 / max(h - 1, 1)],
+                    -1).astype(np.uint8)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(str, s)))
@@ -75,20 +81,27 @@ def test_grey_made_rgb_and_several_images(pair):
     compare("three images", pair, [dict(type="image")] * 3, images=[grey, smooth(64, 64), noise(500, 120, 3)])
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 16), (2, 3, 40), (4, 64, 64), (5, 90, 160), (7, 33, 200), (16, 272, 640), (33, 240, 320)], ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("shape",
+                         [(2, 16, 16), (2, 3, 40), (4, 64, 64), (5, 90, 160), (7, 33, 200), (16, 272, 640),
+                          (33, 240, 320)], ids=lambda s: "x".join(map(str, s)))
 def test_made_up_videos(pair, shape): compare(f"video {shape}", pair, CLIP, videos=[noise(*shape, 3)])
 
 
 @pytest.mark.parametrize("given", [
-    dict(video_metadata=[dict(total_num_frames=90, fps=30., frames_indices=list(range(0, 90, 9)))], do_sample_frames=False),
-    dict(video_metadata=[dict(total_num_frames=10, fps=1., frames_indices=None)]),  # 10 frames at 1 a second: sampled at the checkpoint's 2
-    dict(video_metadata=[dict(total_num_frames=10, fps=8., frames_indices=None)], do_sample_frames=True)], ids=["sampled", "default", "sample"])
-def test_videos_with_metadata(pair, given): compare(f"metadata {given}", pair, CLIP, videos=[noise(10, 96, 128, 3)], **given)
+    dict(video_metadata=[dict(total_num_frames=90, fps=30., frames_indices=list(range(0, 90, 9)))],
+         do_sample_frames=False),
+    # 10 frames at 1 a second: sampled at the checkpoint's 2
+    dict(video_metadata=[dict(total_num_frames=10, fps=1., frames_indices=None)]),
+    dict(video_metadata=[dict(total_num_frames=10, fps=8., frames_indices=None)], do_sample_frames=True)],
+    ids=["sampled", "default", "sample"])
+def test_videos_with_metadata(pair, given):
+    compare(f"metadata {given}", pair, CLIP, videos=[noise(10, 96, 128, 3)], **given)
 
 
 def test_two_videos_and_an_image(pair):
     content = [dict(type="video"), dict(type="image"), dict(type="video")]
-    compare("two videos, one image", pair, content, videos=[noise(4, 48, 64, 3), noise(7, 90, 30, 3)], images=[smooth(77, 55)])
+    compare("two videos, one image", pair, content, videos=[noise(4, 48, 64, 3), noise(7, 90, 30, 3)],
+            images=[smooth(77, 55)])
 
 
 @pytest.mark.parametrize("mean, std", [([.48145466, .4578275, .40821073], [.26862954, .26130258, .27577711])])
@@ -97,10 +110,12 @@ def test_other_settings(tmp_path, mean, std):
     folder = real_folder(tmp_path)
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         settings = json.loads((folder / name).read_text()) | dict(image_mean=mean, image_std=std, patch_size=14)
-        if name == "preprocessor_config.json": settings = {k: v for k, v in settings.items() if k != "size"} | dict(min_pixels=3136, max_pixels=200704)
+        if name == "preprocessor_config.json":
+            settings = {k: v for k, v in settings.items() if k != "size"} | dict(min_pixels=3136, max_pixels=200704)
         (folder / name).write_text(json.dumps(settings))
     pair = [load_processor(folder, "qwen3_vl", official=o) for o in (True, False)]
-    one = compare("CLIP's mean", pair, CLIP + [dict(type="image")], videos=[noise(6, 90, 120, 3)], images=[noise(700, 900, 3)])
+    one = compare("CLIP's mean", pair, CLIP + [dict(type="image")], videos=[noise(6, 90, 120, 3)],
+                  images=[noise(700, 900, 3)])
     assert 3136 <= one["image_grid_thw"].prod() * 14 ** 2 <= 200704
 
 

@@ -37,7 +37,8 @@ def sampler(monkeypatch):
     return VllmSampler("models/tiny", gpu_memory_utilization=0.5)
 
 
-def request(policy, examples=EXAMPLES, group=2, *key, **more): return Request(policy.encode(examples), group, generator("cpu", 0, *key), **more)
+def request(policy, examples=EXAMPLES, group=2, *key, **more):
+    return Request(policy.encode(examples), group, generator("cpu", 0, *key), **more)
 
 
 def own_logp(policy, out, temperature=1.0):
@@ -56,10 +57,12 @@ def stirred(policy, seed=3, size=0.02):
 def test_rows_are_of_the_policy_and_log_probs_its_own(temperature, sampler, tiny):
     "Text, image, video and text again, with weights that the engine did not start with."
     out, = sampler(tiny, [request(tiny)], 5, temperature)
-    assert out.ids.shape == out.mask.shape == out.logp.shape and len(out.ids) == len(out.texts) == 8 and out.start is None and out.entropy is None
+    assert out.ids.shape == out.mask.shape == out.logp.shape and len(out.ids) == len(out.texts) == 8
+    assert out.start is None and out.entropy is None
     assert torch.allclose(out.logp, own_logp(tiny, out, temperature), atol=1e-4)
     assert not torch.isin(out.ids * out.mask.long() + tiny.eos[0] * (1 - out.mask.long()), tiny.banned).any()
-    assert out.decoded == int((out.lengths - 1).sum()) and [e.capability for e in out.examples[::2]] == ["text", "image", "video", "text"]
+    assert out.decoded == int((out.lengths - 1).sum())
+    assert [e.capability for e in out.examples[::2]] == ["text", "image", "video", "text"]
 
 
 def test_rows_end_like_those_of_the_built_in_sampler(sampler, tiny):
@@ -79,8 +82,10 @@ def test_greedy_rows_are_those_of_the_built_in_sampler(sampler, tiny):
     asked = request(tiny, EXAMPLES, 2, "greedy", greedy=1)
     theirs, ours = sampler(tiny, [asked], 6, 0.7)[0], sample(tiny, asked.prompts, 1, 6, 0.7, greedy=True)
     width = min(theirs.ids.shape[1], ours.ids.shape[1])
-    assert torch.equal(theirs.mask[::2, :width], ours.mask[:, :width]) and torch.equal(theirs.ids[::2, :width], ours.ids[:, :width])
-    assert sampler.llm.params[0].temperature == 0 and sampler.llm.params[0].seed is None and sampler.llm.params[1].temperature == 0.7
+    assert torch.equal(theirs.mask[::2, :width], ours.mask[:, :width])
+    assert torch.equal(theirs.ids[::2, :width], ours.ids[:, :width])
+    assert sampler.llm.params[0].temperature == 0 and sampler.llm.params[0].seed is None
+    assert sampler.llm.params[1].temperature == 0.7
 
 
 def test_seeds_have_the_address_of_the_request(sampler, tiny):
@@ -98,7 +103,8 @@ def test_what_each_row_asks_of_vllm(sampler, tiny):
     sampler(tiny, [request(tiny)], 3, 0.9)
     assert sampler.llm.model == "models/tiny" and sampler.llm.options == dict(gpu_memory_utilization=0.5)
     for p in sampler.llm.params:
-        assert (p.max_tokens, p.stop_token_ids, p.ignore_eos, p.logprobs, p.detokenize, p.temperature) == (3, tiny.eos, True, 0, False, 0.9)
+        assert (p.max_tokens, p.stop_token_ids, p.ignore_eos, p.logprobs, p.detokenize,
+                p.temperature) == (3, tiny.eos, True, 0, False, 0.9)
         assert set(p.logit_bias) == set(tiny.banned.tolist()) and set(p.logit_bias.values()) == {-1e9}
     assert len({p.seed for p in sampler.llm.params}) == 8
     pictures = [sorted(p.get("multi_modal_data", ())) for p in sampler.llm.asked[::2]]
@@ -106,7 +112,8 @@ def test_what_each_row_asks_of_vllm(sampler, tiny):
 
 
 def test_the_most_likely_ids_where_a_teacher_needs_them(sampler, tiny):
-    out, plain = sampler(tiny, [request(tiny, EXAMPLES[:2], 2, "k", top_k=3), request(tiny, EXAMPLES[:2], 2, "k")], 4, 0.8)
+    out, plain = sampler(tiny, [request(tiny, EXAMPLES[:2], 2, "k", top_k=3), request(tiny, EXAMPLES[:2], 2, "k")], 4,
+                         0.8)
     own = tiny.completion_logits(out.prompts, out.ids, 0.8).topk(3).indices
     assert torch.equal(out.top_ids[out.mask.bool()], own[out.mask.bool()]) and out.top_ids.shape == (*out.ids.shape, 3)
     assert plain.top_ids is None and torch.equal(plain.ids, out.ids)
@@ -138,7 +145,8 @@ def test_the_print_sees_a_single_number_change(place, tiny):
 def test_adapters_are_multiplied_out(sampler, tiny):
     branch = stirred(lora(tiny, rank=2), size=0.1)
     out, = sampler(branch, [request(branch, EXAMPLES[:2], 2, "lora")], 5, 1.0)
-    assert torch.allclose(out.logp, own_logp(branch, out), atol=1e-4) and not torch.allclose(out.logp, own_logp(tiny, out), atol=1e-3)
+    assert torch.allclose(out.logp, own_logp(branch, out), atol=1e-4)
+    assert not torch.allclose(out.logp, own_logp(tiny, out), atol=1e-3)
     names = [n for n, _ in named_weights(branch)]
     assert names == [n for n, _ in named_weights(tiny)] and not any("lora" in n for n in names)
     sampler(branch, [request(branch, EXAMPLES[:1], 1, "lora")], 2, 1.0)
@@ -151,7 +159,8 @@ def test_a_sleeping_engine_gets_its_weights_each_time(monkeypatch, tiny):
     first, again = (sampler(tiny, [request(tiny, EXAMPLES[:2], 2, "s")], 4, 1.0)[0] for _ in range(2))
     assert torch.equal(first.ids, again.ids) and sampler.syncs == 2
     begun = ["update", "reset", "generate", "sleep"]
-    assert sampler.llm.calls[1:] == begun + [("wake", "weights"), "update", "reset", ("wake", "kv_cache"), "generate", "sleep"]
+    assert sampler.llm.calls[1:] == begun + [("wake", "weights"), "update", "reset", ("wake", "kv_cache"), "generate",
+                                             "sleep"]
 
 
 @pytest.mark.parametrize("skip", [True, False])
@@ -160,7 +169,8 @@ def test_the_update_takes_the_learners_own_log_probs(skip, sampler, tiny, tmp_pa
     config = Config(group_size=3, max_new_tokens=5, skip_flat=skip, device="cpu")
     run = Run.__new__(Run)
     run.path = tmp_path
-    training = Training(expert("text", 1), {"text": text(8)}, tiny.clone("base"), config, train_module.accelerator_for(config), run)
+    training = Training(expert("text", 1), {"text": text(8)}, tiny.clone("base"), config,
+                        train_module.accelerator_for(config), run)
     out, = sampler(training.branch("text").policy, [request(tiny, [EXAMPLES[0], EXAMPLES[3]], 3, "rl")], 5, 1.0)
     advantages = grpo_advantages(torch.tensor([1.0, 0, 0, 1, 1, 1]), 3)  # the second group is flat
     def weighed(**said):
@@ -172,32 +182,40 @@ def test_the_update_takes_the_learners_own_log_probs(skip, sampler, tiny, tmp_pa
         other, *numbers = weighed(**said)
         assert numbers[0] == loss and torch.equal(numbers[1], gradient)
         assert torch.equal(other.old_logp[:3], batch.old_logp[:3])
-    assert torch.allclose(other.old_logp[3:], out.logp[3:] - 0.3 * skip, atol=1e-4)  # rows that are left out keep what the sampler said
+    # rows that are left out keep what the sampler said
+    assert torch.allclose(other.old_logp[3:], out.logp[3:] - 0.3 * skip, atol=1e-4)
     assert torch.allclose(batch.old_logp, own_logp(tiny, out), atol=1e-4) and torch.equal(batch.old_logp, batch.logp)
 
 
 def test_all_streams_go_to_the_engine_at_once(sampler, tiny):
     asked = [request(tiny, EXAMPLES[:1], 2, "one"), request(tiny, EXAMPLES[1:3], 3, "two")]
     ours, theirs = (s(tiny, asked, 4, 1.0, True, None) for s in (sample_many, sampler))
-    assert [(len(o.ids), o.group_size, o.prompts) for o in ours] == [(len(o.ids), o.group_size, o.prompts) for o in theirs]
+    assert [(len(o.ids), o.group_size, o.prompts)
+            for o in ours] == [(len(o.ids), o.group_size, o.prompts) for o in theirs]
     assert sampler.llm.calls.count("generate") == 1
 
 
 def test_a_row_that_was_cut_is_refused(sampler, tiny, monkeypatch):
     real = fake_vllm.LLM.row
-    monkeypatch.setattr(fake_vllm.LLM, "row", lambda self, prompt, params: real(self, prompt, replace(params, max_tokens=2)))
-    with pytest.raises(RuntimeError, match=r"after 2 of 30 tokens without an end token \(length\)"): sampler(tiny, [request(tiny, EXAMPLES[:1], 6, "cut")], 30, 1.0)
+    monkeypatch.setattr(fake_vllm.LLM, "row",
+                        lambda self, prompt, params: real(self, prompt, replace(params, max_tokens=2)))
+    with pytest.raises(RuntimeError, match=r"after 2 of 30 tokens without an end token \(length\)"):
+        sampler(tiny, [request(tiny, EXAMPLES[:1], 6, "cut")], 30, 1.0)
 
 
 def test_another_prompt_is_refused(sampler, tiny, monkeypatch):
     "As if vLLM's processor had expanded a picture to one mark more."
     real = fake_vllm.LLM.processed
-    monkeypatch.setattr(fake_vllm.LLM, "processed", lambda self, prompt: {k: torch.cat([v[:, :1], v], 1) if k in ("input_ids", "mm_token_type_ids") else v for k, v in real(self, prompt).items()})
-    with pytest.raises(RuntimeError, match="both must use one checkpoint's processor"): sampler(tiny, [request(tiny, EXAMPLES[1:2], 1, "other")], 2, 1.0)
+    monkeypatch.setattr(fake_vllm.LLM, "processed",
+                        lambda self, prompt: {k: torch.cat([v[:, :1], v], 1) if k in ("input_ids", "mm_token_type_ids")
+                                              else v for k, v in real(self, prompt).items()})
+    with pytest.raises(RuntimeError, match="both must use one checkpoint's processor"):
+        sampler(tiny, [request(tiny, EXAMPLES[1:2], 1, "other")], 2, 1.0)
 
 
 def test_what_can_not_work_is_refused(sampler, tiny, monkeypatch):
-    with pytest.raises(ValueError, match="only the built-in sampler"): sampler(tiny, [request(tiny, EXAMPLES[:1], 2, "x", lengths=torch.tensor([2, 3]))], 4, 1.0)
+    with pytest.raises(ValueError, match="only the built-in sampler"):
+        sampler(tiny, [request(tiny, EXAMPLES[:1], 2, "x", lengths=torch.tensor([2, 3]))], 4, 1.0)
     with pytest.raises(ValueError, match=r"options \['load_format'\]"): VllmSampler("models/tiny", load_format="auto")
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match=r"pip install copd_nb\[vllm\]"): VllmSampler("models/tiny")
@@ -213,8 +231,11 @@ def test_a_run_with_a_sampler_of_ones_own(tmp_path):
     suite, start = minis(("text", "image")), minis_base()
     config = Config(prompts=4, opd_prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu")
     schedule = copd(["text", "image"], cycles=1, s_rl=1, s_opd=1, beta=0.5)
-    own, other = (train(schedule, suite, start, config, tmp_path / name, progress=False, sampler=sampler) for name, sampler in (("own", None), ("silent", silent)))
-    a, b = own.events.select_dtypes("number").drop(columns="seconds"), other.events.select_dtypes("number").drop(columns="seconds")
+    own, other = (train(schedule, suite, start, config, tmp_path / name, progress=False, sampler=sampler)
+                  for name, sampler in (("own", None), ("silent", silent)))
+    a, b = own.events.select_dtypes("number").drop(columns="seconds"), other.events.select_dtypes("number").drop(
+        columns="seconds")
     assert len(asked) == 4 and not any(asked) and other.manifest["sampler"] == "function"
-    pd.testing.assert_frame_equal(a.drop(columns=["entropy", "padding", "clip_share"]), b.drop(columns=["entropy", "padding", "clip_share"]), rtol=1e-3, atol=1e-5)
+    pd.testing.assert_frame_equal(a.drop(columns=["entropy", "padding", "clip_share"]),
+                                  b.drop(columns=["entropy", "padding", "clip_share"]), rtol=1e-3, atol=1e-5)
     assert b.entropy.notna().all() and (b.entropy > 0).all()

@@ -34,7 +34,8 @@ from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, SFT, Phase, Update
 
 SMALL = dict(hidden=32, layers=2, vision_hidden=16, vision_depth=1)
-TINY = Config(prompts=3, opd_prompts=3, group_size=3, max_new_tokens=6, probe_every=0, eval_every=0, learning_rate=1e-4, warmup=2, reward_seconds=None, device="cpu")
+TINY = Config(prompts=3, opd_prompts=3, group_size=3, max_new_tokens=6, probe_every=0, eval_every=0, learning_rate=1e-4,
+              warmup=2, reward_seconds=None, device="cpu")
 CASES = {  # estimator and configuration of three steps
     "sampled": TINY,
     "topk": replace(TINY, micro_tokens=24),
@@ -61,12 +62,15 @@ def suite() -> dict[str, Capability]:
 def begin(group: Group, folder: Path, case: str) -> tuple[Training, Phase]:
     "A training before its first step: two branches, one of which teaches the other, and learns itself in one case."
     config = CASES[case]
-    updates = [Update("a", (RL("text"), RL("image"), OPD("image", "b", 1.0, case))), Update("b", (SFT("text"), RL("image")))]
-    schedule = Schedule("pair", dict(a="base", b="base"), [Phase("both", 3, updates if case == "sampled" else updates[:1])], "a")
+    updates = [Update("a", (RL("text"), RL("image"), OPD("image", "b", 1.0, case))),
+               Update("b", (SFT("text"), RL("image")))]
+    schedule = Schedule("pair", dict(a="base", b="base"),
+                        [Phase("both", 3, updates if case == "sampled" else updates[:1])], "a")
     (folder / "events.jsonl").touch()
     run, accelerator = Run.__new__(Run), train_module.accelerator_for(config)
     run.path = folder
-    base, other = (train_module._placed(name, tiny(seed), config, accelerator, group) for seed, name in enumerate(("base", "other")))
+    base, other = (train_module._placed(name, tiny(seed), config, accelerator, group)
+                   for seed, name in enumerate(("base", "other")))
     return Training(schedule, suite(), base, config, accelerator, run, starts=dict(b=other)), schedule.phases[0]
 
 
@@ -75,7 +79,8 @@ def packed(training: Training) -> dict: return dict(resume_module._packed(traini
 
 def numbers(batch) -> dict:
     out = batch.rollouts
-    return dict(ids=out.ids, texts=out.texts, finished=out.finished, rewards=batch.rewards, sampled=out.logp, logp=batch.logp, old=batch.old_logp, entropy=batch.entropy, taught=batch.teacher_logp)
+    return dict(ids=out.ids, texts=out.texts, finished=out.finished, rewards=batch.rewards, sampled=out.logp,
+                logp=batch.logp, old=batch.old_logp, entropy=batch.entropy, taught=batch.teacher_logp)
 
 
 def trained(group: Group, folder: Path, case: str) -> dict:
@@ -91,7 +96,8 @@ def trained(group: Group, folder: Path, case: str) -> dict:
         patch.setattr(step_module, "learn", noted)
         rows = [row for step in range(3) for row in train_step(training, phase, step)]
     tensors, counters = packed(training), {n: resume_module._counters(training, n)[0] for n in training.begun}
-    if group.rank == 0 and case == "sampled": save_checkpoint(folder / f"on{group.size}", tensors, dict(branches=counters))
+    if group.rank == 0 and case == "sampled":
+        save_checkpoint(folder / f"on{group.size}", tensors, dict(branches=counters))
     return dict(rows=rows, batches=[numbers(b) for b in batches], tensors=tensors)
 
 
@@ -112,7 +118,9 @@ def measured(group: Group, policy: Policy) -> dict:
 
 
 def alone(folder: Path) -> dict:
-    return {name: trained(Group(), folder, name) for name in CASES} | dict(resumed=resumed(Group(), folder, folder / "on1"), measured=measured(Group(), tiny()))
+    return {name: trained(Group(), folder, name)
+            for name in CASES} | dict(resumed=resumed(Group(), folder, folder / "on1"),
+                                      measured=measured(Group(), tiny()))
 
 
 def fails(group: Group) -> str:
@@ -126,7 +134,8 @@ def described(policy: ShardedPolicy, folder: Path) -> dict:
     saved = Policy.load(policy.save(folder / "saved"))
     other = policy.with_state({k: v + 1 for k, v in policy.state_dict().items()})
     with pytest.raises(ValueError, match="has to have the weights of its model"): policy.load_state({})
-    return dict(part=part / whole, hashes=[weights_hash(p) for p in (tiny(), policy, policy.clone(), saved)], changed=weights_hash(other), kinds=[type(p).__name__ for p in (policy, policy.clone(), other)])
+    return dict(part=part / whole, hashes=[weights_hash(p) for p in (tiny(), policy, policy.clone(), saved)],
+                changed=weights_hash(other), kinds=[type(p).__name__ for p in (policy, policy.clone(), other)])
 
 
 def of_two(rank: int, folder: Path) -> dict:
@@ -134,7 +143,8 @@ def of_two(rank: int, folder: Path) -> dict:
     group = join_group(rank, 2, f"file://{folder}/meet", timeout=SECONDS)
     policy = shard(tiny(), group)
     found = {case: trained(group, folder, case) for case in CASES}
-    found |= dict(resumed=resumed(group, folder, folder / "on1"), measured=measured(group, policy), described=described(policy, folder), error=fails(group))
+    found |= dict(resumed=resumed(group, folder, folder / "on1"), measured=measured(group, policy),
+                  described=described(policy, folder), error=fails(group))
     torch.distributed.destroy_process_group()
     return found
 
@@ -162,7 +172,8 @@ def folder():
 def runs(folder): return alone(folder), *two(folder)
 
 
-def furthest(a: dict, b: dict) -> float: return max((a[stem][name].float() - b[stem][name].float()).abs().max().item() for stem in a for name in a[stem])
+def furthest(a: dict, b: dict) -> float:
+    return max((a[stem][name].float() - b[stem][name].float()).abs().max().item() for stem in a for name in a[stem])
 
 
 def untimed(rows): return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
@@ -172,12 +183,16 @@ def untimed(rows): return [{k: v for k, v in row.items() if k != "seconds"} for 
 def test_two_processes_learn_what_one_does(runs, case):
     one, first, second = (run[case] for run in runs)
     for a, b in zip(one["batches"], first["batches"], strict=True):
-        assert torch.equal(a["ids"], b["ids"]) and a["texts"] == b["texts"] and torch.equal(a["finished"], b["finished"])
+        assert torch.equal(a["ids"], b["ids"]) and a["texts"] == b["texts"]
+        assert torch.equal(a["finished"], b["finished"])
         for key in ("rewards", "sampled", "logp", "old", "entropy", "taught"):
-            assert (a[key] is None) == (b[key] is None) and (a[key] is None or torch.allclose(a[key], b[key], atol=1e-4)), key
+            assert (a[key] is None) == (b[key] is None) and (
+                a[key] is None or torch.allclose(a[key], b[key], atol=1e-4)), key
     for a, b in zip(one["rows"], first["rows"], strict=True):
-        assert abs(a["loss"] - b["loss"]) < 1e-5 and math.isclose(a["total_gradient_norm"], b["total_gradient_norm"], rel_tol=1e-3)
-    assert all(row["total_gradient_norm"] > 1e-3 for row in one["rows"]) and any(abs(row["loss"]) > 1e-3 for row in one["rows"] if row["stream"] == "rl")
+        assert abs(a["loss"] - b["loss"]) < 1e-5
+        assert math.isclose(a["total_gradient_norm"], b["total_gradient_norm"], rel_tol=1e-3)
+    assert all(row["total_gradient_norm"] > 1e-3 for row in one["rows"])
+    assert any(abs(row["loss"]) > 1e-3 for row in one["rows"] if row["stream"] == "rl")
     assert furthest(one["tensors"], first["tensors"]) < 1e-4
 
 
@@ -186,13 +201,15 @@ def test_both_processes_hold_the_same(runs, case):
     _, first, second = (run[case] for run in runs)
     assert untimed(first["rows"]) == untimed(second["rows"])
     assert furthest(first["tensors"], second["tensors"]) == 0
-    assert all(torch.equal(x, b[k]) for a, b in zip(first["batches"], second["batches"]) for k, x in a.items() if isinstance(x, torch.Tensor))
+    assert all(torch.equal(x, b[k]) for a, b in zip(first["batches"], second["batches"]) for k, x in a.items()
+               if isinstance(x, torch.Tensor))
 
 
 def test_a_checkpoint_of_one_process_goes_on_in_two(runs):
     one, first, second = runs
     for run in (one, first, second): assert furthest(run["resumed"]["tensors"], one["sampled"]["tensors"]) == 0
-    for a, b in zip(one["resumed"]["rows"], first["resumed"]["rows"], strict=True): assert abs(a["loss"] - b["loss"]) < 1e-5
+    for a, b in zip(one["resumed"]["rows"], first["resumed"]["rows"], strict=True):
+        assert abs(a["loss"] - b["loss"]) < 1e-5
 
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one(runs, folder):
@@ -209,7 +226,8 @@ def test_each_process_holds_half(runs):
 
 def test_a_sharded_policy_is_the_policy(runs):
     for run in runs[1:]:
-        assert len(set(run["described"]["hashes"])) == 1 and run["described"]["changed"] not in run["described"]["hashes"]
+        assert len(set(run["described"]["hashes"])) == 1
+        assert run["described"]["changed"] not in run["described"]["hashes"]
         assert run["described"]["kinds"] == ["ShardedPolicy"] * 3
 
 
@@ -237,9 +255,11 @@ def test_all_processes_run_passes_of_one_kind(seed):
     config = replace(TINY, micro_prompts=rng.choice([None, 1, 2]), micro_tokens=rng.choice([None, 6, 13]))
     plans = [portions(config, out, rows, size)[rank] for rank in range(size)]
     pictures = out.prompts.patches.repeat_interleave(group) > 0
-    kinds = [[[(len(p) > 0, bool(pictures[p].any()), bool((lengths[p] > 1).any())) for p in chunk] for chunk in plan] for plan in plans]
+    kinds = [[[(len(p) > 0, bool(pictures[p].any()), bool((lengths[p] > 1).any())) for p in chunk] for chunk in plan]
+             for plan in plans]
     assert all(k == kinds[0] for k in kinds) and all(p[0] for chunk in kinds[0] for p in chunk)
-    own = [row for rank, plan in enumerate(plans) for chunk in plan for p in chunk for row in p.tolist() if Group(rank, size).owns(torch.tensor(row // group))]
+    own = [row for rank, plan in enumerate(plans) for chunk in plan for p in chunk for row in p.tolist()
+           if Group(rank, size).owns(torch.tensor(row // group))]
     assert sorted(own) == rows.tolist()
 
 
@@ -252,9 +272,11 @@ def test_a_group_of_one_changes_nothing():
 
 def test_a_group_does_not_lower_its_limits():
     training = SimpleNamespace(base=SimpleNamespace(group=Group(0, 2)), config=TINY, notes=[])
-    assert not memory_module._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError()) and training.config is TINY and not training.notes
+    assert not memory_module._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError())
+    assert training.config is TINY and not training.notes
     training.base.group = Group()
-    assert memory_module._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError()) and training.config.micro_tokens == 4
+    assert memory_module._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError())
+    assert training.config.micro_tokens == 4
 
 
 def test_a_lora_policy_is_not_spread():
