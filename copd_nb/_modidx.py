@@ -1696,6 +1696,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'copd_nb.policy.lora._sharing': ('1_policy/lora.html#_sharing', 'copd_nb/policy/lora.py'),
                                      'copd_nb.policy.lora._targets': ('1_policy/lora.html#_targets', 'copd_nb/policy/lora.py'),
                                      'copd_nb.policy.lora._unscaled': ('1_policy/lora.html#_unscaled', 'copd_nb/policy/lora.py'),
+                                     'copd_nb.policy.lora.adapted_layers': ('1_policy/lora.html#adapted_layers', 'copd_nb/policy/lora.py'),
                                      'copd_nb.policy.lora.lora': ('1_policy/lora.html#lora', 'copd_nb/policy/lora.py')},
             'copd_nb.policy.passes': { 'copd_nb.policy.passes.PackedDecoder': ( '1_policy/passes.html#packeddecoder',
                                                                                 'copd_nb/policy/passes.py'),

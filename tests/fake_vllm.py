@@ -1,4 +1,4 @@
-"The few calls of vLLM that `VllmSampler` makes, as its documentation (0.29 to 0.32) has them; they sample with a tiny policy, one token at a time."
+"The few calls of vLLM that `VllmSampler` makes, as in its documentation (0.29 to 0.32); a tiny policy samples."
 import sys
 from collections import namedtuple
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class IPCTrainerInitInfo:
     packed: bool = False
 
 
-class WeightSource: "Base class of what a transfer reads."
+class WeightSource: "Base class of a transfer's source."
 
 
 class WeightTransferTrainerFactory:
@@ -44,7 +44,7 @@ class WeightTransferTrainerFactory:
 
 
 class Transfer:
-    "Sends in two chunks, and finds out if the source's two channels disagree."
+    "Sends in two chunks, and fails if the source's metadata and tensors disagree."
     def __init__(self, client, source): self.client, self.source = client, source
 
     def send_weights(self):
@@ -57,7 +57,7 @@ class Transfer:
 
 
 class LLM:
-    "An engine with weights of its own until it is sent others; notes what is asked of it."
+    "An engine with random weights until it is sent others; records its calls."
     make = None  # () → Policy, set by a test
 
     def __init__(self, model, load_format="auto", logprobs_mode="raw_logprobs", weight_transfer_config=None,
@@ -142,7 +142,7 @@ class LLM:
 
 
 def modules() -> dict:
-    "What stands in `sys.modules` where vLLM is installed."
+    "The entries of `sys.modules` where vLLM is installed."
     def module(name, **names):
         made = ModuleType(name)
         vars(made).update(names)
@@ -158,6 +158,6 @@ def modules() -> dict:
 
 
 def install(monkeypatch, make):
-    "Put the fake where vLLM would be; its engines begin with the policy that `make` gives."
+    "Put the fake in the place of vLLM; its engines begin with the policy that `make` gives."
     for name, made in modules().items(): monkeypatch.setitem(sys.modules, name, made)
     monkeypatch.setattr(LLM, "make", staticmethod(make))

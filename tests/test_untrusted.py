@@ -1,4 +1,5 @@
-"What comes from others is data: no pickle, no remote code, no path out of its folder, no markup; and what goes to others tells nothing of this machine."
+"""Input from others is data: no pickle, no remote code, no path out of its folder, no markup.
+Output to others reveals nothing about this machine."""
 import ast
 import hashlib
 import importlib.util
@@ -9,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
@@ -29,7 +31,6 @@ from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 from PIL import Image
 
-from copd_nb.data import sandbox as sandbox_module
 from copd_nb.engine import runs as runs_module
 from copd_nb.policy import templates as templates_module
 from copd_nb.report import driver as driver_module
@@ -69,7 +70,8 @@ from copd_nb.view.token_pages import html_of, legend, prompt_of, save_page, toke
 from copd_nb.view.token_views import METRICS, Choice, Completion, TokenView
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [*sorted((ROOT / "copd_nb").glob("*.py")), ROOT / "docs" / "build.py", *sorted((ROOT / "bench").glob("*.py"))]
+LIBRARY = [p for p in sorted((ROOT / "copd_nb").rglob("*.py")) if "assets" not in p.parts]
+SOURCES = [*LIBRARY, ROOT / "docs" / "build.py", *sorted((ROOT / "bench").glob("*.py"))]
 spec = importlib.util.spec_from_file_location("docs_build_untrusted", ROOT / "docs" / "build.py")
 docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs)
@@ -96,31 +98,26 @@ def sinks(source):
         if isinstance(node, ast.Import): yield from (a.name for a in node.names if a.name.split(".")[0] in MODULES)
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES | {"builtins"}:
             yield node.module
-        if isinstance(node,
-                      ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code") and not (
-                          isinstance(node.value, ast.Constant) and node.value.value is False):
-            yield node.arg
+        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code"):
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False): yield node.arg
         if not isinstance(node, ast.Call): continue
         called = ast.unparse(node.func)
         if called in CALLS or called.endswith(ENDINGS): yield called
-        if re.search(r"\bAuto\w+\.from_pretrained$",
-                     called) and "trust_remote_code" not in {k.arg for k in node.keywords}:
-            yield called
+        automatic = re.search(r"\bAuto\w+\.from_pretrained$", called)
+        if automatic and "trust_remote_code" not in {k.arg for k in node.keywords}: yield called
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_no_source_reads_pickles_or_makes_code_of_text(path): assert list(sinks(path.read_text(encoding="utf-8"))) == []
+def test_no_source_reads_pickles_or_makes_code_of_text():
+    found = {name(path): list(sinks(path.read_text(encoding="utf-8"))) for path in SOURCES}
+    assert len(found) > 100 and not {path: calls for path, calls in found.items() if calls}
 
 
-@pytest.mark.parametrize("line",
-                         ["import pickle", "import dill as d", "from marshal import loads",
-                          "from cloudpickle import load", "def f():\n import joblib", "torch.load(f)",
-                          "torch.save(x, f)",
-                                  "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=flag)", "pd.read_pickle(f)",
-                                  "frame.to_pickle(f)", "yaml.load(f)", "eval(x)", "exec(x)", "compile(x, '', 'exec')",
-                                  "AutoModel.from_pretrained(f)",
-                                  "m.AutoTokenizer.from_pretrained(f, trust_remote_code=True)",
-                                  "from builtins import exec"])
+@pytest.mark.parametrize("line", [
+    "import pickle", "import dill as d", "from marshal import loads", "from cloudpickle import load",
+    "def f():\n import joblib", "torch.load(f)", "torch.save(x, f)", "np.load(f, allow_pickle=True)",
+    "np.load(f, allow_pickle=flag)", "pd.read_pickle(f)", "frame.to_pickle(f)", "yaml.load(f)", "eval(x)", "exec(x)",
+    "compile(x, '', 'exec')", "AutoModel.from_pretrained(f)",
+    "m.AutoTokenizer.from_pretrained(f, trust_remote_code=True)", "from builtins import exec"])
 def test_the_search_finds_every_form(line): assert list(sinks(line))
 
 
@@ -129,7 +126,7 @@ def test_code_is_made_of_text_in_the_sandbox_only():
     texts = [(path.name, node.value) for path in SOURCES for node in nodes(path.read_text(encoding="utf-8"))
              if isinstance(node, ast.Constant) and isinstance(node.value, str)
              and re.search(r"\b(exec|eval|compile|__import__)\(|\bexec\b$|, exec$", node.value, re.M)]
-    assert texts == [("sandbox.py", "def _run(text, names): exec(compile(text, '<solution>', 'exec'), names)")]
+    assert texts == [("launcher.py", "def _run(text, names): exec(compile(text, '<solution>', 'exec'), names)")]
 
 
 def bomb(marker):
@@ -185,7 +182,7 @@ REFUSED_WEIGHTS = [(weights_become_a_pickle, "model.safetensors is no safetensor
                    (an_index_names("pytorch_model.bin"), r"names \['pytorch_model.bin'\]"),
                    (an_index_names("../other.safetensors"),
                     r"names \['../other.safetensors'\]: only safetensors in its own folder"),
-                    (an_index_names(7), r"names \['7'\]"),
+                   (an_index_names(7), r"names \['7'\]"),
                    (changed("model.safetensors.index.json", weight_map=[1]), "is no index of weights"),
                    (changed("config.json", transformers_weights="../other.safetensors"), "wants weights from"),
                    (changed("config.json", attn_implementation="someone/kernel"),
@@ -249,11 +246,9 @@ def test_parquet_with_pandas_metadata_and_pickled_types_is_only_rows(tmp_path):
     kind = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": bomb(tmp_path / "ran")}
     frame = pa.Table.from_pandas(pd.DataFrame(sums(), index=[f"i{i}" for i in range(40)]))
     fields = [pa.field(f.name, f.type, metadata=kind) for f in frame.schema]
-    table = pa.Table.from_arrays(frame.columns,
-                                 schema=pa.schema(fields,
-                                                  metadata={
-                                                      b"pandas": frame.schema.metadata[b"pandas"],
-                                                      b"huggingface": b'{"info": {"features": {"prompt": {"_type": "os.system"}}}}'}))
+    features = b'{"info": {"features": {"prompt": {"_type": "os.system"}}}}'
+    metadata = {b"pandas": frame.schema.metadata[b"pandas"], b"huggingface": features}
+    table = pa.Table.from_arrays(frame.columns, schema=pa.schema(fields, metadata=metadata))
     pq.write_table(table, tmp_path / "a.parquet")
     assert [e.prompt for e in read_examples(tmp_path / "a.parquet")] == [r["prompt"] for r in sums()]
     # an object column as pandas would pickle it
@@ -358,7 +353,7 @@ REACHES = ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.__clas
            "{{ '{0.__class__.__init__.__globals__}'.format(messages)[0].x.y }}",
            "{% import 'os' as os %}{{ os.system('touch MARK') }}", "{{ raise_exception.__globals__['x'] }}"]
 ENDLESS = {"{% for i in range(10 ** 12) %}{% endfor %}": "OverflowError",
-           "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "takes more than 1 seconds",
+           "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "more than 1 seconds",
            "{{ 'a' * 10 ** 10 }}": "takes more than 512 MiB",
            "{{ 'a' * 2 * 10 ** 6 }}": "2,000,000 characters of a prompt: it may add 1,000,000",
            "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}": "RecursionError|ends with",
@@ -386,9 +381,10 @@ def test_a_chat_template_that_does_not_end_is_an_error(template, monkeypatch):
 
 
 def test_an_ordinary_template_is_tried_once(monkeypatch):
-    template = "{% for m in messages %}{% generation %}{{ m['content'] | tojson }}{% endgeneration %}{{ strftime_now('') }}{% if loop.first %}{% continue %}{% endif %}{% endfor %}{{ eos_token }}"
-    outcomes, run = [], sandbox_module.run_code
-    monkeypatch.setattr(sandbox_module, "run_code", lambda *a, **k: outcomes.append(run(*a, **k)) or outcomes[-1])
+    template = ("{% for m in messages %}{% generation %}{{ m['content'] | tojson }}{% endgeneration %}"
+                "{{ strftime_now('') }}{% if loop.first %}{% continue %}{% endif %}{% endfor %}{{ eos_token }}")
+    outcomes, run = [], templates_module.run_code
+    monkeypatch.setattr(templates_module, "run_code", lambda *a, **k: outcomes.append(run(*a, **k)) or outcomes[-1])
     policy = foreign(template)
     for prompt in ("1+1=", "2+2="): policy.encode([Example(prompt, "2", "sums")])
     assert policy.tokenizer.decode(policy.encode([Example("1+1=", "2", "sums")]).ids[0]) == '"1+1="<|im_end|>'
@@ -588,10 +584,8 @@ def test_a_record_can_not_name_files_elsewhere(tmp_path):
         (out / "results.json").write_text(json.dumps(record | dict(report=named)))
         entry, = entries(tmp_path / "reports")
         assert [f.name for f in entry.files()] == ["results.json"] and entry.title == named
-        assert "secret" not in "".join(f.read_text()
-                                       for f in publish(
-                                           tmp_path / "reports", tmp_path / f"docs{len(named)}").parent.rglob("*.html")
-                                           if f.name != "index.html")
+        site = publish(tmp_path / "reports", tmp_path / f"docs{len(named)}").parent
+        assert "secret" not in "".join(f.read_text() for f in site.rglob("*.html") if f.name != "index.html")
 
 
 # --- markup
@@ -625,8 +619,8 @@ def faults(source):
     for tag, attributes in page.elements:
         for key, value in attributes.items():
             if key.startswith("on") or key == "srcdoc": yield f"{tag} {key}"
-            if key.endswith(("href", "src", "action", "data")) and not re.match(
-                r"#|data:image/png;base64,|[\w./%-]+$" + "|https?://" * (tag == "a"), value or ""):
+            known = r"#|data:image/png;base64,|[\w./%-]+$" + "|https?://" * (tag == "a")
+            if key.endswith(("href", "src", "action", "data")) and not re.match(known, value or ""):
                 yield f"{tag} {key}={value}"
     if "alert" in page.styles: yield "style"
 
@@ -691,9 +685,8 @@ def explorer(p, tmp_path):
 
 def figure(p, tmp_path):
     def refuse(ax): raise ValueError(p)
-    return pages_module.figure(lambda ax: None,
-                               p) + pages_module.figure(refuse, p) + pages_module.table(
-                                   pd.DataFrame({p: [p], "n": [1]}), p)
+    drawn = pages_module.figure(lambda ax: None, p) + pages_module.figure(refuse, p)
+    return drawn + pages_module.table(pd.DataFrame({p: [p], "n": [1]}), p)
 
 
 def inspected(p, tmp_path): return token_inspector_module.TokenInspector(view(p))._repr_mimebundle_()["text/html"]
@@ -708,10 +701,9 @@ def parts(p, tmp_path):
 
 def record(p, tmp_path):
     found = finding("copd_over_mopd", 1.0, -1.0, 3.0, 2, p)
+    rows = [dict(paradigm=n, capability=c, mean=1., low=0., high=2.) for n in ("base", p) for c in (p, "mean")]
     return write_results(tmp_path / "reports" / "r", "r", dict(preset=p, seeds=[p], steps=1), p,
-                         {"main/greedy": pd.DataFrame(
-                             [dict(paradigm=n, capability=c, mean=1., low=0., high=2.) for n in ("base", p)
-                              for c in (p, "mean")])}, [p], [p],
+                         {"main/greedy": pd.DataFrame(rows)}, [p], [p],
                          {"copd_over_mopd": found | dict(sentence=p), p: found},
                          verdicts={"main/greedy": [dict(paradigm=p, other="mixed RLVR", sentence=p)]})
 
@@ -738,9 +730,8 @@ def report(p, tmp_path):
 def site(p, tmp_path):
     "What the documentation makes of a record, by a renderer that lets HTML through."
     record(p, tmp_path)
-    before, (docs.RESULTS, docs.REPORTS) = (docs.RESULTS,
-                                            docs.REPORTS), (
-                                                tmp_path / "reports" / "r" / "results.json", tmp_path / "reports")
+    before, reports = (docs.RESULTS, docs.REPORTS), tmp_path / "reports"
+    docs.RESULTS, docs.REPORTS = reports / "r" / "results.json", reports
     try:
         text = "\n\n".join(
             [docs.results([docs.harmless(p)]), docs.studies("all", ""), docs.claims("all"), docs.measured()])
@@ -788,19 +779,14 @@ def test_the_search_for_markup_finds_it():
         if "&lt;" not in p: assert list(faults(f"<p title='{p}'>{mistune.html(p) if p.startswith('[') else p}</p>")), p
 
 
+HTML_NAMES = ("_repr_html_", "_repr_mimebundle_", "html", "html_of", "save_page", "svg")
+
+
 def test_every_html_builder_is_in_the_list():
-    "Functions of the package that write tags, by module: a new one has to be added to BUILDERS."
-    found = {}
-    for path in sorted((ROOT / "copd_nb").glob("*.py")):
-        for f in nodes(path.read_text(encoding="utf-8")):
-            if isinstance(f,
-                          ast.FunctionDef) and f.name in (
-                              "_repr_html_", "_repr_mimebundle_", "html", "html_of", "save_page", "svg"):
-                found.setdefault(path.stem, []).append(f.name)
-    assert {m: len(names)
-            for m, names in found.items()} == dict(
-                audit=1, capabilities=2, costs=1, explore=6, plots=1, rollouts=1, runs=1, scaling=1, schedule=2,
-                tokens=2)
+    "Functions that write tags, by package: a new one has to be added to DRAWINGS, and counted here."
+    found = Counter(p.parent.name for p in LIBRARY for f in nodes(p.read_text(encoding="utf-8"))
+                    if isinstance(f, ast.FunctionDef) and f.name in HTML_NAMES)
+    assert found == dict(data=2, signals=1, schedule=3, engine=1, analysis=1, view=9, scale=1)
 
 
 def test_a_page_of_a_report_allows_no_script_and_no_network(tmp_path):
@@ -835,13 +821,16 @@ class Stopping(Exact):
     def __call__(self, completions, examples):
         if cut and next(calls) > 1: raise KeyboardInterrupt
         return super().__call__(completions, examples)
-def go(): return train(expert("sums", 4), {"sums": replace(sets["sums.jsonl"], reward=Stopping())}, base, config, f"{place}/run", progress=False)
+def go():
+    suite = {"sums": replace(sets["sums.jsonl"], reward=Stopping())}
+    return train(expert("sums", 4), suite, base, config, f"{place}/run", progress=False)
 
 on = True
 sets = {f: capability_from(f, "sums", "exact") for f in ("sums.jsonl", "sums.parquet", "sums")}
 assert len({c.fingerprint for c in sets.values()}) == 1
 base = Policy.load(text_policy(hidden=32, layers=1).save(f"{place}/base"))
-config = Config(prompts=2, group_size=2, max_new_tokens=3, probe_every=0, eval_every=0, checkpoint_every=1, device="cpu")
+config = Config(prompts=2, group_size=2, max_new_tokens=3, probe_every=0, eval_every=0, checkpoint_every=1,
+                device="cpu")
 try: go()
 except KeyboardInterrupt: pass
 assert list(Path(place, "run", "checkpoints").iterdir())
@@ -856,7 +845,9 @@ print(run.path, os.path.expanduser("~"))
 display(sets["sums"], run, Markdown(f"**{run.path}** <b onclick=alert(1)>b</b> ![p](/etc/hostname)"))
 run.events.to_parquet(f"{out_dir}/events.parquet")
 table = run.events[["kind", "step"]].assign(path=str(run.path))
-display({"application/json": write_results(out_dir, "tiny", dict(preset=preset, store=place), f"in {run.path}", dict(events=table), [], [os.path.expanduser("~/x")])}, raw=True)
+shown = write_results(out_dir, "tiny", dict(preset=preset, store=place), f"in {run.path}", dict(events=table), [],
+                      [os.path.expanduser("~/x")])
+display({"application/json": shown}, raw=True)
 """
 SECRET = "unlikely-string-5f1c"
 
@@ -878,7 +869,11 @@ def told(tmp_path_factory):
     kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"),
                   language_info=dict(name="python"))
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "nbs" / "reports" / "tiny.ipynb")
-    code = "import sys; from copd_nb.report.command import main; a = main(['report', 'tiny', '-p', 'preset', 'smoke'])\ntry: main(['report', 'tiny', '-p', 'fail', 'true', '--out', sys.argv[1]])\nexcept Exception as error: print(type(error).__name__)\nsys.exit(a)"
+    code = ("import sys; from copd_nb.report.command import main\n"
+            "a = main(['report', 'tiny', '-p', 'preset', 'smoke'])\n"
+            "try: main(['report', 'tiny', '-p', 'fail', 'true', '--out', sys.argv[1]])\n"
+            "except Exception as error: print(type(error).__name__)\n"
+            "sys.exit(a)")
     names = os.environ | dict(PYTHONPATH=str(ROOT), HOME=str(home), COPD_SECRET=SECRET, USER="someone",
                               LOGNAME="someone")
     done = subprocess.run([sys.executable, "-c", code, str(work / "failed")], cwd=work, env=names, capture_output=True,
@@ -924,9 +919,9 @@ def test_the_page_of_a_report_shows_prompts_as_text(told):
                          [("/home/me/work/a b", "./a b"), ("/home/me", "~"), ("/home/me.", "~."),
                           ("/home/me.txt", "/home/me.txt"), ("/home/mean/x", "/home/mean/x"),
                           ("file:///home/me/x", "file://~/x"), ("\x1b[32m/home/me/x\x1b[0m", "\x1b[32m~/x\x1b[0m"),
-                                         ("a=/home/me/work", "a=."), ("x/home/me/y", "x/home/me/y"),
-                                         ('"/home/me/work/r":3', '"./r":3'), ("/home/me/work:/home/me/x", ".:~/x"),
-                                         ("/lib/py/site/x.py", "<python>/site/x.py")])
+                          ("a=/home/me/work", "a=."), ("x/home/me/y", "x/home/me/y"),
+                          ('"/home/me/work/r":3', '"./r":3'), ("/home/me/work:/home/me/x", ".:~/x"),
+                          ("/lib/py/site/x.py", "<python>/site/x.py")])
 def test_folders_are_taken_out_of_texts_only_as_a_whole(text, short, monkeypatch):
     monkeypatch.setattr(runs_module, "_places", lambda: {"/home/me/work": ".", "/home/me": "~", "/lib/py": "<python>"})
     assert without_places(text) == short

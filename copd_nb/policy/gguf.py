@@ -88,12 +88,12 @@ def _check_gguf(file: Path):
 def _from_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, object]:
     "Model and tokenizer of a GGUF file; the model is an ordinary one in memory."
     _check_gguf(file)
-    options = dict(gguf_file=file.name, trust_remote_code=False)
+    options = dict(dtype=dtype, output_loading_info=True)
     try:
         with _no_bars():
             loaded, found = transformers.AutoModelForCausalLM.from_pretrained(
-                file.parent, dtype=dtype, output_loading_info=True, **options)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
+                file.parent, gguf_file=file.name, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file.name} holds no model that can be built: {reason}") from error

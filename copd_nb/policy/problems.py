@@ -19,6 +19,7 @@ from ..data.files import _chosen, _place, _shared, answer_problem, prompt_key
 from ..data.guarded import Guarded
 from ..data.rewards import Boxed, Format, Noisy, Tagged, Weighted
 from ..data.verifiers import named_reward
+from .core import context_length
 from .ids import prompt_ids
 from .processors import load_processor
 from .templates import conversation_text, left_out, template_of
@@ -91,7 +92,7 @@ def model_problems(
     if not (Path(model) / "config.json").is_file(): raise FileNotFoundError(f"there is no checkpoint in {model}: config.json is missing")
     try: config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except ValueError as error: raise ValueError(f"{model} is no model that transformers knows: {str(error).splitlines()[0]}") from error
-    processor, context, found = load_processor(model, config.model_type), config.get_text_config().max_position_embeddings, []
+    processor, context, found = load_processor(model, config.model_type), context_length(config), []
     tokenizer = getattr(processor, "tokenizer", processor)
     if template_of(processor) is None: found.append((0, "", f"{Path(model).name} has no chat template: prompts would go in as they stand"))
     if tokenizer.pad_token_id is None: found.append((0, "", f"{Path(model).name} has no padding token"))
@@ -100,7 +101,7 @@ def model_problems(
         except (TypeError, ValueError) as error: found.append((number, columns.prompt, str(error))); continue
         if text := _opened_by(processor, example, reward): found.append((number, columns.prompt, text))
         if example.messages: found += [(number, columns.prompt, text) for text in left_out(processor, example.chat)]
-        if n + room > context: found.append((number, columns.prompt, f"{n} tokens and {room} for the completion: the context is {context}"))
+        if context is not None and n + room > context: found.append((number, columns.prompt, f"{n} tokens and {room} for the completion: the context is {context}"))
     return found
 
 # %% ../../nbs/1_policy/22_problems.ipynb #c011

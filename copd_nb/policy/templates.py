@@ -55,8 +55,6 @@ for more in (True, False):
     except Exception: pass
 """  # the environment of transformers
 _tried: dict[str, str] = {CHAT_TEMPLATE: "", PLAIN: ""}  # template → its fault, "" for none
-_FAULTS = {"": "", "exit 1": "", "timeout": f"takes more than {PATIENCE} seconds",
-           "memory": "takes more than 512 MiB of memory"}
 
 def _fault(template: str, chat: list[dict], words: dict) -> str:
     "The fault of a template, rendered once in the sandbox, open and closed; its own errors show when it is rendered."
@@ -64,7 +62,9 @@ def _fault(template: str, chat: list[dict], words: dict) -> str:
         given = json.dumps(dict(words, template=template, messages=chat, patience=PATIENCE))
         limits = dict(seconds=60 + PATIENCE, memory=2 ** 29)
         reason = run_code(_TRIAL, **limits, packages=True, stdin=given).reason
-        _tried[template] = _FAULTS.get(reason, f"ends with {reason}")
+        faults = {"": "", "exit 1": "", "timeout": f"takes more than {PATIENCE} seconds",
+                  "memory": "takes more than 512 MiB of memory"}
+        _tried[template] = faults.get(reason, f"ends with {reason}")
     return _tried[template]
 
 # %% ../../nbs/1_policy/01_templates.ipynb #c007

@@ -23,7 +23,7 @@ from ..data.capability import Capability
 from ..data.recipes import from_recipe
 from ..data.tasks import TASKS
 from ..policy.core import Policy
-from ..policy.lora import LINEAR, lora
+from ..policy.lora import adapted_layers, lora
 from ..policy.processors import small_processor
 from ..signals.heads import CHUNK
 from ..schedule.copd import copd
@@ -208,10 +208,8 @@ def lora_size(
     rank: int,  # r
     vision: bool = False,  # adapters in the vision tower, too
 ) -> int:  # weights of one branch
-    "Weights of an adapter in every linear layer but the head: r · (in + out) each."
-    head = model.get_output_embeddings()
-    seen = [m for n, m in model.named_modules() if vision or ".visual." not in f".{n}"]
-    return sum(rank * sum(m.weight.shape) for m in seen if type(m).__name__ in LINEAR and m is not head)
+    "Weights of an adapter in the layers that `lora` adapts: r · (in + out) each."
+    return sum(rank * sum(m.weight.shape) for m in adapted_layers(model, vision).values())
 
 # %% ../../nbs/6_study/03_presets.ipynb #c026
 def shrunk(

@@ -21,8 +21,9 @@ from copd_nb.policy import lora as lora_module
 from copd_nb.policy.toys import image, text, tiny_policy, video
 from copd_nb.schedule.merging import merge
 from copd_nb.policy.core import Policy
-from copd_nb.policy.lora import LoraPolicy, lora
+from copd_nb.policy.lora import LoraPolicy, adapted_layers, lora
 from copd_nb.policy.processors import character_tokenizer
+from copd_nb.study.presets import lora_size
 
 IDS = torch.tensor([[20, 41, 33, 25], [30, 31, 32, 33]])
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -481,6 +482,16 @@ def test_a_quantised_base_is_refused_by_name(config, plain_adapter, bases, tmp_p
     stored = json.loads((base / "config.json").read_text()) | dict(quantization_config=config)
     (base / "config.json").write_text(json.dumps(stored))
     refused(f"quantised.*{config['quant_method']}", reworded(plain_adapter, base_model_name_or_path=str(base)))
+
+
+@pytest.mark.parametrize("family", ["llama", "moe", "mixed", "shared", "mixtral", "gpt2", "falcon", "vision"])
+@pytest.mark.parametrize("vision", [False, True])
+def test_the_layers_that_lora_adapts_are_known_before(family, vision, bases):
+    "Also in a mixture of experts with dense layers, whose names are left out as those of experts."
+    policy = Policy.load(bases(family))
+    adapted = lora(policy, 2, vision=vision)
+    assert adapted_layers(policy.model, vision).keys() == adapted.shared.layers.keys()
+    assert lora_size(policy.model, 2, vision) == sum(p.numel() for p in adapted.parameters())
 
 
 @pytest.mark.filterwarnings("ignore")

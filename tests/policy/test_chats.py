@@ -1,4 +1,4 @@
-"Whole conversations as prompts: what is kept, where pictures stand, what templates leave out, and that texts are what they were."
+"Whole conversations as prompts: text is kept, pictures keep their places, and templates that drop anything are named."
 import json
 import warnings
 from dataclasses import replace
@@ -73,8 +73,8 @@ def test_texts_and_pictures_have_the_names_that_older_runs_know():
     ([user([IMAGE, VIDEO, text("sum?")])], Example("sum?", "7", "chats", images=(RAMP,), videos=(CLIP,)))])
 def test_one_message_of_the_user_is_the_same_prompt(messages, plain):
     made = chat(*messages, images=plain.images, videos=plain.videos)
-    assert (made.id, made.prompt, made.messages, made.chat,
-            made.transcript) == (plain.id, plain.prompt, (), plain.chat, plain.prompt)
+    found = made.id, made.prompt, made.messages, made.chat, made.transcript
+    assert found == (plain.id, plain.prompt, (), plain.chat, plain.prompt)
 
 
 # Conversations
@@ -169,22 +169,27 @@ def test_pages_show_the_whole_conversation():
 
 # Templates
 
-HEADERS = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+HEADERS = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}<|end|>{% endfor %}"
+           "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 FOLDED = (
-    "{% set first = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' %}{% for m in messages if m['role'] != 'system' %}"
-          "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}<start_of_turn>{{ m['role'] }}\n"
-          "{{ first if loop.first else '' }}{{ m['content'] if m['content'] is string else m['content'][0]['text'] }}<end_of_turn>\n{% endfor %}")
+    "{% set first = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' %}"
+    "{% for m in messages if m['role'] != 'system' %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<start_of_turn>{{ m['role'] }}\n{{ first if loop.first else '' }}"
+    "{{ m['content'] if m['content'] is string else m['content'][0]['text'] }}<end_of_turn>\n{% endfor %}")
 THOUGHT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% set c = m['content'].split('</think>')[-1].lstrip('\n') %}"
-           "{{ '<think>\n\n</think>\n\n' if loop.last and m['role'] == 'assistant' else '' }}{{ c }}<|im_end|>\n{% endfor %}"
-           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% set c = m['content'].split('</think>')[-1].lstrip('\n') %}"
+    "{{ '<think>\n\n</think>\n\n' if loop.last and m['role'] == 'assistant' else '' }}{{ c }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 DEAF = "{% for m in messages if m['role'] != 'system' %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
 FORGETFUL = "[user] {{ messages[-1]['content'] }}\n[assistant] "
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + DEAF
 GLUED = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 PRINTED = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 ADDED = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
-PARTS = "{% for m in messages %}{{ m['role'] }}:{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}<image>{% endif %}{% endfor %}\n{% endfor %}"
+PARTS = ("{% for m in messages %}{{ m['role'] }}:{% for c in m['content'] %}"
+         "{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}<image>{% endif %}{% endfor %}\n{% endfor %}")
 FIRST = ("{% for m in messages %}{{ m['role'] }}:{% for c in m['content'] if c['type'] != 'text' %}<image>{% endfor %}"
          "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}\n{% endfor %}")
 
@@ -201,8 +206,7 @@ def told(template, kind=character_tokenizer):
                          ids=lambda m: f"{len(m)}-{m[-1]['role']}")
 def test_the_text_is_the_templates_own(template, messages):
     tokenizer = told(template)
-    ending = dict(continue_final_message=True) if messages[-1]["role"] == "assistant" else dict(
-        add_generation_prompt=True)
+    ending = {"continue_final_message" if messages[-1]["role"] == "assistant" else "add_generation_prompt": True}
     assert conversation_text(tokenizer, messages) == tokenizer.apply_chat_template(messages, tokenize=False, **ending)
 
 
@@ -226,10 +230,9 @@ def test_published_templates_keep_conversations(name):
         for messages in (LONG, BEGUN, LONG[1:]):
             assert left_out(processor, messages) == [], messages
             given = [m | dict(content=[text(m["content"])]) for m in messages] if sees else messages
-            ending = dict(continue_final_message=True) if messages[-1]["role"] == "assistant" else dict(
-                add_generation_prompt=True)
-            assert conversation_text(processor,
-                                     messages) == processor.apply_chat_template(given, tokenize=False, **ending)
+            end = "continue_final_message" if messages[-1]["role"] == "assistant" else "add_generation_prompt"
+            wanted = processor.apply_chat_template(given, tokenize=False, **{end: True})
+            assert conversation_text(processor, messages) == wanted
 
 
 @pytest.mark.parametrize("template, messages, found", [
@@ -254,11 +257,11 @@ def test_templates_that_refuse_a_conversation_say_so():
 
 
 def test_pictures_that_a_template_moves():
-    one, two = [user([text("this "), IMAGE, text(" or "), IMAGE]), bot("Left."),
-                user("Sure?")], [user([IMAGE, text("what?")])]
+    one = [user([text("this "), IMAGE, text(" or "), IMAGE]), bot("Left."), user("Sure?")]
+    two = [user([IMAGE, text("what?")])]
     assert left_out(told(PARTS, small_processor), one) == left_out(told(PARTS, small_processor), two) == []
-    assert left_out(told(FIRST, small_processor),
-                    one) == ["the chat template drops or moves a picture of message 1 (user)"]
+    moved = ["the chat template drops or moves a picture of message 1 (user)"]
+    assert left_out(told(FIRST, small_processor), one) == moved
     with pytest.raises(ValueError, match="prints the parts of message 1 as a list"):
         left_out(told(PRINTED, small_processor), two)
 
@@ -271,10 +274,8 @@ def words(template=None):
     torch.manual_seed(0)
     sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                  num_attention_heads=4, num_key_value_heads=2, head_dim=8)
-    return Policy(
-        Qwen3ForCausalLM(
-            Qwen3Config(max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id, pad_token_id=0, **sizes)),
-            tokenizer, "words")
+    config = Qwen3Config(max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id, pad_token_id=0, **sizes)
+    return Policy(Qwen3ForCausalLM(config), tokenizer, "words")
 
 
 def test_a_model_reads_the_whole_conversation():
@@ -321,12 +322,11 @@ def test_pictures_of_a_conversation_are_read_in_their_places():
     assert not torch.equal(swapped.vision["pixel_values"], alone["pixel_values"])
     ids = torch.randint(8, 100, (2, 3))
     logits = policy.completion_logits(policy.encode([made]), ids)
-    stock = policy.model(
-        **{k: v.repeat(2, *[1] * (v.dim() - 1)) for k, v in batch.items()
-           if k in ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw")},
-                         input_ids=torch.cat([batch["input_ids"].repeat(2, 1), ids], 1),
-                         mm_token_type_ids=torch.cat(
-                             [batch["mm_token_type_ids"].repeat(2, 1), torch.zeros_like(ids)], 1)).logits[:, -4:-1]
+    seen = {k: v.repeat(2, *[1] * (v.dim() - 1)) for k, v in batch.items()
+            if k in ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw")}
+    kinds = torch.cat([batch["mm_token_type_ids"].repeat(2, 1), torch.zeros_like(ids)], 1)
+    both = torch.cat([batch["input_ids"].repeat(2, 1), ids], 1)
+    stock = policy.model(**seen, input_ids=both, mm_token_type_ids=kinds).logits[:, -4:-1]
     free = torch.ones(policy.width, dtype=torch.bool)
     free[policy.banned] = False
     assert torch.allclose(logits[..., free], stock[..., free].float(), atol=1e-4)
@@ -379,10 +379,8 @@ def test_conversations_of_every_kind_of_file_are_one(folder):
 
 
 def test_tables_that_fill_missing_fields_with_nothing(folder):
-    rows = [
-        dict(
-            prompt=[dict(user([text("a"), IMAGE]), name=None), bot(None) | dict(content=[text("b")]),
-                    user([text("c")])], images=["0.png"], answer="7")]
+    turns = [dict(user([text("a"), IMAGE]), name=None), bot(None) | dict(content=[text("b")]), user([text("c")])]
+    rows = [dict(prompt=turns, images=["0.png"], answer="7")]
     datasets.Dataset.from_list(rows).to_parquet(folder / "a.parquet")
     assert read_examples(folder / "a.parquet")[0].messages == (user([text("a"), IMAGE]), bot("b"), user("c"))
 
@@ -406,12 +404,9 @@ def test_parts_may_name_their_pictures(folder):
     made = one(folder, [user([dict(IMAGE, image="0.png"), text(" or "), dict(IMAGE, path="1.png")])])
     assert np.array_equal(made.images[0], RAMP) and np.array_equal(made.images[1], 255 - RAMP)
     assert made.messages == (user([IMAGE, text(" or "), IMAGE]),)
-    rows = [
-        dict(
-            prompt=[
-                user(
-                    [dict(type="image", image=dict(bytes=raw, path=None), text=None),
-                     dict(type="text", image=None, text="what?")])], answer="7")]
+    parts = [dict(type="image", image=dict(bytes=raw, path=None), text=None),
+             dict(type="text", image=None, text="what?")]
+    rows = [dict(prompt=[user(parts)], answer="7")]
     datasets.Dataset.from_list(rows).to_parquet(folder / "a.parquet")
     assert read_examples(folder / "a.parquet")[0].id == Example("what?", "7", "c", images=(255 - RAMP,)).id
     np.save(folder / "film.npy", CLIP)
@@ -449,8 +444,8 @@ def test_rows_that_can_not_be_kept_name_what_is_allowed(folder, messages, more, 
 def test_another_column_with_conversations_is_named(folder):
     path = write(folder, dict(prompt="2+2=", answer="4"),
                  dict(conversations=[{"from": "human", "value": "3+4="}], answer="7"))
-    with pytest.raises(ValueError,
-                       match="row 2 .*'prompt' is None: column 'conversations' holds conversations, use .*--column prompt=conversations"):
+    cure = "column 'conversations' holds conversations, use .*--column prompt=conversations"
+    with pytest.raises(ValueError, match=f"row 2 .*'prompt' is None: {cure}"):
         read_examples(path)
     found = problems(write(folder, dict(messages=LONG, answer="7")))
     assert found[["row", "column"]].values.tolist() == [[0, "prompt"]]
@@ -536,6 +531,6 @@ def test_a_training_on_conversations(folder):
 
 
 def test_a_file_with_too_few_rows_says_how_rows_are_chosen(folder):
-    with pytest.raises(ValueError,
-                       match="no (training|held-out) prompts.*a hash of the prompt chooses its side: add rows, or name a file"):
+    cure = "a hash of the prompt chooses its side: add rows, or name a file"
+    with pytest.raises(ValueError, match=f"no (training|held-out) prompts.*{cure}"):
         capability_from(write(folder, dict(prompt=LONG, answer="7")), "c", "numeric")

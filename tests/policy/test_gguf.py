@@ -1,4 +1,4 @@
-"GGUF files: the weights come back, the model is an ordinary one, and what can't be read is said before anything is built."
+"GGUF files: the weights come back in an ordinary model, and unreadable files are refused before anything is built."
 import gguf
 import numpy as np
 import pytest
@@ -15,11 +15,10 @@ TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *map(chr, range(33, 127
 
 def model():
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(TOKENS), hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
-                    num_attention_heads=HEADS,
-                                        num_key_value_heads=KV, max_position_embeddings=128, tie_word_embeddings=True,
-                                        rope_theta=10_000.0))
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(TOKENS), hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=KV, max_position_embeddings=128, tie_word_embeddings=True,
+        rope_theta=10_000.0))
 
 
 def rotated(w, heads):
@@ -28,8 +27,8 @@ def rotated(w, heads):
 
 
 NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
-         "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+         "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
          "post_attention_layernorm": "ffn_norm"}
 
 
@@ -47,12 +46,11 @@ def tensors(llama):
 
 def write(path, architecture="llama", kind=gguf.GGMLQuantizationType.F32, template=TEMPLATE):
     llama, out = model(), gguf.GGUFWriter(path, architecture)
-    out.add_context_length(128), out.add_embedding_length(WIDTH), out.add_block_count(
-        LAYERS), out.add_feed_forward_length(INNER)
-    out.add_head_count(HEADS), out.add_head_count_kv(KV), out.add_layer_norm_rms_eps(
-        llama.config.rms_norm_eps), out.add_rope_freq_base(10_000.0), out.add_vocab_size(len(TOKENS))
-    out.add_tokenizer_model("gpt2"), out.add_tokenizer_pre("default"), out.add_token_list(TOKENS), out.add_token_types(
-        [3] * 3 + [1] * (len(TOKENS) - 3)), out.add_token_merges(["1 2"])
+    out.add_context_length(128), out.add_embedding_length(WIDTH), out.add_block_count(LAYERS)
+    out.add_feed_forward_length(INNER), out.add_head_count(HEADS), out.add_head_count_kv(KV)
+    out.add_layer_norm_rms_eps(llama.config.rms_norm_eps), out.add_rope_freq_base(10_000.0)
+    out.add_vocab_size(len(TOKENS)), out.add_tokenizer_model("gpt2"), out.add_tokenizer_pre("default")
+    out.add_token_list(TOKENS), out.add_token_types([3] * 3 + [1] * (len(TOKENS) - 3)), out.add_token_merges(["1 2"])
     out.add_bos_token_id(1), out.add_eos_token_id(2), out.add_pad_token_id(0)
     if template: out.add_chat_template(template)
     for name, w in tensors(llama):
@@ -102,7 +100,7 @@ def test_a_type_of_tensor_that_cant_be_turned_into_numbers(tmp_path):
     out = gguf.GGUFWriter(path, "llama")
     out.add_tensor("token_embd.weight", np.zeros((4, 32), np.int8), raw_dtype=kind)
     out.write_header_to_file(), out.write_kv_data_to_file(), out.write_tensors_to_file(), out.close()
-    with pytest.raises(ValueError, match="tiny.gguf has tensors of type I8: they can't be turned into numbers"):
+    with pytest.raises(ValueError, match="tiny.gguf has tensors of type I8: they can't be dequantised"):
         Policy.load(path)
 
 
@@ -135,8 +133,8 @@ def patched(path, name, value):
                           ("vocab_size", 2 ** 31)])
 def test_sizes_that_the_tensors_dont_bear_out_are_refused_before_anything_is_built(name, value, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
-    with pytest.raises(ValueError,
-                       match=f"tiny.gguf is no GGUF file that can be read: ValueError: llama.{name} is {value}: .* a number from 0 to"):
+    wrong = f"ValueError: llama.{name} is {value}: .* a number from 0 to"
+    with pytest.raises(ValueError, match=f"tiny.gguf is no GGUF file that can be read: {wrong}"):
         Policy.load(patched(write(tmp_path / "tiny.gguf"), f"llama.{name}", value))
 
 
@@ -161,10 +159,9 @@ def test_a_file_without_one_tensor_is_no_model_with_random_weights(tmp_path, mon
 def test_a_list_that_claims_more_entries_than_the_file_has_is_refused_at_once(length, kind, tmp_path):
     "Bytes, numbers, texts, lists."
     path = tmp_path / "tiny.gguf"
-    path.write_bytes(
-        b"GGUF" + b"".join(n.to_bytes(size, "little")
-                           for n, size in ((3, 4), (0, 8), (1, 8), (1, 8))) + b"a" + b"".join(
-                               n.to_bytes(size, "little") for n, size in ((9, 4), (kind, 4), (length, 8))) + b"\0" * 40)
+    def numbers(*pairs): return b"".join(n.to_bytes(size, "little") for n, size in pairs)
+    head = b"GGUF" + numbers((3, 4), (0, 8), (1, 8), (1, 8)) + b"a"
+    path.write_bytes(head + numbers((9, 4), (kind, 4), (length, 8)) + b"\0" * 40)
     with pytest.raises(ValueError, match="tiny.gguf is no GGUF file that can be read"): Policy.load(path)
 
 

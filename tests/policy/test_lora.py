@@ -176,18 +176,16 @@ def test_merging_equals_the_merge_of_full_copies(method):
 def test_merged_adapters_add_up_to_the_merged_change_of_full_weights(rank, alpha, weights, method):
     plain = language_model()
     base = lora(plain, rank=rank, alpha=alpha)
-    branches, shares = [stirred(base, i)
-                        for i in range(len(weights))], [
-                            w / (sum(weights) if method == "linear" else 1) for w in weights]
+    branches = [stirred(base, i) for i in range(len(weights))]
+    shares = [w / (sum(weights) if method == "linear" else 1) for w in weights]
     merged, start = merge(branches, method, weights, base=plain), plain.state_dict()
     assert isinstance(merged, LoraPolicy)
     own = [dict(b.named_parameters()) for b in branches]
     for n in base.shared.layers:
         change = sum(s * alpha / rank * p[f"{n}.lora_B.weight"].double() @ p[f"{n}.lora_A.weight"].double()
                      for s, p in zip(shares, own))
-        assert (
-            merged.dense_state()[f"{n}.weight"].double() - start[
-                f"{n}.weight"].double() - change).abs().max() < 1e-5 * (1 + change.abs().max())
+        moved = merged.dense_state()[f"{n}.weight"].double() - start[f"{n}.weight"].double()
+        assert (moved - change).abs().max() < 1e-5 * (1 + change.abs().max())
 
 
 def test_merging_from_a_base_that_has_moved_itself():
@@ -307,7 +305,7 @@ def test_bad_requests():
     base = lora(language_model(), rank=2)
     with pytest.raises(ValueError, match="LoRA policy already"): lora(base)
     with pytest.raises(ValueError, match="rank=0"): lora(language_model(), rank=0)
-    with pytest.raises(ValueError, match="has to have the matrices of its adapter"):
+    with pytest.raises(ValueError, match="it must have exactly the matrices of its adapter"):
         base.load_state({"x.lora_A.weight": torch.zeros(1)})
 
 

