@@ -376,7 +376,7 @@ def test_a_chat_template_reaches_nothing(template, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("template", ENDLESS)
 def test_a_chat_template_that_does_not_end_is_an_error(template, monkeypatch):
-    monkeypatch.setattr(templates_module, "PATIENCE", 1)
+    monkeypatch.setattr(templates_module, "_PATIENCE", 1)
     with pytest.raises(ValueError, match=ENDLESS[template]): foreign(template).encode([Example("1+1=", "2", "sums")])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.capability import Example
 from .core import Policy
-from .ids import adding, encode_texts
+from .ids import _adding, encode_texts
 from .prompts import KEPT_BYTES, Prompts
 from .templates import absent, conversation_text, is_dated, template_now, template_of
 
@@ -101,7 +101,7 @@ def _form(policy: Policy) -> tuple:
     "What ids depend on besides a prompt's text: the template, the date, and the tokens that the tokenizer adds."
     processor = policy.processor
     date = policy.date or template_now().date() if is_dated(processor) else None
-    return template_of(processor), date, adding(policy.tokenizer)
+    return template_of(processor), date, _adding(policy.tokenizer)
 
 def _check_room(policy: Policy, example: Example, tokens: int, room: int):
     "ValueError unless a prompt has tokens and leaves room for its completion."

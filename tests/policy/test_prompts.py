@@ -637,7 +637,7 @@ def test_a_damaged_date_is_named(value, tmp_path):
 
 def test_the_trial_of_a_template_also_closes_an_answer(monkeypatch):
     "Rendering a conversation to find its end is as dangerous as rendering a prompt."
-    monkeypatch.setattr(templates_module, "PATIENCE", 1)
+    monkeypatch.setattr(templates_module, "_PATIENCE", 1)
     forever = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     template = "{% if not add_generation_prompt %}" + forever + "{% endif %}{{ messages[0].content }}"
     tokenizer = character_tokenizer()
