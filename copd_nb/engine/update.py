@@ -77,7 +77,7 @@ def _learn_rows(training: Training, policy: Policy, batch: Batch, prompts: Promp
     batch.logp[rows], batch.entropy[rows] = logp.detach(), _on_rows(scores.entropy, mask)
     if first: batch.old_logp[rows] = logp.detach()
     loss = stream_loss(config, batch, rows, logp, head, hidden, _denominator(config, batch)) + others
-    training.accelerator.backward(loss)
+    loss.backward()
     if len(rows): _count(batch, policy, mask[:, 1:int(mask.sum(1).max())])
     return loss.detach()
 

@@ -15,6 +15,7 @@ from functools import cache
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -138,6 +139,11 @@ def _refuse_model(policy: Policy):
     if len(policy.banned) and getattr(text, "final_logit_softcapping", None):
         raise ValueError(f"{policy.name!r} has soft-capped logits and {len(policy.banned)} banned ids: TRL's head can't ban ids under a cap, use the built-in learner")
 
+def _configured(config: Config) -> Accelerator:
+    "Device and precision of a configuration, put where accelerate keeps them for all trainers of a process."
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=config.device == "cpu")
+
 def _refuse_run(config: Config, accelerator: Accelerator):
     "ValueError for optimisers that a trainer can't have, or whose gradients can't be read."
     if config.optimizer_state == "separate": raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimiser, allowed are 'keep' and 'reset'")
@@ -171,7 +177,7 @@ class TrlLearner(Learner):
         "The trainer of a branch; ValueError for what TRL can't express."
         policy = training.branch(name).policy
         if name not in self._trainers or self._trainers[name][0] is not policy:
-            _refuse_run(training.config, training.accelerator)
+            _refuse_run(training.config, _configured(training.config))
             _refuse_model(policy)
             self._trainers[name] = policy, _made(policy, training.config, self.options)
         return self._trainers[name][1]
