@@ -19,9 +19,11 @@ from test_executors import PAIR, TINY, same
 
 from copd_nb.engine import executors as executors_module
 from copd_nb.scale import cluster as cluster_module
+from copd_nb.scale import connection as connection_module
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.executors import Cluster, Lost, NoPlace
-from copd_nb.scale.cluster import RayExecutor, connect, ray_address
+from copd_nb.scale.cluster import RayExecutor
+from copd_nb.scale.connection import connect, ray_address
 from copd_nb.engine.train import train
 from copd_nb.study.jobs import Job, do_all, run_of, scores_of
 from copd_nb.policy.toys import minis_base, minis
@@ -324,7 +326,7 @@ def test_a_client_tries_again(monkeypatch, failures):
         tried.append(words["address"])
         if len(tried) <= failures: raise ConnectionAbortedError("no server")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `connect` may set it for the tests that follow
-    monkeypatch.setattr(cluster_module, "_ray", lambda: SimpleNamespace(init=init, is_initialized=lambda: False, util=ray.util))
+    monkeypatch.setattr(connection_module, "ray_package", lambda: SimpleNamespace(init=init, is_initialized=lambda: False, util=ray.util))
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ConnectionAbortedError) if failures == 3 else nullcontext():
         connect(Cluster(address=f"ray://127.0.0.1:{server.getsockname()[1]}"))
     assert len(tried) == min(failures + 1, 3)
@@ -335,7 +337,7 @@ def test_a_client_that_gave_up_is_a_cluster_that_is_gone():
     class Handle:
         def __hash__(self): raise ConnectionError("Failed to reconnect within the reconnection grace period (30s)")
     executor = RayExecutor.__new__(RayExecutor)
-    executor.calls, executor.cluster = [executors_module._Call("text", "pack", Handle())], Cluster()
+    executor.calls, executor.cluster = [executors_module.Call("text", "pack", Handle())], Cluster()
     with pytest.raises(Lost, match="the Ray cluster is gone"): executor.settle()
 
 
