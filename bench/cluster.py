@@ -17,7 +17,7 @@ def side(where: str) -> dict:
     "Step times, start-up and bytes of one process or of two workers, in a process of its own."
     import numpy as np
 
-    from copd_nb.engine.train import train as train_module
+    from copd_nb.engine import train as train_module
     from copd_nb.schedule.copd import copd
     from copd_nb.engine.config import Config
     from copd_nb.engine.train import train

@@ -19,7 +19,8 @@ from ..schedule.core import Schedule
 from ..schedule.merging import merge
 from ..schedule.parts import Merge, Phase
 from .evaluation import evaluate, summary
-from .memory import fitting
+from .config import Limits
+from .memory import retry_on_oom
 from .state import Training, _alone
 
 # %% ../../nbs/4_engine/17_measure.ipynb #c004
@@ -106,16 +107,18 @@ def _judged(training: Training, phase: Phase) -> list[str]:
     return [u.branch for u in phase.updates]
 
 # %% ../../nbs/4_engine/17_measure.ipynb #c009
-def _scores(training: Training, policy: Policy) -> pd.DataFrame:
-    "A policy's scores on held-out prompts, by the run's configuration as it stands."
+def _scores(training: Training, policy: Policy, limits: Limits) -> pd.DataFrame:
+    "A policy's scores on held-out prompts, by the run's configuration."
     c = training.config
     with training.accelerator.autocast():
-        return evaluate(policy, training.capabilities, c.eval_prompts, c.eval_samples, c.max_new_tokens, c.temperature, c.seed, rows=c.rollout_rows, failed=c.failed_reward, seconds=c.reward_seconds)
+        return evaluate(policy, training.capabilities, c.eval_prompts, c.eval_samples, c.max_new_tokens, c.temperature, c.seed, rows=limits.rollout_rows, failed=c.failed_reward, seconds=c.reward_seconds)
 
 def _score(training: Training, name: str, elsewhere: dict[str, list]) -> tuple[list[dict], list[dict]]:
     "Evaluation rows of the result or of a branch that lives here, after notes that were made on the way."
     c, policy = training.config, merged(training, elsewhere) if name == "result" else training.policy(name)
-    scores = fitting(training, "evaluation", dict(rollout_rows=c.eval_prompts * (1 + c.eval_samples) * len(training.capabilities)), {}, lambda: _scores(training, policy))
+    most = dict(rollout_rows=c.eval_prompts * (1 + c.eval_samples) * len(training.capabilities))
+    for attempt in retry_on_oom(training, "evaluation", most):
+        with attempt as limits: scores = _scores(training, policy, limits)
     rows, notes, training.notes = summary(scores), training.notes, []
     return notes, [dict(kind="eval", model=name, capability=k, greedy=r.greedy, sampled=r.sampled, prompts=c.eval_prompts) for k, r in rows.iterrows()]
 

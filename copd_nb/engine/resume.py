@@ -8,7 +8,7 @@ __all__ = ['checkpoint', 'resume']
 # %% ../../nbs/4_engine/18_resume.ipynb #c002
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from ..policy.templates import is_dated
 from ..schedule.controllers import realised
 from ..schedule.core import Schedule
 from ..schedule.parts import Phase
+from .config import Limits
 from .checkpoints import load_checkpoint, save_checkpoint
 from .memory import LIMITS
 from .runs import content_hash, latest_checkpoint
@@ -38,7 +39,7 @@ def _pack(training: Training, name: str) -> dict[str, dict[str, Tensor]]:
 def _counters(training: Training, name: str) -> tuple[dict, dict]:
     "Counters of a branch that lives here, and the limits in force."
     b = training.branch(name)
-    return dict(updates=b.updates, cursors=b.cursors, skipped=b.skipped), {k: getattr(training.config, k) for k in LIMITS}
+    return dict(updates=b.updates, cursors=b.cursors, skipped=b.skipped), {k: getattr(training.limits, k) for k in LIMITS}
 
 def _packed(training: Training, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     "Files of tensors of some branches, one branch at a time."
@@ -67,11 +68,11 @@ def _unpack(training: Training, tensors: dict[str, dict[str, Tensor]], counters:
 
 def _limit(training: Training, limits: dict):
     "Let limits hold from now on."
-    training.config = replace(training.config, **limits)
+    training.limits = Limits(**limits)
 
 def _forget(training: Training):
     "Be as new: what was being done belongs to a past that the log no longer has."
-    for held in (training.branches, training.begun, training.pending, training.notes): held.clear()
+    for held in (training.branches, training.begun, training.notes): held.clear()
 
 # %% ../../nbs/4_engine/18_resume.ipynb #c006
 def checkpoint(training: Training, phase_index: int, step: int):

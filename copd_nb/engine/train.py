@@ -24,6 +24,7 @@ from ..data.capability import Capability, by_name
 from ..policy.core import Group, Policy, check_same_vocabulary, weights_hash
 from ..policy.lora import LoraPolicy
 from ..policy.templates import is_dated, template_now
+from ..signals.estimators import estimator_named
 from ..signals.rollouts import Sampler, generator
 from ..signals.sampling import sample
 from ..schedule.controllers import PROBED, check_control, controlled
@@ -31,14 +32,15 @@ from ..schedule.core import Schedule
 from ..schedule.costs import Workload
 from ..schedule.parts import Merge, Phase
 from .config import Config
-from .executors import GONE, Cluster, Lost, cluster_from
+from .executors import GONE, Cluster, Lost, cluster_from, timed
 from .measure import _judge, _judged, _visiting, _weights, merged, probe, probe_list
 from .resume import _expert_key, _follow, _keep_expert, _take_expert, checkpoint, resume
 from .runs import Run, content_hash, create_run, interruptible, stop_requested, withdraw_stop
 from .state import Branch, Training, _alone, _same_architecture, model_shape
 from .step import train_step
 from .storage import WriteError, locked, new_folder, write_json
-from .update import Learner
+from .streams import sampler_named
+from .update import Learner, learner_named
 from ..data.names import imported
 
 # %% ../../nbs/4_engine/20_train.ipynb #c005
@@ -94,12 +96,15 @@ def run_phase(training: Training, place: dict, first: int, bar: tqdm, store: Pat
     if first == 0 and store: first = _take_expert(training, phase, store, place)
     for step in range(first, phase.steps):
         rows = train_step(training, phase, step)
-        if _every(c.probe_every, step, phase.steps): rows += probe(training, phase)
-        if _every(c.eval_every, step, phase.steps): rows += _judge(training, _judged(training, phase))
-        _log(training, place, step, rows)
+        if _every(c.probe_every, step, phase.steps):
+            with timed("probe"): rows += probe(training, phase)
+        if _every(c.eval_every, step, phase.steps):
+            with timed("evaluate"): rows += _judge(training, _judged(training, phase))
+        with timed("rows"): _log(training, place, step, rows)
         _show(bar, phase, step, rows)
         stop = stop_requested(training.run.path)
-        if stop or _every(c.checkpoint_every, step, phase.steps): checkpoint(training, place["phase_index"], step + 1)
+        if stop or _every(c.checkpoint_every, step, phase.steps):
+            with timed("checkpoint"): checkpoint(training, place["phase_index"], step + 1)
         if stop and step + 1 < phase.steps: return False
     if store and first < phase.steps: _keep_expert(training, phase, store, place)
     return not stop_requested(training.run.path)
@@ -139,6 +144,8 @@ def _phases(training: Training, first: int) -> Iterator[tuple[int, Phase]]:
 def _check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config):
     "Refuse what can't work before anything is trained or written."
     check_control(schedule.validate(list(capabilities)))
+    for _, u in schedule.updates:
+        for signal in u.opd: estimator_named(signal.estimator)
     if schedule.control and schedule.control.rule in PROBED and not config.probe_every:
         raise ValueError(f"config probe_every=0: control {schedule.control.rule!r} needs probes, set it to a number of steps")
     if config.group_size < 2 and any(u.rl for _, u in schedule.updates):
@@ -346,11 +353,12 @@ def train(
     progress: bool = True,  # show a progress bar
     starts: dict[str, Policy] | None = None,  # branch → the policy that it begins from, instead of what the schedule says; it may teach without ever learning
     cluster: str | dict | Cluster | None = None,  # "ray", an address or a Cluster to give each branch a worker of its own; None for this process
-    sampler: Sampler | None = None,  # rolls out in the place of `sample_many`, with its arguments; for example a `VllmSampler`
-    learner: Learner | None = None,  # finds and applies gradients in the place of the engine's own way; for example a `TrlLearner`
+    sampler: str | Sampler | None = None,  # samples in the place of `sample_many`: an object, or "package.module:name"
+    learner: str | Learner | None = None,  # finds and applies gradients: an object, or "package.module:name"; None for the own
 ) -> Run:  # with events, branches and result; unfinished if it was asked to stop
     "Run a schedule; ValueError before anything is trained if it can't work."
     capabilities, starts, cluster = by_name(capabilities), starts or {}, None if cluster is None else cluster_from(cluster)
+    sampler, learner = sampler_named(sampler), learner_named(learner)
     _check(schedule, capabilities, base, config)
     _check_starts(schedule, base, starts)
     with locked(Path(out)):

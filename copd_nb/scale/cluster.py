@@ -180,6 +180,11 @@ class RayExecutor:
         self.calls += [_Call(name, work.__name__.strip("_"), refs[-1]) for refs in found]
         return found[0][0] if parts is None else found[0][:-1]
 
+    defer = at  # a worker does what it is sent, in order
+
+    def fence(self, handle):
+        "Nothing to do: a worker keeps the order of its calls."
+
     def gone(self) -> bool:
         "Whether the cluster itself answers no more, or Ray's client has given it up."
         return not self.ray.is_initialized() or bool(self.head and not _answers(self.head))

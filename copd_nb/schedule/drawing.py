@@ -55,7 +55,7 @@ def _label(signal: Signal) -> str:
     "What stands in a block."
     if not isinstance(signal, OPD):
         return f"{type(signal).__name__} {signal.capability}"
-    return f"OPD {signal.capability} · β {signal.beta:g}" + ("" if signal.estimator == "sampled" else f" · {signal.estimator}")
+    return f"OPD {signal.capability} · β {signal.beta:g}" + ("" if signal.estimator == "sampled" else f" · {signal.estimator_label}")
 
 
 def _head(phase: Phase) -> str:

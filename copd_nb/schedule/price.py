@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from ..data.names import imported
+
 from .core import Schedule
 from .costs import Cost, Workload
 from .parts import BASE, OPD, RL, SFT, Signal, Update, _dealt, _require, split_prompts
@@ -54,9 +56,9 @@ def critical_steps(self: Schedule) -> int:  # ≤ total_steps
     return critical_path(self, lambda phase_index, step, update: 1).length
 
 # %% ../../nbs/3_schedule/05_price.ipynb #c010
-def _opd_cost(signal: OPD, workload: Workload) -> Callable:
-    "What prices an OPD signal; the control without a teacher costs what RL does."
-    return workload.opd_cost if signal.taught else workload.rl_cost
+def _opd_cost(signal: OPD, workload: Workload, prompts: float) -> Cost:
+    "The cost of an OPD signal, by its estimator."
+    return imported("copd_nb.signals.estimators:estimator_named")(signal.estimator).cost(workload, signal.capability, prompts)
 
 
 def update_cost(
@@ -65,7 +67,7 @@ def update_cost(
     step: int,  # step within the phase: decides how RL signals share the prompts
 ) -> Cost:
     "The expected cost of one update in one step."
-    costs = [_opd_cost(signal, workload)(signal.capability, workload.opd_prompts) for signal in update.opd]
+    costs = [_opd_cost(signal, workload, workload.opd_prompts) for signal in update.opd]
     for pool, cost in ((update.rl, workload.rl_cost), (update.sft, workload.sft_cost)):
         costs += [cost(signal.capability, share) for signal, share in zip(pool, split_prompts(workload.prompts, len(pool), step))]
     return sum(costs, Cost(updates=1))
@@ -76,7 +78,7 @@ def _signal_costs(update: Update, workload: Workload, steps: int) -> Iterator[tu
     shares = {s: n for pool in (update.rl, update.sft) for s, n in zip(pool, _dealt(steps * workload.prompts, len(pool)))}
     for position, signal in enumerate(update.signals):
         if isinstance(signal, OPD):
-            cost = _opd_cost(signal, workload)(signal.capability, steps * workload.opd_prompts)
+            cost = _opd_cost(signal, workload, steps * workload.opd_prompts)
         else:
             cost = {RL: workload.rl_cost, SFT: workload.sft_cost}[type(signal)](signal.capability, shares[signal])
         yield signal, cost + Cost(updates=0 if position else steps)

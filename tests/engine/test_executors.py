@@ -9,7 +9,7 @@ import torch
 from transformers.utils import chat_template_utils
 
 from copd_nb.engine import step as step_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine import train as train_module
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.schedule.control import gradient_share
