@@ -61,7 +61,7 @@ class Config:
     skip_limit: int = 3  # updates in a row that are skipped because they are not finite; one more ends the run
     updates: str = "simultaneous"  # or "sequential": teachers are the branches as already updated in this step
     precision: str = "fp32"  # of passes: "fp32", or "bf16" by autocast; weights that learn stay fp32
-    device: str | None = None  # "cpu" to stay there; None takes what accelerate finds
+    device: str | None = None  # "cpu" to stay there; None takes what PyTorch finds
     probe_every: int = 10  # steps between probes of a phase, 0 for none
     probe_prompts: int = 32  # prompts of a probe
     probe_k: int | tuple = 10  # top-k of the overlap; of several the first is `overlap`, others are `overlap@5` …

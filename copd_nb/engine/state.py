@@ -12,7 +12,6 @@ from functools import cached_property
 from itertools import groupby
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.capability import Capability
@@ -26,6 +25,7 @@ from ..signals.rollouts import Rollouts, Sampler
 from ..schedule.core import Schedule
 from ..schedule.costs import ModelShape
 from ..schedule.parts import OPD, RL, Phase, Update, split_prompts
+from .accelerator import Accelerator
 from .config import Config, Limits
 from .executors import LocalExecutor
 from .log import EventLog

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Grpo', 'Supervised', 'objective_of', 'first_notes', 'stream_gradient', 'gradient_norm', 'optimizer_step', 'Learner',
-           'gradients_of', 'learner_named']
+           'gradients_of']
 
 # %% ../../nbs/4_engine/15_update.ipynb #8c9a9898
 import copy
@@ -16,7 +16,6 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ..data.names import named
 from ..policy.core import Group, Policy, Prefill, Prompts, full_tensor
 from ..policy.head import Head
 from ..signals.estimators import LossInputs, estimator_named
@@ -79,7 +78,7 @@ def _backward(training: Training, policy: Policy, batch: Batch, prompts: Prompts
     if first: batch.old_logp[rows] = logp.detach()
     inputs = _inputs(config, batch, rows, logp, head, hidden)
     loss = objective_of(batch.signals[0]).loss(inputs, config) + others
-    training.accelerator.backward(loss)
+    loss.backward()
     if len(rows): count_pass(batch, policy, mask[:, 1:int(mask.sum(1).max())])
     return loss.detach()
 
@@ -201,14 +200,3 @@ class Learner:
 def gradients_of(training: Training, name: str, batches: list[Batch]) -> tuple[dict[str, list], dict[str, float]]:
     "Gradient and loss of each stream of a branch, by the built-in learner; for analyses."
     return Learner().gradients(training, name, batches)
-
-def learner_named(
-    value: str | Learner | None,  # "package.module:name", or an object with the methods of `Learner`; None for the own
-) -> Learner | None:
-    "The learner that a user names; of a class an instance."
-    found = None if value is None else named(value, {}, "learner", object)
-    found = found() if isinstance(found, type) else found
-    methods = ("gradients", "optimizer_step", "optimizer")
-    if found is not None and (lacking := [m for m in methods if not hasattr(found, m)]):
-        raise TypeError(f"learner {value!r} is a {type(found).__name__} without {', '.join(lacking)}: see engine.update")
-    return found

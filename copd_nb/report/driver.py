@@ -24,7 +24,7 @@ def _progress(output: dict) -> bool:
 def _tidy(notebook: Path):
     "Remove progress bars, papermill's notes and folders of this machine from an executed notebook."
     import nbformat
-    from copd_nb.engine.runs import without_places
+    from copd_nb.engine.environment import without_places
     content = nbformat.from_dict(without_places(nbformat.read(notebook, as_version=4)))
     for noted in (content, *content.cells): noted.metadata.pop("papermill", None)
     for cell in content.cells:

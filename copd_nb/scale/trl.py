@@ -11,6 +11,7 @@ import time
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -124,7 +125,12 @@ def _stream(trainer, training: Training, policy: Policy, batch: Batch, limits: L
     vars(batch).update(vars(trial))
     return gradient, loss.item()
 
-# %% ../../nbs/9_scale/09_trl.ipynb #53756ae8
+# %% ../../nbs/9_scale/09_trl.ipynb #c43a7514
+def _configured(config: Config) -> Accelerator:
+    "Device and precision of a configuration, put where accelerate keeps them for all trainers of a process."
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=config.device == "cpu")
+
 class TrlLearner(Learner):
     "Gradients and steps of branches by a `GRPOTrainer` each."
 
@@ -145,7 +151,7 @@ class TrlLearner(Learner):
         "The trainer of a branch; ValueError for what TRL can't express."
         policy = training.branch(name).policy
         if name not in self._trainers or self._trainers[name][0] is not policy:
-            _refuse_run(training.config, training.accelerator)
+            _refuse_run(training.config, _configured(training.config))
             _refuse_model(policy)
             self._trainers[name] = policy, make_trainer(policy, training.config, self.options)
         return self._trainers[name][1]
