@@ -17,7 +17,7 @@ def side(where: str) -> dict:
     "Step times, start-up and bytes of one process or of two workers, in a process of its own."
     import numpy as np
 
-    from copd_nb.engine.train import train as train_module
+    from copd_nb.engine import train as train_module
     from copd_nb.schedule.copd import copd
     from copd_nb.engine.config import Config
     from copd_nb.engine.train import train
@@ -30,7 +30,7 @@ def side(where: str) -> dict:
         def log(training, *rows):
             real(training, *rows)
             moments.append(time.perf_counter())
-            sent.append(sum(getattr(training.crew, "sent", {}).values()))
+            sent.append(sum(getattr(training.executor, "sent", {}).values()))
         train_module._log, began = log, time.perf_counter()
         schedule = copd(["text", "image"], cycles=1, s_rl=STEPS, s_opd=STEPS, beta=0.1, estimator=estimator)
         with tempfile.TemporaryDirectory() as folder: train(schedule, minis(("text", "image")), minis_base(), config, Path(folder) / "run", progress=False, cluster="ray" if where == "ray" else None)

@@ -19,7 +19,8 @@ from ..schedule.core import Schedule
 from ..schedule.merging import merge
 from ..schedule.parts import Merge, Phase
 from .evaluation import evaluate, summary
-from .memory import fitting
+from .config import Limits
+from .memory import retry_on_oom
 from .state import Training, _alone
 
 # %% ../../nbs/4_engine/17_measure.ipynb #c004
@@ -41,10 +42,10 @@ def _probe(training: Training, name: str, work: Callable, *args):
 
 def probe(training: Training, phase: Phase) -> list[dict]:
     "Probe rows of all pairs of a phase."
-    config, crew = training.config, training.crew
-    def at(name: str, work: Callable, *args, parts: int | None = None): return crew.at(training.home(name), _probe, name, work, *args, parts=parts)
+    config, executor = training.config, training.executor
+    def at(name: str, work: Callable, *args, parts: int | None = None): return executor.at(training.home(name), _probe, name, work, *args, parts=parts)
     found = probe_at(at, probe_list(training.schedule, phase), config.probe_prompts, config.probe_k, config.max_new_tokens, config.temperature)
-    return [dict(kind="probe", **about, **crew.get(numbers)) for about, numbers in found]
+    return [dict(kind="probe", **about, **executor.get(numbers)) for about, numbers in found]
 
 # %% ../../nbs/4_engine/17_measure.ipynb #c006
 def _pieces(state: dict[str, Tensor], most: int) -> list[list[str]]:
@@ -65,12 +66,12 @@ def _piece(training: Training, name: str, names: list[str]) -> dict[str, Tensor]
 
 def _weights(training: Training, names: Iterable[str]) -> dict[str, list]:
     "Handles of the weights, piece by piece, of those branches that don't live here."
-    pieces = _pieces(training.base.state_dict(), training.crew.shard_bytes)
-    return {n: [training.crew.at(n, _piece, n, part) for part in pieces] for n in names if n not in training.branches}
+    pieces = _pieces(training.base.state_dict(), training.executor.shard_bytes)
+    return {n: [training.executor.at(n, _piece, n, part) for part in pieces] for n in names if n not in training.branches}
 
 def _part(training: Training, name: str, names: list[str], number: int, elsewhere: dict[str, list]) -> dict[str, Tensor]:
     "Some weights of a branch, wherever it lives."
-    return _piece(training, name, names) if name in training.branches else training.crew.get(elsewhere[name][number])
+    return _piece(training, name, names) if name in training.branches else training.executor.get(elsewhere[name][number])
 
 # %% ../../nbs/4_engine/17_measure.ipynb #c007
 def _whole(base: Policy, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,7 +83,7 @@ def _whole(base: Policy, state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _visiting(training: Training, name: str, elsewhere: dict[str, list]) -> Policy:
     "A branch's policy; of one that lives elsewhere a copy."
     if name in training.branches: return training.branch(name).policy
-    state = {k: x for piece in elsewhere[name] for k, x in training.crew.get(piece).items()}
+    state = {k: x for piece in elsewhere[name] for k, x in training.executor.get(piece).items()}
     return training.base.with_state(_whole(training.base, state), name)
 
 def merged(
@@ -94,7 +95,7 @@ def merged(
     if not isinstance(result, Merge): return training.policy(result)
     if isinstance(base, LoraPolicy): return merge([_visiting(training, b, elsewhere) for b in result.branches], result.method, result.weights, base, result.density)
     state, own, source = {}, base.state_dict(), torch.Generator().manual_seed(0)
-    for number, names in enumerate(_pieces(own, training.crew.shard_bytes)):
+    for number, names in enumerate(_pieces(own, training.executor.shard_bytes)):
         parts = [_part(training, b, names, number, elsewhere) for b in result.branches]
         state |= merge(parts, result.method, result.weights, {n: own[n] for n in names}, result.density, source)
     return base.with_state(_whole(base, state), "result")
@@ -106,16 +107,18 @@ def _judged(training: Training, phase: Phase) -> list[str]:
     return [u.branch for u in phase.updates]
 
 # %% ../../nbs/4_engine/17_measure.ipynb #c009
-def _scores(training: Training, policy: Policy) -> pd.DataFrame:
-    "A policy's scores on held-out prompts, by the run's configuration as it stands."
+def _scores(training: Training, policy: Policy, limits: Limits) -> pd.DataFrame:
+    "A policy's scores on held-out prompts, by the run's configuration."
     c = training.config
     with training.accelerator.autocast():
-        return evaluate(policy, training.capabilities, c.eval_prompts, c.eval_samples, c.max_new_tokens, c.temperature, c.seed, rows=c.rollout_rows, failed=c.failed_reward, seconds=c.reward_seconds)
+        return evaluate(policy, training.capabilities, c.eval_prompts, c.eval_samples, c.max_new_tokens, c.temperature, c.seed, rows=limits.rollout_rows, failed=c.failed_reward, seconds=c.reward_seconds)
 
 def _score(training: Training, name: str, elsewhere: dict[str, list]) -> tuple[list[dict], list[dict]]:
     "Evaluation rows of the result or of a branch that lives here, after notes that were made on the way."
     c, policy = training.config, merged(training, elsewhere) if name == "result" else training.policy(name)
-    scores = fitting(training, "evaluation", dict(rollout_rows=c.eval_prompts * (1 + c.eval_samples) * len(training.capabilities)), {}, lambda: _scores(training, policy))
+    most = dict(rollout_rows=c.eval_prompts * (1 + c.eval_samples) * len(training.capabilities))
+    for attempt in retry_on_oom(training, "evaluation", most):
+        with attempt as limits: scores = _scores(training, policy, limits)
     rows, notes, training.notes = summary(scores), training.notes, []
     return notes, [dict(kind="eval", model=name, capability=k, greedy=r.greedy, sampled=r.sampled, prompts=c.eval_prompts) for k, r in rows.iterrows()]
 
@@ -124,7 +127,7 @@ def _judge(training: Training, names: Iterable[str]) -> list[dict]:
     rows = []
     for name in names:
         first, *others = training.schedule.members if name == "result" else [name]
-        notes, found = training.crew.get(training.crew.at(first, _score, name, _weights(training, others)))
+        notes, found = training.executor.get(training.executor.at(first, _score, name, _weights(training, others)))
         training.notes += notes
         rows += found
     return rows

@@ -24,6 +24,7 @@ from ..data.capability import Capability, by_name
 from ..policy.core import Group, Policy, check_same_vocabulary, weights_hash
 from ..policy.lora import LoraPolicy
 from ..policy.templates import is_dated, template_now
+from ..signals.estimators import estimator_named
 from ..signals.rollouts import Sampler, generator
 from ..signals.sampling import sample
 from ..schedule.controllers import check_control, controlled
@@ -31,14 +32,15 @@ from ..schedule.core import Schedule
 from ..schedule.costs import Workload
 from ..schedule.parts import Merge, Phase
 from .config import Config
-from .executors import GONE, Cluster, Lost, cluster_from
+from .executors import GONE, Cluster, Lost, cluster_from, timed
 from .measure import _judge, _judged, _visiting, _weights, merged, probe, probe_list
 from .resume import _expert_key, _follow, _keep_expert, _take_expert, checkpoint, resume
 from .runs import Run, content_hash, create_run, interruptible, stop_requested, withdraw_stop
 from .state import Branch, Training, _alone, _same_architecture, model_shape
 from .step import train_step
 from .storage import WriteError, locked, new_folder, write_json
-from .update import Learner
+from .streams import sampler_named
+from .update import Learner, learner_named
 from ..data.names import imported
 
 # %% ../../nbs/4_engine/20_train.ipynb #c005
@@ -73,14 +75,14 @@ def _begin(training: Training, names: Iterable[str]):
         if name in training.begun or name not in training.schedule.starts or training.only_teaches(name): continue
         start = training.schedule.starts[name]
         _begin(training, [] if name in training.starts else [start])
-        training.crew.at(name, _start, name, _weights(training, [start] if start in training.begun else []))
+        training.executor.at(name, _start, name, _weights(training, [start] if start in training.begun else []))
         training.begun[name] = None
 
 def _enter(training: Training, phase: Phase, place: dict):
     "What happens before the first step of a phase: fresh optimisers if asked for, and a probe of new pairs."
     schedule, index = training.schedule, place["phase_index"]
     if training.config.optimizer_state == "reset" and not _goes_on(schedule, index):
-        for update in phase.updates: training.crew.at(update.branch, _fresh, update.branch)
+        for update in phase.updates: training.executor.at(update.branch, _fresh, update.branch)
     known = set(probe_list(schedule, schedule.phases[index - 1])) if index else {p for p in probe_list(schedule, phase) if p[1] == "base"}
     if training.config.probe_every and not _alone(schedule, phase) and set(probe_list(schedule, phase)) - known:
         _log(training, place, -1, probe(training, phase))
@@ -94,12 +96,15 @@ def run_phase(training: Training, place: dict, first: int, bar: tqdm, store: Pat
     if first == 0 and store: first = _take_expert(training, phase, store, place)
     for step in range(first, phase.steps):
         rows = train_step(training, phase, step)
-        if _every(c.probe_every, step, phase.steps): rows += probe(training, phase)
-        if _every(c.eval_every, step, phase.steps): rows += _judge(training, _judged(training, phase))
-        _log(training, place, step, rows)
+        if _every(c.probe_every, step, phase.steps):
+            with timed("probe"): rows += probe(training, phase)
+        if _every(c.eval_every, step, phase.steps):
+            with timed("evaluate"): rows += _judge(training, _judged(training, phase))
+        with timed("rows"): _log(training, place, step, rows)
         _show(bar, phase, step, rows)
         stop = stop_requested(training.run.path)
-        if stop or _every(c.checkpoint_every, step, phase.steps): checkpoint(training, place["phase_index"], step + 1)
+        if stop or _every(c.checkpoint_every, step, phase.steps):
+            with timed("checkpoint"): checkpoint(training, place["phase_index"], step + 1)
         if stop and step + 1 < phase.steps: return False
     if store and first < phase.steps: _keep_expert(training, phase, store, place)
     return not stop_requested(training.run.path)
@@ -139,6 +144,8 @@ def _phases(training: Training, first: int) -> Iterator[tuple[int, Phase]]:
 def _check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config):
     "Refuse what can't work before anything is trained or written."
     check_control(schedule.validate(list(capabilities)), config)
+    for _, u in schedule.updates:
+        for signal in u.opd: estimator_named(signal.estimator)
     if config.group_size < 2 and any(u.rl for _, u in schedule.updates):
         raise ValueError(f"config group_size={config.group_size}: an RL signal compares the rollouts of a group, at least 2 are needed")
     largest = config.probe_k if isinstance(config.probe_k, int) else max(config.probe_k)
@@ -247,7 +254,7 @@ def _finish(training: Training):
         with new_folder(path / "branches" / name) as folder: _visiting(training, name, _weights(training, [name])).save(folder)
     if isinstance(training.schedule.result, Merge):
         with new_folder(path / "result") as folder: merged(training, _weights(training, training.schedule.members)).save(folder)
-    _status(training.run, "finished", peak=max(training.crew.get(training.crew.at(place, _peak)) for place in training.places))
+    _status(training.run, "finished", peak=max(training.executor.get(training.executor.at(place, _peak)) for place in training.places))
     _clear(training.run)
 
 def _clear(run: Run):
@@ -297,42 +304,42 @@ def _train(training: Training, experts: str | Path | None, progress: bool) -> Ru
     _finish(training)
     return run
 
-def _seat(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, sampler: Sampler | None, learner: Learner | None, starts: dict[str, Policy], place: tuple, crew) -> Training:
+def _actor_state(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, sampler: Sampler | None, learner: Learner | None, starts: dict[str, Policy], place: tuple, executor) -> Training:
     "What a worker of a cluster knows of a run."
     accelerator = accelerator_for(config)
     rank, size, address = place
     group = imported("copd_nb.scale.sharding:join_group")(rank, size, f"tcp://{address}", accelerator.device.type) if size > 1 else Group()
     return Training(schedule, capabilities, _placed("base", base, config, accelerator, group), config, accelerator, None,
-                    starts={n: _placed(n, p, config, accelerator, group) for n, p in starts.items()}, crew=crew, sampler=sampler, learner=learner)
+                    starts={n: _placed(n, p, config, accelerator, group) for n, p in starts.items()}, executor=executor, sampler=sampler, learner=learner)
 
 def _where(training: Training) -> dict: return machine(training.accelerator)
 
 @contextmanager
-def _crew(training: Training, cluster: Cluster | None) -> Iterator[None]:
+def _on_cluster(training: Training, cluster: Cluster | None) -> Iterator[None]:
     "Give a training its workers, and note in the manifest what they are."
     if cluster is None:
         yield
         return
     t = training
-    t.crew = imported("copd_nb.scale.cluster:RayCrew")(cluster, _seat, (t.schedule, t.capabilities, t.base, t.config, t.sampler, t.learner), {n: ({n: t.starts[n]} if n in t.starts else {},) for n in t.schedule.starts})
+    t.executor = imported("copd_nb.scale.cluster:RayExecutor")(cluster, _actor_state, (t.schedule, t.capabilities, t.base, t.config, t.sampler, t.learner), {n: ({n: t.starts[n]} if n in t.starts else {},) for n in t.schedule.starts})
     try:
         places = {n: {k: getattr(cluster.of(n), k) for k in ("cpus", "gpus", "ranks")} for n in t.places}
-        write_json(t.run.path / "manifest.json", dict(t.run.manifest, machine=t.crew.get(t.crew.at(t.places[0], _where)), workers=places))
+        write_json(t.run.path / "manifest.json", dict(t.run.manifest, machine=t.executor.get(t.executor.at(t.places[0], _where)), workers=places))
         yield
     except Lost as error:
-        if not t.crew.gone(): raise
+        if not t.executor.gone(): raise
         raise ConnectionError(GONE) from error
-    finally: t.crew.close()
+    finally: t.executor.close()
 
 def _persist(training: Training, experts: str | Path | None, progress: bool) -> Run:
     "Train, and go on from the last checkpoint with new workers when some were lost; a loss too many in a row ends the run."
     while True:
         try: return _train(training, experts, progress)
         except Lost as lost:
-            if training.crew.gone() or len(training.lost) == training.crew.cluster.restarts: raise
+            if training.executor.gone() or len(training.lost) == training.executor.cluster.restarts: raise
             training.lost.append(dict(kind="restart", reason=str(lost)))
         training.notes = list(training.lost)  # what the log said of them goes with the rows after the checkpoint
-        training.crew.again()
+        training.executor.again()
 
 def train(
     schedule: Schedule,  # who learns from which signal, when
@@ -344,11 +351,12 @@ def train(
     progress: bool = True,  # show a progress bar
     starts: dict[str, Policy] | None = None,  # branch → the policy that it begins from, instead of what the schedule says; it may teach without ever learning
     cluster: str | dict | Cluster | None = None,  # "ray", an address or a Cluster to give each branch a worker of its own; None for this process
-    sampler: Sampler | None = None,  # rolls out in the place of `sample_many`, with its arguments; for example a `VllmSampler`
-    learner: Learner | None = None,  # finds and applies gradients in the place of the engine's own way; for example a `TrlLearner`
+    sampler: str | Sampler | None = None,  # samples in the place of `sample_many`: an object, or "package.module:name"
+    learner: str | Learner | None = None,  # finds and applies gradients: an object, or "package.module:name"; None for the own
 ) -> Run:  # with events, branches and result; unfinished if it was asked to stop
     "Run a schedule; ValueError before anything is trained if it can't work."
     capabilities, starts, cluster = by_name(capabilities), starts or {}, None if cluster is None else cluster_from(cluster)
+    sampler, learner = sampler_named(sampler), learner_named(learner)
     _check(schedule, capabilities, base, config)
     _check_starts(schedule, base, starts)
     with locked(Path(out)):
@@ -363,7 +371,7 @@ def train(
         training = Training(schedule, capabilities, own, config, accelerator, run, starts=given, sampler=sampler, learner=learner)
         _keep_prompts(training)
         withdraw_stop(_status(run, "running").path)
-        with interruptible(run.path), _ending(run), _crew(training, cluster): return _persist(training, experts, progress)
+        with interruptible(run.path), _ending(run), _on_cluster(training, cluster): return _persist(training, experts, progress)
 
 # %% ../../nbs/4_engine/20_train.ipynb #c024
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import step as step_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine import train as train_module
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.scale.trl import TrlLearner
 from copd_nb.schedule.copd import copd

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from copd_nb.engine import config as config_module
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import step as step_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine import train as train_module
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd

@@ -12,8 +12,8 @@ import torch
 from accelerate import DistributedType
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from copd_nb.engine.resume import resume as resume_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine import resume as resume_module
+from copd_nb.engine import train as train_module
 from copd_nb.engine import update as update_module
 from copd_nb.scale.trl import OURS, TrlLearner, _share, lent, settings_of
 from copd_nb.data.capability import Capability

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine import train as train_module
 from copd_nb.schedule.paradigms import expert
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.config import Config

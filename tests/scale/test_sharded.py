@@ -12,9 +12,9 @@ import torch
 from torch import multiprocessing
 
 from copd_nb.engine import memory as memory_module
-from copd_nb.engine.resume import resume as resume_module
+from copd_nb.engine import resume as resume_module
 from copd_nb.engine import step as step_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine import train as train_module
 from copd_nb.data.capability import Capability
 from copd_nb.engine.config import Config
 from copd_nb.engine.passes import portions

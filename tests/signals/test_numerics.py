@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import state as state_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine import train as train_module
 from copd_nb.data.capability import Example
 from copd_nb.signals.divergences import (
     divergence, entropy, kl, overlap_mass, sequence_mean, symmetric_kl, token_logprobs, token_mean, topk_mask,
