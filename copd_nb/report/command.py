@@ -9,7 +9,8 @@ __all__ = ['parser', 'main']
 import argparse
 import sys
 
-from .commands import PARADIGMS, _audit, _check, _gap, _index, _report, _reports, _runs, _track, _train
+from .commands import _audit, _check, _gap, _index, _report, _reports, _runs, _track, _train
+from ..schedule.paradigms import PARADIGMS
 
 # %% ../../nbs/8_report/04_command.ipynb #c004
 def _add_audit(one: argparse.ArgumentParser):
@@ -69,7 +70,7 @@ def _add_check(check: argparse.ArgumentParser):
 # %% ../../nbs/8_report/04_command.ipynb #c007
 def _add_train(one: argparse.ArgumentParser):
     "Arguments of `copd train`."
-    one.add_argument("schedule", help=f"{', '.join(PARADIGMS)}, or a .json file of a schedule")
+    one.add_argument("schedule", help=f"{', '.join(PARADIGMS)}, a .json file of a schedule, or package.module:name")
     one.add_argument("-p", nargs=2, action="append", default=[], metavar=("PARAMETER", "VALUE"), help="of the paradigm, for example -p capabilities '[\"text\", \"image\"]' -p cycles 2")
     one.add_argument("-c", nargs=2, action="append", default=[], metavar=("FIELD", "VALUE"), help="of the configuration, for example -c learning_rate 1e-5")
     one.add_argument("--suite", default="minis", metavar="MODULE:FUNCTION", help="what returns capabilities and base, with ?name=value&… (minis)")
