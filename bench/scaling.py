@@ -1,7 +1,9 @@
 """Costs of a step's stages and of messages, and the simulator's error: `python bench/scaling.py [--ray]`. Writes scaling.json beside this file."""
 import os
 
-os.environ |= dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="10000", TOKENIZERS_PARALLELISM="false")  # before torch: every process has one thread
+# before torch: every process has one thread
+os.environ |= dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="10000",
+                   TOKENIZERS_PARALLELISM="false")
 import argparse
 import datetime
 import json
@@ -41,17 +43,20 @@ ROUNDS = 20  # messages of a size
 
 def schedules(names: tuple[str, ...], topology: str = "pairwise") -> dict[tuple, Schedule]:
     "One cycle for each estimator."
-    return {(names, topology, e): copd(names, cycles=1, s_rl=STEPS, s_opd=STEPS, topology=topology, estimator=e) for e in ("sampled", "topk")}
+    return {(names, topology, e): copd(names, cycles=1, s_rl=STEPS, s_opd=STEPS, topology=topology, estimator=e)
+            for e in ("sampled", "topk")}
 
 
 MEASURED = schedules(PAIRS[0]) | schedules(PAIRS[1])
-PREDICTED = schedules(("image", "video")) | schedules(("text", "image", "video")) | schedules(("text", "image", "video"), "hub")
+PREDICTED = schedules(("image", "video")) | schedules(("text", "image",
+                                                       "video")) | schedules(("text", "image", "video"), "hub")
 
 
 CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
 
 
-def timed(schedule: Schedule, clock: str = "wall") -> pd.DataFrame: return measure(schedule, minis(), minis_base(), CONFIG, clock=CLOCKS[clock])
+def timed(schedule: Schedule, clock: str = "wall") -> pd.DataFrame:
+    return measure(schedule, minis(), minis_base(), CONFIG, clock=CLOCKS[clock])
 
 
 def rounds(cases: dict[tuple, Schedule], times: int, clock: str = "wall") -> dict[tuple, list[pd.DataFrame]]:
@@ -73,7 +78,8 @@ def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 def title(key: tuple, phase) -> str:
     "A case in words; Phase I is the same for all topologies and estimators."
-    return f"{len(key[0])} branches ({', '.join(key[0])}), " + ("RL" if phase.name.startswith("I ") else f"{key[1]}, {key[2]}")
+    return f"{len(key[0])} branches ({', '.join(key[0])}), " + ("RL" if phase.name.startswith("I ")
+                                                                else f"{key[1]}, {key[2]}")
 
 
 def checked(found: dict[tuple, list[pd.DataFrame]], costs) -> list[dict]:
@@ -83,8 +89,10 @@ def checked(found: dict[tuple, list[pd.DataFrame]], costs) -> list[dict]:
         table = joined(found[key])
         for phase in schedule.phases:
             name = title(key, phase)
-            steps.setdefault(name, []).extend(table[(table["phase"] == phase.title) & (table["stage"] == "step")]["seconds"])
-            simulated[name] = simulate(calls_of(phase, CONFIG, costs, STEPS), alone(schedule)).step_seconds + costs.seconds["rest"]
+            steps.setdefault(name,
+                             []).extend(table[(table["phase"] == phase.title) & (table["stage"] == "step")]["seconds"])
+            simulated[name] = simulate(calls_of(phase, CONFIG, costs, STEPS),
+                                       alone(schedule)).step_seconds + costs.seconds["rest"]
     return [compared(name, "local, one process", simulated[name], s) for name, s in steps.items()]
 
 
@@ -92,17 +100,23 @@ def compared(case: str, where: str, predicted: float, steps: list[float]) -> dic
     "A row of the check."
     measured = float(np.median(steps))
     low, high = np.quantile(steps, (0.25, 0.75))
-    return dict(case=case, where=where, measured=measured, quartiles=[float(low), float(high)], steps=len(steps), simulated=predicted, error=predicted / measured - 1)
+    return dict(case=case, where=where, measured=measured, quartiles=[float(low), float(high)], steps=len(steps),
+                simulated=predicted, error=predicted / measured - 1)
 
 
 def between_steps(clock: str) -> dict[str, float]:
     "Seconds of a prompt's probe and evaluation, of a branch's checkpoint, of a merge: medians over a run."
     schedule, found = MEASURED[PAIRS[0], "pairwise", "sampled"], {}
-    with tempfile.TemporaryDirectory() as folder, stopwatch({"probe": "probe", "_judge": "evaluate", "checkpoint": "checkpoint", "merged": "merge"}, clock=CLOCKS[clock]) as notes:
-        train(schedule, minis(PAIRS[0]), minis_base(), replace(CONFIG, probe_every=1, eval_every=1, checkpoint_every=1), Path(folder) / "run", progress=False)
-    for stage in ("probe", "evaluate", "checkpoint", "merge"): found[stage] = float(np.median([s for name, _, s in notes if name == stage]))
+    with tempfile.TemporaryDirectory() as folder, stopwatch({"probe": "probe", "_judge": "evaluate",
+                                                             "checkpoint": "checkpoint", "merged": "merge"},
+                                                             clock=CLOCKS[clock]) as notes:
+        train(schedule, minis(PAIRS[0]), minis_base(), replace(CONFIG, probe_every=1, eval_every=1, checkpoint_every=1),
+              Path(folder) / "run", progress=False)
+    for stage in ("probe", "evaluate", "checkpoint", "merge"):
+        found[stage] = float(np.median([s for name, _, s in notes if name == stage]))
     pairs = len(probe_list(schedule, schedule.phases[1]))
-    shared = {f"probe/{c}": found["probe"] / pairs / CONFIG.probe_prompts for c in minis()} | {f"evaluate/{c}": found["evaluate"] / 2 / CONFIG.eval_prompts for c in minis()}
+    shared = {f"probe/{c}": found["probe"] / pairs / CONFIG.probe_prompts
+              for c in minis()} | {f"evaluate/{c}": found["evaluate"] / 2 / CONFIG.eval_prompts for c in minis()}
     return shared | dict(checkpoint=found["checkpoint"] / 2, merge=found["merge"])
 
 
@@ -135,7 +149,8 @@ def messages() -> dict:
     finally: ray.shutdown()
     medians = pd.DataFrame(rows, columns=["bytes", "seconds"]).groupby("bytes")["seconds"].median()
     constant, slope = line(list(medians.index), list(medians))
-    return dict(start=start, latency=constant / 3, bandwidth=1 / slope, bytes=list(medians.index), seconds=list(medians), ray=ray.__version__)
+    return dict(start=start, latency=constant / 3, bandwidth=1 / slope, bytes=list(medians.index),
+                seconds=list(medians), ray=ray.__version__)
 
 
 @contextmanager
@@ -163,9 +178,12 @@ def with_actors(times: int, link: dict) -> list[dict]:
         schedule = copd(key[0], cycles=1, s_rl=LONG, s_opd=LONG, topology=key[1], estimator=key[2])
         for _ in range(times):
             with tempfile.TemporaryDirectory() as folder, stopwatch({"_log": "rows"}) as notes:
-                train(schedule, minis(key[0]), minis_base(), replace(CONFIG, probe_every=0, eval_every=0, checkpoint_every=10 ** 9), Path(folder) / "run", progress=False, cluster="ray")
+                train(schedule, minis(key[0]), minis_base(),
+                      replace(CONFIG, probe_every=0, eval_every=0, checkpoint_every=10 ** 9), Path(folder) / "run",
+                      progress=False, cluster="ray")
             ends = [end for _, end, _ in notes]
-            for i, p in enumerate(schedule.phases): steps.setdefault(title(key, p), []).extend(np.diff(ends[i * LONG + WARM - 1:(i + 1) * LONG]).tolist())
+            for i, p in enumerate(schedule.phases):
+                steps.setdefault(title(key, p), []).extend(np.diff(ends[i * LONG + WARM - 1:(i + 1) * LONG]).tolist())
         for p in schedule.phases:
             calls = calls_of(p, CONFIG, costs, STEPS)
             simulated[title(key, p)] = simulate(calls, placed(load_of(calls)), network).step_seconds
@@ -175,8 +193,10 @@ def with_actors(times: int, link: dict) -> list[dict]:
 def about() -> dict:
     "Where and how it was measured."
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    return dict(command="python " + " ".join(["bench/scaling.py", *sys.argv[1:]]), commit=commit or "unknown", cpu=cpu[1] if cpu else "unknown", cores=os.cpu_count(),
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True,
+                            text=True).stdout.strip()
+    return dict(command="python " + " ".join(["bench/scaling.py", *sys.argv[1:]]), commit=commit or "unknown",
+                cpu=cpu[1] if cpu else "unknown", cores=os.cpu_count(),
                 date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"), load=os.getloadavg())
 
 
@@ -184,9 +204,12 @@ def parsed() -> argparse.Namespace:
     "The command line."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often every case is run")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="of local runs: cpu where others use the machine, too; two actors are always timed by the wall")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall",
+                        help="of local runs: cpu where others use the machine, too; two actors are always timed by the "
+                             "wall")
     parser.add_argument("--ray", action="store_true", help="also train with two actors")
-    parser.add_argument("--only-ray", action="store_true", help="train with two actors alone, and put what is found into the scaling.json that is there")
+    parser.add_argument("--only-ray", action="store_true",
+                        help="train with two actors alone, and put what is found into the scaling.json that is there")
     parser.add_argument("--twin", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -209,10 +232,14 @@ def main():
     found = rounds(MEASURED | PREDICTED, arguments.rounds, arguments.clock)
     taken = [joined(found[key]) for key in MEASURED]
     where = about()
-    costs = fitted(taken, minis_base(), f"measured with {where['command']} on {where['cores']} × {where['cpu']}, one thread a process, {dict(wall='seconds of the wall', cpu='seconds of the processor')[arguments.clock]}", **between_steps(arguments.clock))
+    costs = fitted(taken, minis_base(), f"measured with {where['command']} on {where['cores']} × {where['cpu']}, one "
+                                        "thread a process, "
+                                        f"{dict(wall='seconds of the wall', cpu='seconds of the processor')[arguments.clock]}", **between_steps(arguments.clock))
     costs = replace(costs, start=link["start"])
     checks = checked(found, costs) + (with_actors(arguments.rounds, link) if arguments.ray else [])
-    result = dict(about=where, config={k: asdict(CONFIG)[k] for k in ("prompts", "opd_prompts", "group_size", "max_new_tokens", "opd_top_k")}, costs=asdict(costs), link=link, checks=checks)
+    result = dict(about=where,
+                  config={k: asdict(CONFIG)[k] for k in ("prompts", "opd_prompts", "group_size", "max_new_tokens",
+                                                         "opd_top_k")}, costs=asdict(costs), link=link, checks=checks)
     write(result)
 
 

@@ -14,28 +14,37 @@ from .commands import PARADIGMS, _audit, _check, _gap, _index, _report, _reports
 # %% ../../nbs/8_report/04_command.ipynb #c004
 def _add_audit(one: argparse.ArgumentParser):
     "Arguments of `copd audit`; those that are not given keep the report's defaults."
-    one.add_argument("reward", help="a reward by name, for example 'numeric?form=tag:answer', or package.module:function; shipped for all rewards of the package")
-    one.add_argument("data", nargs="?", help="JSONL, Parquet or folder of `datasets` with prompt and answer, or a task such as algebra; needed but for shipped")
+    one.add_argument("reward", help="a reward by name, for example 'numeric?form=tag:answer', or "
+                                    "package.module:function; shipped for all rewards of the package")
+    one.add_argument("data", nargs="?", help="JSONL, Parquet or folder of `datasets` with prompt and answer, or a task "
+                                             "such as algebra; needed but for shipped")
     one.add_argument("--model", metavar="FOLDER", help="a model whose own completions are judged, too")
     one.add_argument("--second", metavar="NAME", help="the second verifier for those (math_verify)")
-    one.add_argument("--form", metavar="TEXT", help="how answers are written, with {answer} in it; found out if it is not given")
-    one.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="for example prompt=question; may be repeated")
+    one.add_argument("--form", metavar="TEXT",
+                     help="how answers are written, with {answer} in it; found out if it is not given")
+    one.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN",
+                     help="for example prompt=question; may be repeated")
     one.add_argument("--split", help="of a folder of `datasets` with several")
     one.add_argument("--limit", type=int, help="the first n references only (200)")
     one.add_argument("--samples", type=int, help="completions a prompt (8)")
     one.add_argument("--max-new-tokens", type=int, help="length limit of a completion (256)")
     one.add_argument("--temperature", type=float, help="of sampling (1.0)")
-    one.add_argument("--chat-template", metavar="TEXT", help="for a model that has none; plain for prompts as they stand")
+    one.add_argument("--chat-template", metavar="TEXT",
+                     help="for a model that has none; plain for prompts as they stand")
     one.add_argument("--seed", type=int, help="of the draws")
     one.add_argument("--device", help="cpu, cuda, …; the GPU if there is one")
-    one.add_argument("--out", metavar="DIR", help="folder for notebook, HTML, results.json and cases.parquet (runs/reports/audit)")
+    one.add_argument("--out", metavar="DIR",
+                     help="folder for notebook, HTML, results.json and cases.parquet (runs/reports/audit)")
     one.set_defaults(run=_audit)
 
 def _add_gap(gap: argparse.ArgumentParser):
     "Arguments of `copd gap`; those that are not given keep the report's defaults."
-    gap.add_argument("policies", nargs="+", metavar="CHECKPOINT", help="two or more local folders or hub names; of each pair the earlier one is the student")
-    gap.add_argument("--prompts", required=True, metavar="FILE", help="JSONL or Parquet with a column prompt, and optionally answer, images, videos, capability")
-    gap.add_argument("--out", metavar="DIR", help="folder for notebook, HTML, results.json and gap.parquet (runs/reports/checkpoints)")
+    gap.add_argument("policies", nargs="+", metavar="CHECKPOINT",
+                     help="two or more local folders or hub names; of each pair the earlier one is the student")
+    gap.add_argument("--prompts", required=True, metavar="FILE",
+                     help="JSONL or Parquet with a column prompt, and optionally answer, images, videos, capability")
+    gap.add_argument("--out", metavar="DIR",
+                     help="folder for notebook, HTML, results.json and gap.parquet (runs/reports/checkpoints)")
     gap.add_argument("--base", metavar="CHECKPOINT", help="what all were trained from, for task vectors")
     gap.add_argument("--k", type=int, nargs="+", help="sizes of the compared top-k sets")
     gap.add_argument("--limit", type=int, help="the first n prompts only")
@@ -56,12 +65,16 @@ def _fetch(arguments: argparse.Namespace):
 def _add_check(check: argparse.ArgumentParser):
     "Arguments of `copd check`."
     check.add_argument("data", help=".jsonl, .json or .parquet file, or a folder of `datasets`")
-    check.add_argument("--reward", metavar="NAME", help="hold the answers against a reward, for example exact or 'numeric?tolerance=0.01'")
-    check.add_argument("--test", metavar="FILE", help="held-out prompts: checked, too, and looked for among those of training")
-    check.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="for example prompt=question; may be repeated")
+    check.add_argument("--reward", metavar="NAME",
+                       help="hold the answers against a reward, for example exact or 'numeric?tolerance=0.01'")
+    check.add_argument("--test", metavar="FILE",
+                       help="held-out prompts: checked, too, and looked for among those of training")
+    check.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN",
+                       help="for example prompt=question; may be repeated")
     check.add_argument("--recipe", metavar="NAME", help="columns and reward of a public set, for example math-500")
     check.add_argument("--split", help="of a folder of `datasets` with several")
-    check.add_argument("--model", metavar="FOLDER", help="a checkpoint: chat template, padding token, prompts that are too long")
+    check.add_argument("--model", metavar="FOLDER",
+                       help="a checkpoint: chat template, padding token, prompts that are too long")
     check.add_argument("--room", type=int, default=0, help="tokens that a completion needs (0)")
     check.add_argument("--longest", type=int, default=1_000_000, help="characters of a prompt (1,000,000)")
     check.set_defaults(run=_check)
@@ -70,13 +83,20 @@ def _add_check(check: argparse.ArgumentParser):
 def _add_train(one: argparse.ArgumentParser):
     "Arguments of `copd train`."
     one.add_argument("schedule", help=f"{', '.join(PARADIGMS)}, or a .json file of a schedule")
-    one.add_argument("-p", nargs=2, action="append", default=[], metavar=("PARAMETER", "VALUE"), help="of the paradigm, for example -p capabilities '[\"text\", \"image\"]' -p cycles 2")
-    one.add_argument("-c", nargs=2, action="append", default=[], metavar=("FIELD", "VALUE"), help="of the configuration, for example -c learning_rate 1e-5")
-    one.add_argument("--suite", default="minis", metavar="MODULE:FUNCTION", help="what returns capabilities and base, with ?name=value&… (minis)")
-    one.add_argument("--start", nargs=2, action="append", default=[], metavar=("BRANCH", "FOLDER"), help="a policy that a branch begins from")
-    one.add_argument("--out", default="runs/run", metavar="DIR", help="run folder; a run that was interrupted goes on (runs/run)")
+    one.add_argument("-p", nargs=2, action="append", default=[], metavar=("PARAMETER", "VALUE"),
+                     help="of the paradigm, for example -p capabilities '[\"text\", \"image\"]' -p cycles 2")
+    one.add_argument("-c", nargs=2, action="append", default=[], metavar=("FIELD", "VALUE"),
+                     help="of the configuration, for example -c learning_rate 1e-5")
+    one.add_argument("--suite", default="minis", metavar="MODULE:FUNCTION",
+                     help="what returns capabilities and base, with ?name=value&… (minis)")
+    one.add_argument("--start", nargs=2, action="append", default=[], metavar=("BRANCH", "FOLDER"),
+                     help="a policy that a branch begins from")
+    one.add_argument("--out", default="runs/run", metavar="DIR",
+                     help="run folder; a run that was interrupted goes on (runs/run)")
     one.add_argument("--experts", metavar="DIR", help="folder in which experts are shared between runs")
-    one.add_argument("--cluster", metavar="WHERE", help="ray, the address of a Ray cluster such as ray://host:10001, or the fields of a Cluster as JSON: a worker for each branch (extra `ray`)")
+    one.add_argument("--cluster", metavar="WHERE",
+                     help="ray, the address of a Ray cluster such as ray://host:10001, or the fields of a Cluster as "
+                          "JSON: a worker for each branch (extra `ray`)")
     one.set_defaults(run=_train)
 
 def _add_index(index: argparse.ArgumentParser):
@@ -88,12 +108,15 @@ def _add_index(index: argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     "The command line of `copd`."
-    top = argparse.ArgumentParser("copd", description="Co-evolving policy distillation, its baselines and reports about them.")
+    top = argparse.ArgumentParser("copd", description="Co-evolving policy distillation, its baselines and reports "
+                                                      "about them.")
     commands = top.add_subparsers(required=True, metavar="command")
     report = commands.add_parser("report", help="execute a report notebook")
     report.add_argument("name", help="for example comparison; `copd reports` lists all; `all` runs every study")
-    report.add_argument("-p", nargs=2, action="append", default=[], metavar=("PARAMETER", "VALUE"), help="set a parameter; may be repeated")
-    report.add_argument("--out", help="folder for notebook, HTML and results.json; with `all`, for the folders of the studies")
+    report.add_argument("-p", nargs=2, action="append", default=[], metavar=("PARAMETER", "VALUE"),
+                        help="set a parameter; may be repeated")
+    report.add_argument("--out", help="folder for notebook, HTML and results.json; with `all`, for the folders of the "
+                                      "studies")
     report.set_defaults(run=_report)
     _add_train(commands.add_parser("train", help="run one schedule, here or on a cluster"))
     _add_index(commands.add_parser("index", help="one page for a folder of reports"))

@@ -40,10 +40,12 @@ def schedule_from(
     if name.endswith(".json"):
         if values: raise ValueError(f"a schedule from a file has no parameters: {sorted(values)} can't be set")
         return Schedule.from_dict(read_json(Path(name), PLAN)).validate()
-    if name not in PARADIGMS: raise ValueError(f"unknown paradigm {name!r}: one of {', '.join(PARADIGMS)}, or a .json file")
+    if name not in PARADIGMS:
+        raise ValueError(f"unknown paradigm {name!r}: one of {', '.join(PARADIGMS)}, or a .json file")
     function = PARADIGMS[name]
     try: inspect.signature(function).bind(**values)
-    except TypeError as error: raise ValueError(f"{name}: {error}; it takes {list(inspect.signature(function).parameters)}") from error
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}; it takes {list(inspect.signature(function).parameters)}") from error
     return function(**values)
 
 def _train(arguments: argparse.Namespace):
@@ -55,9 +57,12 @@ def _train(arguments: argparse.Namespace):
     config = config_from({k: _value(v) for k, v in arguments.c})
     capabilities, base = load_suite(arguments.suite)
     starts = {branch: load(folder, branch) for branch, folder in arguments.start}
-    run = train(plan, capabilities, base, config, arguments.out, arguments.experts, starts=starts, cluster=arguments.cluster and _value(arguments.cluster))
+    run = train(plan, capabilities, base, config, arguments.out, arguments.experts, starts=starts,
+                cluster=arguments.cluster and _value(arguments.cluster))
     judged = run.events.query("kind == 'eval'") if len(run.events) else run.events
-    if len(judged): print(judged[judged.global_step == judged.global_step.max()][["model", "capability", "greedy", "sampled"]].round(3).to_string(index=False))
+    if len(judged):
+        print(judged[judged.global_step == judged.global_step.max()][["model", "capability", "greedy",
+                "sampled"]].round(3).to_string(index=False))
     print(f"{run.status:9}{run.path}")
 
 # %% ../../nbs/8_report/03_commands.ipynb #c010
@@ -71,13 +76,15 @@ def _all(arguments: argparse.Namespace) -> int:
 
 def _index(arguments: argparse.Namespace):
     "Write the index of a folder of reports, or publish it."
-    page = publish(arguments.folder, arguments.publish) if arguments.publish else write_index(arguments.folder, arguments.out)
+    page = publish(arguments.folder, arguments.publish) if arguments.publish else write_index(arguments.folder,
+            arguments.out)
     print(f"{'index':9}{page}")
 
 def _report(arguments: argparse.Namespace) -> int | None:
     "Run a report, print its headline and the paths of its files."
     if arguments.name == "all": return _all(arguments)
-    print(f"running report {arguments.name}; trained runs are kept and found again, so an interrupted report can be repeated", flush=True)
+    print(f"running report {arguments.name}; trained runs are kept and found again, so an interrupted report can be "
+          "repeated", flush=True)
     files = run_report(arguments.name, {k: _value(v) for k, v in arguments.p}, arguments.out)
     if files["results"].exists(): print(json.loads(files["results"].read_text()).get("headline", ""))
     for what, path in files.items(): print(f"{what:9}{path}")
@@ -85,7 +92,8 @@ def _report(arguments: argparse.Namespace) -> int | None:
 def _gap(arguments: argparse.Namespace):
     "Compare checkpoints on a file of prompts, print the findings and the paths of the files."
     if len(arguments.policies) < 2: raise ValueError(f"a gap needs at least two checkpoints, not {arguments.policies}")
-    if not Path(arguments.prompts).is_file(): raise FileNotFoundError(f"there is no file of prompts {arguments.prompts}")
+    if not Path(arguments.prompts).is_file():
+        raise FileNotFoundError(f"there is no file of prompts {arguments.prompts}")
     given = {k: v for k, v in vars(arguments).items() if k in parameters_of("checkpoints") and v is not None}
     files = run_report("checkpoints", given, arguments.out)
     print(json.loads(files["results"].read_text())["headline"])
@@ -97,14 +105,17 @@ def _audit(arguments: argparse.Namespace):
     every = arguments.reward == "shipped" and arguments.data is None
     columns = _columns(arguments.column, None)
     if not every:
-        if arguments.data is None: raise ValueError("an audit needs references: a file or a task behind the reward's name")
+        if arguments.data is None:
+            raise ValueError("an audit needs references: a file or a task behind the reward's name")
         reward_from(arguments.reward)
         references(arguments.data, 1, columns, arguments.split)  # says what is wrong before a notebook is started
     given = {k: v for k, v in vars(arguments).items() if k in parameters_of("audit") and v is not None}
-    given |= dict(reward="" if every else arguments.reward, columns={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(columns).items() if v != getattr(type(columns), k)})
+    given |= dict(reward="" if every else arguments.reward, columns={k: list(v) if isinstance(v, tuple) else v for k,
+            v in asdict(columns).items() if v != getattr(type(columns), k)})
     files = run_report("audit", given, arguments.out)
     print(json.loads(files["results"].read_text())["headline"])
-    for what, path in (files | dict(cases=files["results"].with_name("cases.parquet"))).items(): print(f"{what:9}{path}")
+    for what, path in (files | dict(cases=files["results"].with_name("cases.parquet"))).items():
+        print(f"{what:9}{path}")
 
 def _reports(arguments: argparse.Namespace):
     "List reports with their parameters."
@@ -129,11 +140,13 @@ def _columns(pairs: list[str], recipe: str | None):
 
     from copd_nb.data.columns import Columns
     from copd_nb.data.recipes import RECIPES
-    if recipe is not None and recipe not in RECIPES: raise ValueError(f"there is no recipe {recipe!r}: {', '.join(RECIPES)}")
+    if recipe is not None and recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}: {', '.join(RECIPES)}")
     given, known = {}, [f.name for f in fields(Columns) if f.name != "where"]
     for pair in pairs:
         name, equals, column = pair.partition("=")
-        if not equals or name not in known: raise ValueError(f"--column {pair!r}: NAME=COLUMN is needed, and names are {', '.join(known)}")
+        if not equals or name not in known:
+            raise ValueError(f"--column {pair!r}: NAME=COLUMN is needed, and names are {', '.join(known)}")
         given[name] = tuple(column.split(",")) if name in ("images", "videos") and "," in column else column
     return replace(RECIPES[recipe].columns if recipe else Columns(), **given)
 
@@ -143,8 +156,10 @@ def _check(arguments: argparse.Namespace) -> int:
     from copd_nb.policy.problems import problems
     columns = _columns(arguments.column, arguments.recipe)
     reward = arguments.reward or (RECIPES[arguments.recipe].reward if arguments.recipe else None)
-    found = problems(arguments.data, columns, reward, arguments.test, arguments.split, arguments.model, arguments.room, arguments.longest)
+    found = problems(arguments.data, columns, reward, arguments.test, arguments.split, arguments.model, arguments.room,
+                     arguments.longest)
     if len(found): print(found.to_string(index=False, max_colwidth=160))
     rows = len(set(zip(found.file, found.row)))
-    print(f"{len(found)} problems in {rows} rows" if len(found) else f"no problems found in {Path(arguments.data).name}")
+    print(f"{len(found)} problems in {rows} rows" if len(found)
+          else f"no problems found in {Path(arguments.data).name}")
     return int(len(found) > 0)

@@ -19,7 +19,9 @@ from .parameters import _plain_path, check_parameters, notebook_of, parameterise
 # %% ../../nbs/8_report/02_driver.ipynb #c004
 def _progress(output: dict) -> bool:
     "Whether an output is a progress bar: as text, or as a widget, which is dead in a page."
-    return output.get("name") == "stderr" and "%|" in output.text or "%|" in str(output.get("data", {}).get("text/plain", "")) and any("widget" in kind for kind in output.data)
+    return (output.get("name") == "stderr" and "%|" in output.text
+            or "%|" in str(output.get("data", {}).get("text/plain", ""))
+            and any("widget" in kind for kind in output.data))
 
 def _tidy(notebook: Path):
     "Remove progress bars, papermill's notes and folders of this machine from an executed notebook."
@@ -52,13 +54,18 @@ def _to_html(notebook: Path) -> Path:
     from pygments.formatters import HtmlFormatter
     content = nbformat.read(notebook, as_version=4)
     content.metadata.pop("widgets", None)
-    for shown in (o.data for c in content.cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})): shown["text/markdown"] = inert(shown["text/markdown"])
+    for shown in (o.data for c in content.cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})):
+        shown["text/markdown"] = inert(shown["text/markdown"])
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Your element with mimetype")  # results.json is embedded for programs, not shown
+        # results.json is embedded for programs, not shown
+        warnings.filterwarnings("ignore", message="Your element with mimetype")
         body, _ = HTMLExporter(embed_images=True, raw_template=FOLDED, anchor_link_text="").from_notebook_node(content)
     page, style = notebook.with_suffix(".html"), REPORT_STYLE + HtmlFormatter().get_style_defs(".highlight")
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # no script runs and nothing is fetched, whatever a cell has shown
-    page.write_text(f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    # no script runs and nothing is fetched, whatever a cell has shown
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    page.write_text('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+                    'content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy" '
+                    f'content="{policy}">'
                     f"<title>{escape(_heading(notebook) or notebook.stem)}</title><style>{style}</style></head><body><main>{body}</main></body></html>", encoding="utf-8")
     return page
 
@@ -70,7 +77,10 @@ def _execute(notebook: Path, target: Path, parameters: dict, progress: bool):
     from papermill.exceptions import PapermillExecutionError
     with tempfile.TemporaryDirectory() as place:
         nbformat.write(parameterised(notebook, parameters), source := Path(place) / notebook.name)
-        try: papermill.execute_notebook(_plain_path(source), _plain_path(target), kernel_name="python3", cwd=str(Path.cwd()), progress_bar=False, stderr_file=sys.stderr if progress else None)
+        try:
+            papermill.execute_notebook(_plain_path(source), _plain_path(target), kernel_name="python3",
+                                       cwd=str(Path.cwd()), progress_bar=False, stderr_file=sys.stderr if progress
+                                       else None)
         except PapermillExecutionError as error:
             kinds = dict(ValueError=ValueError, FileNotFoundError=FileNotFoundError)
             if error.ename not in kinds: raise
@@ -111,6 +121,7 @@ def run_all(
         began = time.monotonic()
         try: run_report(name, own, Path(folder) / _folder_name(name, parameters or {}), progress)
         except Exception as error: failed[name] = _told(error)
-        if progress: print(f"{name:12}{'failed' if name in failed else 'done':8}{time.monotonic() - began:8.0f} s", flush=True)
+        if progress:
+            print(f"{name:12}{'failed' if name in failed else 'done':8}{time.monotonic() - began:8.0f} s", flush=True)
     if any(Path(folder).glob("*/results.json")): write_index(folder)
     return failed

@@ -30,7 +30,8 @@ def _known(parameters: dict) -> dict[str, dict]:
     "What each study is told; ValueError for what none of them knows or what is of the wrong kind, and for `out_dir`, where all would write to the same place."
     known = {name: parameters_of(name) for name in studies()}
     every = set().union(*known.values()) - {"out_dir"}
-    if unknown := sorted(set(parameters) - every): raise ValueError(f"no study has the parameters {unknown}: known to some are {sorted(every)}")
+    if unknown := sorted(set(parameters) - every):
+        raise ValueError(f"no study has the parameters {unknown}: known to some are {sorted(every)}")
     chosen = {name: {k: v for k, v in parameters.items() if k in own} for name, own in known.items()}
     for name, own in chosen.items(): check_parameters(name, own)
     return chosen
@@ -46,7 +47,8 @@ def _rendered(text: str) -> str:
     import mistune
     class Renderer(mistune.HTMLRenderer):
         def image(self, text: str, url: str, title: str | None = None) -> str: return text
-        def heading(self, text: str, level: int, **attrs) -> str: return super().heading(text, min(6, level + 2), **attrs)
+        def heading(self, text: str, level: int, **attrs) -> str:
+            return super().heading(text, min(6, level + 2), **attrs)
     page = mistune.create_markdown(renderer=Renderer(escape=True), plugins=["table"])(text)
     return page.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
 
@@ -80,16 +82,19 @@ class Entry:
         "Report, preset, seeds, date, version and commit, as far as they are known."
         p, e = self.record["parameters"], self.record["environment"]
         seeds = p.get("seeds", p.get("seed"))
-        seeds = None if seeds is None else f"seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) else f"seed {seeds}"
+        seeds = None if seeds is None else f"seeds {', '.join(map(str, seeds))}" if isinstance(seeds,
+                list) else f"seed {seeds}"
         preset = f"preset {p['preset']}" if p.get("preset") else None
         version = e.get("versions", {}).get("copd_nb")
-        return " · ".join(filter(None, (self.name, preset, seeds, str(e.get("started", ""))[:10], version and f"copd_nb {version}", e.get("commit") and f"commit {e['commit']}")))
+        return " · ".join(filter(None, (self.name, preset, seeds, str(e.get("started", ""))[:10], version
+                                        and f"copd_nb {version}", e.get("commit") and f"commit {e['commit']}")))
 
     def files(self) -> list[Path]: return self.own(f"{self.name}.html") + self.own("results.json")
 
     def links(self, root: Path) -> list[tuple[str, str]]:
         "Name and relative address of the page and of the record."
-        return [("report" if f.suffix == ".html" else f.name, quote(Path(os.path.relpath(f, root)).as_posix())) for f in self.files()]
+        return [("report" if f.suffix == ".html" else f.name, quote(Path(os.path.relpath(f, root)).as_posix()))
+                for f in self.files()]
 
     @property
     def headline(self) -> str: return _rendered(self.record["headline"])
@@ -160,7 +165,8 @@ def write_index(
     found, page = entries(folder), Path(out or Path(folder) / "index.html")
     table = claims_table([e.record for e in found if not e.fault])
     body = Environment(autoescape=True).from_string(PAGE).render(
-        entries=found, claims=table.to_dict("records"), counts=Counter(v.split(" (")[0] for v in table.verdict).most_common(), style=STYLE, root=page.parent)
+        entries=found, claims=table.to_dict("records"),
+        counts=Counter(v.split(" (")[0] for v in table.verdict).most_common(), style=STYLE, root=page.parent)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(body, encoding="utf-8")
     return page
@@ -168,10 +174,13 @@ def write_index(
 # %% ../../nbs/8_report/01_index.ipynb #c017
 def _check_size(folder: Path, limit: int):
     "ValueError if a folder's files exceed a number of bytes, with the three largest."
-    sizes = sorted(((f.stat().st_size, f.relative_to(folder).as_posix()) for f in folder.rglob("*") if f.is_file()), reverse=True)
+    sizes = sorted(((f.stat().st_size, f.relative_to(folder).as_posix()) for f in folder.rglob("*") if f.is_file()),
+                   reverse=True)
     total = sum(size for size, _ in sizes)
     largest = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for size, name in sizes[:3])
-    if total > limit: raise ValueError(f"{total / 1e6:.1f} MB are too much to publish (at most {limit / 1e6:.1f}): the largest are {largest}")
+    if total > limit:
+        raise ValueError(f"{total / 1e6:.1f} MB are too much to publish (at most {limit / 1e6:.1f}): the largest are "
+                         f"{largest}")
 
 def publish(
     folder: str | Path,  # of report folders
@@ -181,14 +190,16 @@ def publish(
     "Copy every report's page and record, write their index and the table of claims (claims.md); ValueError above the limit or for a record that can't be read, before anything is changed."
     from copd_nb.analysis.claims import claims_markdown
     to, found = Path(to), entries(folder)
-    if broken := [f"{e.folder.name}: {e.fault}" for e in found if e.fault]: raise ValueError(f"records that can't be read can't be published: {'; '.join(broken)}")
+    if broken := [f"{e.folder.name}: {e.fault}" for e in found if e.fault]:
+        raise ValueError(f"records that can't be read can't be published: {'; '.join(broken)}")
     with tempfile.TemporaryDirectory() as aside:
         if to.is_dir(): shutil.copytree(to, aside, dirs_exist_ok=True)
         for entry in found:
             (Path(aside) / entry.folder.name).mkdir(exist_ok=True)
             for file in entry.files(): shutil.copy(file, Path(aside) / entry.folder.name)
         write_index(aside)
-        (Path(aside) / "claims.md").write_text(claims_markdown([e.record for e in entries(aside)]) + "\n", encoding="utf-8")
+        (Path(aside) / "claims.md").write_text(claims_markdown([e.record for e in entries(aside)]) + "\n",
+                                               encoding="utf-8")
         _check_size(Path(aside), limit)
         shutil.copytree(aside, to, dirs_exist_ok=True)
     return to / "index.html"

@@ -19,7 +19,8 @@ def report_folder() -> Path:
     places = [Path.cwd() / "nbs" / "reports", Path(copd_nb.__file__).resolve().parent.parent / "nbs" / "reports"]
     for place in places:
         if place.is_dir(): return place
-    raise FileNotFoundError(f"no report notebooks in {' or '.join(map(str, places))}: run this in a checkout of copd_nb")
+    raise FileNotFoundError(
+        f"no report notebooks in {' or '.join(map(str, places))}: run this in a checkout of copd_nb")
 
 def report_names() -> list[str]:
     "Names of all reports."
@@ -50,7 +51,8 @@ def parameters_of(
     return {k: v["default"] for k, v in _written(name).items()}
 
 # %% ../../nbs/8_report/00_parameters.ipynb #c008
-OPTIONAL = dict(suite="", seeds=[0], workers=0, cycles=0, steps=0, prompts=0, samples=0, limit=0, counts=[0], cells=[""], base="", model="", device="", device_map=({}, ""), dry_run=False)
+OPTIONAL = dict(suite="", seeds=[0], workers=0, cycles=0, steps=0, prompts=0, samples=0, limit=0, counts=[0],
+                cells=[""], base="", model="", device="", device_map=({}, ""), dry_run=False)
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "an object"}
 
 def _fits(value, like) -> bool:
@@ -68,8 +70,11 @@ def _kind(like) -> str:
 def _check_json(key: str, value):
     "ValueError if JSON would not give a value back as it is."
     try: same = repr(json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())) == repr(value)
-    except (TypeError, ValueError, RecursionError) as error: raise ValueError(f"parameter {key!r} can't be written down: {error}") from None
-    if not same: raise ValueError(f"parameter {key!r} is {str(value)[:80]}: text, finite numbers, true or false, lists and objects with texts as keys are needed")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"parameter {key!r} can't be written down: {error}") from None
+    if not same:
+        raise ValueError(f"parameter {key!r} is {str(value)[:80]}: text, finite numbers, true or false, lists and "
+                         "objects with texts as keys are needed")
 
 def check_parameters(
     name: str,  # a report
@@ -78,22 +83,26 @@ def check_parameters(
     "ValueError if the report doesn't know a parameter, or if a value is of another kind than the default."
     from copd_nb.data.capability import check_name
     known = _written(name)
-    if unknown := sorted(set(parameters) - set(known)): raise ValueError(f"report {name!r} has no parameters {unknown}: the known ones are {sorted(known)}")
+    if unknown := sorted(set(parameters) - set(known)):
+        raise ValueError(f"report {name!r} has no parameters {unknown}: the known ones are {sorted(known)}")
     for key, value in parameters.items():
         _check_json(key, value)
         default, open_ = ast.literal_eval(known[key]["default"]), "None" in known[key]["help"]
         like, such = (OPTIONAL[key], "") if default is None else (default, f", such as the default {default!r}")
         if not (_fits(value, like) or value is None and (default is None or open_)):
-            raise ValueError(f"parameter {key!r} of report {name!r} is {str(value)[:80]!r}: {_kind(like)}{' or null' if default is None or open_ else ''} is needed{such}")
+            raise ValueError(f"parameter {key!r} of report {name!r} is {str(value)[:80]!r}: "
+                             f"{_kind(like)}{' or null' if default is None or open_ else ''} is needed{such}")
     if preset := parameters.get("preset"): check_name(preset, "preset")  # it becomes a part of the folder's name
 
 # %% ../../nbs/8_report/00_parameters.ipynb #c011
 def _assigned(source: str) -> dict:
     "What a cell gives to names; ValueError for anything but assignments of literals."
     try: body = ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error: raise ValueError(f"a cell of parameters can't be read: {error}") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"a cell of parameters can't be read: {error}") from error
     for line in body:
-        if not isinstance(line, ast.Assign) or [type(t) for t in line.targets] != [ast.Name]: raise ValueError(f"a cell of parameters holds {ast.unparse(line)[:80]!r}: assignments are allowed")
+        if not isinstance(line, ast.Assign) or [type(t) for t in line.targets] != [ast.Name]:
+            raise ValueError(f"a cell of parameters holds {ast.unparse(line)[:80]!r}: assignments are allowed")
     return {line.targets[0].id: ast.literal_eval(line.value) for line in body}
 
 def parameterised(
@@ -108,6 +117,7 @@ def parameterised(
     made = parameterize_notebook(made, parameters, kernel_name="python3", language="python")
     cell, = [c for c in made.cells if "injected-parameters" in c.metadata.get("tags", [])]
     found = _assigned(cell.source)
-    if odd := sorted(k for k in found.keys() | parameters.keys() if repr(found.get(k)) != repr(parameters.get(k)) or k not in found or k not in parameters):
+    if odd := sorted(k for k in found.keys() | parameters.keys() if repr(found.get(k)) != repr(parameters.get(k))
+                     or k not in found or k not in parameters):
         raise ValueError(f"parameters {odd} can't be handed to a notebook: its cell would hold something else")
     return made

@@ -47,7 +47,8 @@ class Costs:
     def price(self, work: Iterable[tuple[str, float]]) -> float:  # seconds
         "Seconds of some work; KeyError names what has no cost."
         for key, _ in work:
-            if key not in self.seconds: raise KeyError(f"no cost for {key!r}; there are costs for {sorted(self.seconds)}")
+            if key not in self.seconds:
+                raise KeyError(f"no cost for {key!r}; there are costs for {sorted(self.seconds)}")
         return sum(amount * self.seconds[key] for key, amount in work)
 
     def question(self, signal: OPD, config: Config) -> float:  # bytes
@@ -76,8 +77,10 @@ def spread(
 ) -> Costs:  # that know the new names as well
     "Costs for capabilities that were not measured, taken from those that were."
     pairs = list(zip(names, cycle(like or costs.tokens)))
-    found = {k.rpartition("/")[0] + f"/{new}": v for new, old in pairs for k, v in costs.seconds.items() if k.count("/") == 2 and k.endswith(f"/{old}")}
-    return replace(costs, seconds=costs.seconds | found, tokens=costs.tokens | {new: costs.tokens[old] for new, old in pairs})
+    found = {k.rpartition("/")[0] + f"/{new}": v for new, old in pairs for k, v in costs.seconds.items()
+             if k.count("/") == 2 and k.endswith(f"/{old}")}
+    return replace(costs, seconds=costs.seconds | found, tokens=costs.tokens
+                   | {new: costs.tokens[old] for new, old in pairs})
 
 # %% ../../nbs/9_scale/05_calls.ipynb #c010
 def _kind(signal: RL | OPD | SFT) -> str:
@@ -87,7 +90,8 @@ def _kind(signal: RL | OPD | SFT) -> str:
 def _shares(update: Update, config: Config, step: int) -> list[tuple[RL | OPD | SFT, float]]:
     "Signals of an update with their prompts in this step."
     pools = [(pool, split_prompts(config.prompts, len(pool), step)) for pool in (update.rl, update.sft) if pool]
-    return [(s, config.opd_prompts) for s in update.opd] + [(s, n) for pool, shares in pools for s, n in zip(pool, shares)]
+    return [(s, config.opd_prompts) for s in update.opd] + [(s, n) for pool, shares in pools for s,
+                                                            n in zip(pool, shares)]
 
 def _work(stage: str, update: Update, config: Config, step: int) -> tuple[tuple[str, float], ...]:
     "What `roll` and `weigh` of an update consist of."
@@ -103,22 +107,26 @@ def _answers(update: Update) -> list[OPD]:
     "The signals of an update that a teacher answers, by stream."
     return sorted((s for s in update.opd if s.taught), key=lambda s: s.stream)
 
-def _learner_calls(update: Update, config: Config, costs: Costs | None, step: int, stale: bool, gate: str | None) -> list[Call]:
+def _learner_calls(update: Update, config: Config, costs: Costs | None, step: int, stale: bool,
+                   gate: str | None) -> list[Call]:
     "`roll`, `weigh` and `learn` of a branch."
     def price(work): return 0.0 if costs is None else costs.price(work)
     b, asked = update.branch, step - stale
-    replies = tuple((f"{asked}/answer/{b}/{s.stream}", costs.reply(s, config) if costs else 0.0) for s in _answers(update)) if asked >= 0 else ()
+    replies = tuple((f"{asked}/answer/{b}/{s.stream}", costs.reply(s, config) if costs else 0.0)
+                    for s in _answers(update)) if asked >= 0 else ()
     parts = {"roll": (((gate, 0.0),) if gate else (), (("roll", 1), *_work("roll", update, config, step))),
              "weigh": (((f"{step}/roll/{b}", 0.0), *replies), _work("weigh", update, config, step)),
              "learn": (((f"{step}/weigh/{b}", 0.0),), (("learn", 1), ("learn/stream", _streams(update))))}
-    return [Call(f"{step}/{stage}/{b}", b, stage, price(work), needs, work, step) for stage, (needs, work) in parts.items()]
+    return [Call(f"{step}/{stage}/{b}", b, stage, price(work), needs, work, step) for stage,
+            (needs, work) in parts.items()]
 
 def _answer_calls(update: Update, config: Config, costs: Costs | None, step: int) -> Iterator[Call]:
     "What the teachers of an update do."
     for s in _answers(update):
         work = ((f"answer/{s.estimator}/{s.capability}", config.opd_prompts),)
         asked, worker = costs.question(s, config) if costs else 0.0, update.branch if s.teacher == BASE else s.teacher
-        yield Call(f"{step}/answer/{update.branch}/{s.stream}", worker, "answer", costs.price(work) if costs else 0.0, ((f"{step}/roll/{update.branch}", asked),), work, step)
+        yield Call(f"{step}/answer/{update.branch}/{s.stream}", worker, "answer", costs.price(work) if costs else 0.0,
+                   ((f"{step}/roll/{update.branch}", asked),), work, step)
 
 # %% ../../nbs/9_scale/05_calls.ipynb #c013
 def step_calls(
@@ -130,7 +138,8 @@ def step_calls(
 ) -> list[Call]:  # in the order in which the driver submits them
     "The calls of one step; later steps wait for the rows of earlier ones."
     behind = step - 1 - stale
-    mine = [_learner_calls(u, config, costs, step, stale, f"{behind}/rows" if behind >= 0 else None) for u in phase.updates]
+    mine = [_learner_calls(u, config, costs, step, stale, f"{behind}/rows" if behind >= 0 else None)
+            for u in phase.updates]
     answers = [c for u in phase.updates for c in _answer_calls(u, config, costs, step)]
     rolls, weighs, learns = (list(calls) for calls in zip(*mine))
     signals = sum(len(u.signals) for u in phase.updates)
@@ -147,4 +156,5 @@ def calls_of(
     stale: bool = False,  # learn from answers one step old
 ) -> list[Call]:
     "The calls of some steps of a phase, in the order in which the driver submits them."
-    return [c for step in range(phase.steps if steps is None else steps) for c in step_calls(phase, config, costs, step, stale)]
+    return [c for step in range(phase.steps if steps is None else steps)
+            for c in step_calls(phase, config, costs, step, stale)]

@@ -61,11 +61,14 @@ def extras(
     learners, size = [u.branch for u in phase.updates], REAL * costs.weights
     work = tuple((f"evaluate/{c}", config.eval_prompts) for c in schedule.capabilities())
     return {"probe": (times(config.probe_every), _probe_calls(schedule, phase, config, costs)),
-            "evaluate": (times(config.eval_every), _gather(schedule.members, schedule.members[0], size, "evaluate", work, costs)),
-            "checkpoint": (times(config.checkpoint_every), _gather(learners, DRIVER, 3 * size, "checkpoint", (("checkpoint", len(learners)),), costs))}
+            "evaluate": (times(config.eval_every), _gather(schedule.members, schedule.members[0], size, "evaluate",
+                                                           work, costs)),
+            "checkpoint": (times(config.checkpoint_every),
+                           _gather(learners, DRIVER, 3 * size, "checkpoint", (("checkpoint", len(learners)),), costs))}
 
 # %% ../../nbs/9_scale/08_forecast.ipynb #c006
-ENOUGH = {False: 3, True: 13}  # simulated steps: synchronous ones are all alike, those one step behind take a while to be
+# simulated steps: synchronous ones are all alike, those one step behind take a while to be
+ENOUGH = {False: 3, True: 13}
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class Forecast:
 
 def _line(what: str, times: int, timeline: Timeline, seconds: float) -> dict:
     "A row of a forecast."
-    return dict(what=what, times=times, seconds=seconds, total=times * seconds, idle=timeline.idle().mean(), bytes=timeline.messages["bytes"].sum() / timeline.steps)
+    return dict(what=what, times=times, seconds=seconds, total=times * seconds, idle=timeline.idle().mean(),
+                bytes=timeline.messages["bytes"].sum() / timeline.steps)
 
 def forecast(
     schedule: Schedule,
@@ -102,20 +106,25 @@ def forecast(
     "Time, idle share and traffic of a whole schedule; steps of a phase that are alike are simulated once."
     known, lines = {}, []
     for phase in schedule.phases:
-        if phase.updates not in known: known[phase.updates] = simulate(calls_of(phase, config, costs, ENOUGH[stale], stale), places, network)
+        if phase.updates not in known:
+            known[phase.updates] = simulate(calls_of(phase, config, costs, ENOUGH[stale], stale), places, network)
         lines.append(_line(phase.title, phase.steps, known[phase.updates], known[phase.updates].step_seconds))
         for what, (times, calls) in extras(schedule, phase, config, costs).items() if between else ():
             if times and calls:
                 made = simulate(calls, places, network)
                 lines.append(_line(what, times, made, made.seconds))
     if between and isinstance(schedule.result, Merge):
-        made = simulate(_gather(schedule.members, schedule.members[0], REAL * costs.weights, "merge", (("merge", 1),), costs), places, network)
+        made = simulate(_gather(schedule.members, schedule.members[0], REAL * costs.weights, "merge", (("merge", 1),),
+                                costs), places, network)
         lines.append(_line("merge", 1, made, made.seconds))
     if between: lines.append(dict(what="start", times=1, seconds=costs.start, total=costs.start, idle=1.0, bytes=0.0))
-    return Forecast(pd.DataFrame(lines).groupby("what", sort=False).agg(dict(times="sum", seconds="mean", total="sum", idle="mean", bytes="mean")).reset_index(), costs.origin)
+    return Forecast(pd.DataFrame(lines).groupby("what",
+                                                sort=False).agg(dict(times="sum", seconds="mean", total="sum",
+                                                idle="mean", bytes="mean")).reset_index(), costs.origin)
 
 # %% ../../nbs/9_scale/08_forecast.ipynb #c009
-WATCHED = {"roll": "roll", "answer": "answer", "gradients_of": "weigh", "learn": "learn", "_log": "rows", "probe": "probe", "_judge": "evaluate", "checkpoint": "checkpoint"}
+WATCHED = {"roll": "roll", "answer": "answer", "gradients_of": "weigh", "learn": "learn", "_log": "rows",
+           "probe": "probe", "_judge": "evaluate", "checkpoint": "checkpoint"}
 
 @contextmanager
 def stopwatch(
@@ -147,7 +156,9 @@ def _matched(calls: list[Call], notes: list[tuple[str, float, float]]) -> list[t
     found = []
     for stage in dict.fromkeys(c.stage for c in calls):
         planned, measured = [c for c in calls if c.stage == stage], [n for n in notes if n[0] == stage]
-        if len(planned) != len(measured): raise ValueError(f"stage {stage!r}: the plan has {len(planned)} calls a step and the engine made {len(measured)}")
+        if len(planned) != len(measured):
+            raise ValueError(f"stage {stage!r}: the plan has {len(planned)} calls a step and the engine made "
+                             f"{len(measured)}")
         found += [(c, seconds) for c, (_, _, seconds) in zip(planned, measured)]
     return found
 
@@ -160,13 +171,15 @@ def _by_step(notes: list[tuple[str, float, float]]) -> Iterator[tuple[list, floa
             yield part, note[1]
             part = []
 
-def _phase_rows(phase: Phase, config: Config, steps: list[tuple[list, float]], before: float, skip: int) -> Iterator[dict]:
+def _phase_rows(phase: Phase, config: Config, steps: list[tuple[list, float]], before: float,
+                skip: int) -> Iterator[dict]:
     "Measured calls of a phase, and the whole of each step."
     for step, (notes, end) in enumerate(steps):
         pairs, whole, before = _matched(step_calls(phase, config, None, step), notes), end - before, end
         if step < skip: continue
         place = dict(phase=phase.title, step=step)
-        yield from (place | dict(stage=c.stage, call=c.name.partition("/")[2], work=c.work, seconds=s) for c, s in pairs)
+        yield from (place | dict(stage=c.stage, call=c.name.partition("/")[2], work=c.work, seconds=s) for c,
+                    s in pairs)
         yield place | dict(stage="rest", call="rest", work=(("rest", 1),), seconds=whole - sum(n[2] for n in notes))
         yield place | dict(stage="step", call="step", work=(), seconds=whole)
 
@@ -197,7 +210,8 @@ def measure(
 def _solve(calls: pd.DataFrame) -> dict[str, float]:
     "Seconds of each kind of work from calls of one stage."
     keys = sorted({k for work in calls["work"] for k, _ in work})
-    amounts = np.array([[dict(work).get(k, 0.0) for k in keys] for work in calls["work"]]) / calls["seconds"].to_numpy()[:, None]
+    amounts = (np.array([[dict(work).get(k, 0.0) for k in keys] for work in calls["work"]])
+               / calls["seconds"].to_numpy()[:, None])
     return dict(zip(keys, map(float, nnls(amounts, np.ones(len(calls)))[0])))
 
 def fitted(
@@ -209,7 +223,8 @@ def fitted(
     "Costs from measurements: medians over steps, then least squares over calls."
     tables = list(tables)
     calls = pd.concat([t.assign(run=i) for i, t in enumerate(tables)])
-    calls = calls[calls["stage"] != "step"].groupby(["run", "phase", "stage", "call", "work"], as_index=False)["seconds"].median()
+    calls = calls[calls["stage"] != "step"].groupby(["run", "phase", "stage", "call", "work"],
+                                                    as_index=False)["seconds"].median()
     calls["seconds"] = calls["seconds"].clip(lower=1e-6)
     seconds = {k: v for _, stage in calls.groupby("stage") for k, v in _solve(stage).items()}
     lengths = pd.DataFrame([t.attrs["tokens"] for t in tables]).mean().to_dict()
@@ -225,15 +240,20 @@ def assumed(
     name: str,  # of the device
 ) -> Costs:
     "Costs from FLOPs and assumed shares of the peak; nothing is measured."
-    if set(use) != {"roll", "answer", "weigh"} or not all(0 < u <= 1 for u in use.values()): raise ValueError(f"use={use}: shares in (0, 1] of roll, answer and weigh")
-    shape, seconds = workload.shape, {"roll": 0.0, "learn": 28 * workload.shape.size / memory, "learn/stream": 0.0, "rows": 0.0, "rows/signal": 0.0, "rest": 0.0}
+    if set(use) != {"roll", "answer", "weigh"} or not all(0 < u <= 1 for u in use.values()):
+        raise ValueError(f"use={use}: shares in (0, 1] of roll, answer and weigh")
+    shape, seconds = workload.shape, {"roll": 0.0, "learn": 28 * workload.shape.size / memory, "learn/stream": 0.0,
+                                      "rows": 0.0, "rows/signal": 0.0, "rest": 0.0}
     for c in workload.completion_tokens:
         rl, opd = workload.rl_cost(c, 1).flops, workload.opd_cost(c, 1).flops
         flops = dict(roll=opd - rl, answer=opd - rl, weigh=2 * rl - opd)
-        kinds = dict(roll=("rl", "opd"), answer=("sampled", "topk", "reverse", "forward", "jsd"), weigh=("rl", "sampled", "topk", "reverse", "forward", "jsd"))
-        seconds |= {f"{stage}/{kind}/{c}": flops[stage] / (peak * use[stage]) for stage in kinds for kind in kinds[stage]}
+        kinds = dict(roll=("rl", "opd"), answer=("sampled", "topk", "reverse", "forward", "jsd"),
+                     weigh=("rl", "sampled", "topk", "reverse", "forward", "jsd"))
+        seconds |= {f"{stage}/{kind}/{c}": flops[stage] / (peak * use[stage]) for stage in kinds
+                    for kind in kinds[stage]}
     shares = ", ".join(f"{k} {v:.0%}" for k, v in use.items())
-    return Costs(seconds, dict(workload.completion_tokens), shape.size, shape.hidden, shape.vocabulary, origin=f"assumed for {name}, nothing measured: shares of the peak {shares}")
+    return Costs(seconds, dict(workload.completion_tokens), shape.size, shape.hidden, shape.vocabulary,
+                 origin=f"assumed for {name}, nothing measured: shares of the peak {shares}")
 
 # %% ../../nbs/9_scale/08_forecast.ipynb #c022
 def sweep(
@@ -245,7 +265,9 @@ def sweep(
         case = dict(devices=None, efficiency=1.0, apart=False, network=Network(), stale=False) | case
         phase, config, costs = (case.pop(k) for k in ("phase", "config", "costs"))
         calls = calls_of(phase, config, costs, ENOUGH[case["stale"]], case["stale"])
-        made = simulate(calls, placed(load_of(calls), case["devices"], case.pop("efficiency"), case.pop("apart")), case.pop("network"))
-        found = dict(step_seconds=made.step_seconds, idle=made.idle().mean(), bytes=made.messages["bytes"].sum() / made.steps, messages=len(made.messages) / made.steps)
+        made = simulate(calls, placed(load_of(calls), case["devices"], case.pop("efficiency"), case.pop("apart")),
+                        case.pop("network"))
+        found = dict(step_seconds=made.step_seconds, idle=made.idle().mean(), bytes=made.messages["bytes"].sum()
+                     / made.steps, messages=len(made.messages) / made.steps)
         rows.append(case | found)
     return pd.DataFrame(rows)

@@ -22,7 +22,8 @@ class Link:
     bandwidth: float = math.inf  # bytes a second, each way
 
     def __post_init__(self):
-        if not (self.latency >= 0 and self.bandwidth > 0): raise ValueError(f"{self}: latency must be 0 or more and bandwidth positive")
+        if not (self.latency >= 0 and self.bandwidth > 0):
+            raise ValueError(f"{self}: latency must be 0 or more and bandwidth positive")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def placed(
     devices = len(load) if devices is None else devices
     if devices < 1: raise ValueError(f"devices must be 1 or more, not {devices}")
     def site(i): return f"site {i}" if apart else "here"
-    if devices < len(load): return [Place(f"device {i}", tuple(bs), site=site(i)) for i, bs in enumerate(_shared(load, devices))]
+    if devices < len(load):
+        return [Place(f"device {i}", tuple(bs), site=site(i)) for i, bs in enumerate(_shared(load, devices))]
     places = {b: Place(b, (b,), 1, efficiency, site(i)) for i, b in enumerate(load)}
     for _ in range(devices - len(load)):
         b = max(places, key=lambda b: load[b] / places[b].speed)

@@ -29,7 +29,8 @@ class Task:
     needs: tuple[str, ...]
     delay: float = 0.0  # until what it makes is there, after its resources are free again
 
-def _messages(call: Call, where: dict[str, Place], sender: dict[str, str], network: Network) -> Iterator[tuple[Task, dict]]:
+def _messages(call: Call, where: dict[str, Place], sender: dict[str, str],
+              network: Network) -> Iterator[tuple[Task, dict]]:
     "What must travel to a call, with a row about each."
     there = where[call.worker]
     for need, size in call.needs:
@@ -38,7 +39,8 @@ def _messages(call: Call, where: dict[str, Place], sender: dict[str, str], netwo
         far = here.site != there.site
         link, ends = (network.between, (here.site, there.site)) if far else (network.inside, (here.name, there.name))
         row = dict(sender=here.name, receiver=there.name, bytes=size, between=far, stage=call.stage, step=call.step)
-        yield Task(f"{need} → {call.name}", size / link.bandwidth, (f"out of {ends[0]}", f"into {ends[1]}"), (need,), link.latency), row
+        yield Task(f"{need} → {call.name}", size / link.bandwidth, (f"out of {ends[0]}", f"into {ends[1]}"), (need,),
+                   link.latency), row
 
 def _tasks(calls: list[Call], where: dict[str, Place], network: Network) -> tuple[list[Task], list[dict]]:
     "Calls and messages in the order of submission."
@@ -48,7 +50,8 @@ def _tasks(calls: list[Call], where: dict[str, Place], network: Network) -> tupl
         direct = [need for need, _ in c.needs if where[sender[need]] == where[c.worker]]
         before = [last[c.worker]] if c.worker in last else []
         last[c.worker], place = c.name, where[c.worker]
-        tasks += [t for t, _ in sent] + [Task(c.name, c.seconds / place.speed, (place.name,), (*direct, *before, *(t.name for t, _ in sent)))]
+        tasks += [t for t, _ in sent] + [Task(c.name, c.seconds / place.speed, (place.name,),
+                                              (*direct, *before, *(t.name for t, _ in sent)))]
         rows += [r for _, r in sent]
     return tasks, rows
 
@@ -69,11 +72,15 @@ def _run(tasks: list[Task]) -> dict[str, tuple[float, float, str | None]]:
                 done[t.name] = now, now + t.seconds, why if since == now else cause
                 heapq.heappush(events, (now + t.seconds, 0, i))
         ready = waiting
-        if events: now, cause = _advance(tasks, events, busy, ready, left, after)  # cause: what freed its resources last
-    if len(done) < len(tasks): raise ValueError(f"calls wait for each other or for calls that nobody makes: {[t.name for t in tasks if t.name not in done][:6]}")
+        if events:
+            now, cause = _advance(tasks, events, busy, ready, left, after)  # cause: what freed its resources last
+    if len(done) < len(tasks):
+        raise ValueError("calls wait for each other or for calls that nobody makes: "
+                         f"{[t.name for t in tasks if t.name not in done][:6]}")
     return done
 
-def _advance(tasks: list[Task], events: list, busy: set, ready: list, left: dict, after: dict) -> tuple[float, str | None]:
+def _advance(tasks: list[Task], events: list, busy: set, ready: list, left: dict,
+             after: dict) -> tuple[float, str | None]:
     "Go to the next moment at which tasks free their resources or their results are there."
     now, freed = events[0][0], None
     while events and events[0][0] == now:
@@ -106,13 +113,15 @@ class Timeline:
     @property
     def steps(self) -> int: return len({c.step for c in self.calls})
 
-    def __repr__(self) -> str: return f"Timeline({self.steps} steps of {self.step_seconds:.3g} s on {len(self.places)} places)"
+    def __repr__(self) -> str:
+        return f"Timeline({self.steps} steps of {self.step_seconds:.3g} s on {len(self.places)} places)"
 
     @property
     def step_seconds(self) -> float:
         "Seconds of a step: from one `learn` to the next of the slowest branch, in the second half of the steps; all of it where there is one step."
         if self.steps == 1: return self.seconds
-        ends = [[self.spans[c.name][1] for c in self.calls if c.stage == "learn" and c.worker == w] for w in {c.worker for c in self.calls if c.stage == "learn"}]
+        ends = [[self.spans[c.name][1] for c in self.calls if c.stage == "learn" and c.worker == w]
+                for w in {c.worker for c in self.calls if c.stage == "learn"}]
         late = [e[(len(e) - 1) // 2:] for e in ends]
         return max((e[-1] - e[0]) / (len(e) - 1) for e in late)
 
@@ -120,7 +129,8 @@ class Timeline:
         "What each place computes."
         where = {w: p for p in self.places for w in p.workers}
         rows = [(where[c.worker].name, c.seconds / where[c.worker].speed) for c in self.calls]
-        return pd.DataFrame(rows, columns=["place", "seconds"]).groupby("place", sort=False)["seconds"].sum() / self.steps
+        return pd.DataFrame(rows, columns=["place", "seconds"]).groupby("place",
+                sort=False)["seconds"].sum() / self.steps
 
     def idle(self) -> pd.Series:  # place → share of a step
         "The share of a step in which a place waits; a driver with a place of its own is left out."
@@ -136,10 +146,12 @@ class Timeline:
 def _tidy(calls: list[Call], places: list[Place]) -> tuple[list[Place], dict[str, Place]]:
     "Every worker's place. ValueError if a worker has none, or two."
     workers = [w for p in places for w in p.workers]
-    if twice := sorted({w for w in workers if workers.count(w) > 1}): raise ValueError(f"workers with two places: {twice}")
+    if twice := sorted({w for w in workers if workers.count(w) > 1}):
+        raise ValueError(f"workers with two places: {twice}")
     if DRIVER not in workers: places = [*places, Place(DRIVER, (DRIVER,), site=places[0].site)]
     where = {w: p for p in places for w in p.workers}
-    if lost := sorted({c.worker for c in calls} - set(where)): raise ValueError(f"workers without a place: {lost}; there are places for {sorted(where)}")
+    if lost := sorted({c.worker for c in calls} - set(where)):
+        raise ValueError(f"workers without a place: {lost}; there are places for {sorted(where)}")
     return places, where
 
 def simulate(
@@ -150,7 +162,8 @@ def simulate(
     "Let workers do their calls; ValueError if they wait for each other."
     places, where = _tidy(calls, places)
     tasks, rows = _tasks(calls, where, network)
-    return Timeline(calls, places, _run(tasks), pd.DataFrame(rows, columns=["sender", "receiver", "bytes", "between", "stage", "step"]))
+    return Timeline(calls, places, _run(tasks),
+                    pd.DataFrame(rows, columns=["sender", "receiver", "bytes", "between", "stage", "step"]))
 
 # %% ../../nbs/9_scale/07_simulate.ipynb #c013
 def critical_calls(
@@ -174,7 +187,8 @@ def critical_stages(
     return pd.Series(spent).loc[lambda s: s > 1e-12] / timeline.seconds
 
 # %% ../../nbs/9_scale/07_simulate.ipynb #c016
-STAGE_COLORS = dict(zip(STAGES, (OKABE_ITO[5], OKABE_ITO[4], OKABE_ITO[0], OKABE_ITO[2], OKABE_ITO[7], OKABE_ITO[3], OKABE_ITO[6], OKABE_ITO[1], "#555555")))
+STAGE_COLORS = dict(zip(STAGES, (OKABE_ITO[5], OKABE_ITO[4], OKABE_ITO[0], OKABE_ITO[2], OKABE_ITO[7], OKABE_ITO[3],
+                                 OKABE_ITO[6], OKABE_ITO[1], "#555555")))
 HATCHES = dict(answer="///", learn="...", probe="\\\\\\")
 
 def gantt(
@@ -188,7 +202,8 @@ def gantt(
     for c in timeline.calls:
         begin, end, _ = timeline.spans[c.name]
         if where[c.worker] in row and end > begin:
-            ax.barh(row[where[c.worker]], end - begin, left=begin, height=0.6, color=STAGE_COLORS[c.stage], hatch=HATCHES.get(c.stage), edgecolor="white", linewidth=0.5, label=c.stage)
+            ax.barh(row[where[c.worker]], end - begin, left=begin, height=0.6, color=STAGE_COLORS[c.stage],
+                    hatch=HATCHES.get(c.stage), edgecolor="white", linewidth=0.5, label=c.stage)
     _draw_messages(ax, timeline, where, row)
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
@@ -202,7 +217,8 @@ def _draw_messages(ax: Axes, timeline: Timeline, where: dict[str, str], row: dic
         for need, size in c.needs:
             ends = where[worker[need]], where[c.worker]
             if size and ends[0] != ends[1] and set(ends) <= set(row):
-                ax.plot([timeline.spans[need][1], timeline.spans[c.name][0]], [row[e] for e in ends], color="#333333", linewidth=0.7, zorder=3)
+                ax.plot([timeline.spans[need][1], timeline.spans[c.name][0]], [row[e] for e in ends], color="#333333",
+                        linewidth=0.7, zorder=3)
 
 # %% ../../nbs/9_scale/07_simulate.ipynb #c018
 def _timeline_html(self: Timeline) -> str:

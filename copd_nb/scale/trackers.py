@@ -22,7 +22,8 @@ from ..view.monitor import Tail
 
 # %% ../../nbs/9_scale/04_trackers.ipynb #c005
 PLACE = ("kind", "phase", "phase_index", "cycle", "step", "global_step")  # where a row stands in the schedule
-KINDS = dict(train=("branch", "stream"), probe=("a", "b", "capability", "owner"), eval=("model", "capability"), control=("branch", "setting"),
+KINDS = dict(train=("branch", "stream"), probe=("a", "b", "capability", "owner"), eval=("model", "capability"),
+             control=("branch", "setting"),
              warning=("monitor", "branch", "stream", "capability"))  # what tells the rows of a kind apart
 
 def scalars(
@@ -31,7 +32,8 @@ def scalars(
     "The finite numbers of an event, by flat names."
     keys = KINDS.get(row["kind"], ())
     path = "/".join([row["kind"], *(str(row[k]) for k in keys if k in row)])
-    numbers = {k: v for k, v in row.items() if k not in PLACE and k not in keys and isinstance(v, int | float) and not isinstance(v, bool)}
+    numbers = {k: v for k, v in row.items() if k not in PLACE and k not in keys and isinstance(v, int | float)
+               and not isinstance(v, bool)}
     return {f"{path}/{k}": float(v) for k, v in numbers.items() if math.isfinite(v)}
 
 # %% ../../nbs/9_scale/04_trackers.ipynb #c009
@@ -48,13 +50,15 @@ def _tensorboard(run: Run, folder: Path) -> Tracker:
 
 def _trackio(run: Run, folder: Path) -> Tracker:
     import trackio
-    made = trackio.init("copd_nb", run.path.name, config=run.manifest["config"], resume="allow", embed=False, auto_log_gpu=False, auto_log_cpu=False)
+    made = trackio.init("copd_nb", run.path.name, config=run.manifest["config"], resume="allow", embed=False,
+                        auto_log_gpu=False, auto_log_cpu=False)
     return (lambda numbers, step: made.log(numbers, step=step)), made.finish
 
 def _wandb(run: Run, folder: Path) -> Tracker:
     import wandb
     folder.mkdir(parents=True, exist_ok=True)
-    made = wandb.init(project="copd_nb", name=run.path.name, id=run.manifest["content_hash"], resume="allow", config=run.manifest["config"], dir=str(folder),
+    made = wandb.init(project="copd_nb", name=run.path.name, id=run.manifest["content_hash"], resume="allow",
+                      config=run.manifest["config"], dir=str(folder),
                       mode=os.environ.get("WANDB_MODE", "offline"))
     return (lambda numbers, step: made.log(numbers, step=step)), made.finish
 
@@ -80,7 +84,8 @@ class Stream:
         return self.path / "tracking" / f"{self.to}.json" if isinstance(self.to, str) else None
 
     def _open(self) -> Tracker:
-        return TRACKERS[self.to](Run(self.path), self.path / "tracking") if isinstance(self.to, str) else (self.to, lambda: None)
+        return TRACKERS[self.to](Run(self.path),
+                                 self.path / "tracking") if isinstance(self.to, str) else (self.to, lambda: None)
 
     def pump(self) -> int:  # rows sent so far
         "Send what is new."
@@ -92,7 +97,8 @@ class Stream:
         try: act()
         except Exception as error:
             self.failed = True
-            warnings.warn(f"events of {self.path.name} are not sent to {self.to} any more: {type(error).__name__}: {error}", stacklevel=4)
+            warnings.warn(f"events of {self.path.name} are not sent to {self.to} any more: {type(error).__name__}: "
+                          f"{error}", stacklevel=4)
 
     def _pump(self):
         "Send rows that have not been sent."
@@ -137,7 +143,8 @@ def follow(
     every: float = 2.0,  # seconds between looks at the log
 ) -> int:  # rows sent in all
     "Send the events of a run that another process trains, until nobody writes it; FileNotFoundError if there is no run."
-    if not (Path(path) / "manifest.json").exists(): raise FileNotFoundError(f"{path} is no run folder: it has no manifest.json")
+    if not (Path(path) / "manifest.json").exists():
+        raise FileNotFoundError(f"{path} is no run folder: it has no manifest.json")
     stream = Stream(path, to, every)
     while is_written(Path(path)) and not stream.failed:
         stream.pump()

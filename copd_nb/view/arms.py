@@ -29,7 +29,8 @@ def differences(
         clear = row["difference_low"] > 0 or row["difference_high"] < 0
         color = OKABE_ITO[0] if row["difference"] > 0 else OKABE_ITO[1]
         error = [[row["difference"] - row["difference_low"]], [row["difference_high"] - row["difference"]]]
-        ax.errorbar(row["difference"], y, xerr=error, fmt="o", color=color, markerfacecolor=color if clear else "white", capsize=2)
+        ax.errorbar(row["difference"], y, xerr=error, fmt="o", color=color, markerfacecolor=color if clear else "white",
+                    capsize=2)
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(rows)), rows["arm"])
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -48,7 +49,8 @@ def by_count(
     for i, arm in enumerate(arms):
         part = table[table["arm"] == arm].sort_values(x)
         error = [part["value"] - part["low"], part["high"] - part["value"]] if {"low", "high"} <= set(table) else None
-        ax.errorbar(part[x] + 0.04 * (i - (len(arms) - 1) / 2), part["value"], yerr=error, marker=MARKERS[i % len(MARKERS)], linestyle=DASHES[i % len(DASHES)],
+        ax.errorbar(part[x] + 0.04 * (i - (len(arms) - 1) / 2), part["value"], yerr=error,
+                    marker=MARKERS[i % len(MARKERS)], linestyle=DASHES[i % len(DASHES)],
                     color=colors[arm], capsize=2, label=arm)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if ax.get_ylim()[1] > 1e4: ax.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -80,7 +82,8 @@ def pareto_curves(
     ax.step(front[x], front["accuracy"], where="post", color="#888888", linewidth=1.2, linestyle="--", label="front")
     for i, (name, part) in enumerate(points.groupby("paradigm", sort=False)):
         part = part.sort_values(x)
-        ax.plot(part[x], part["accuracy"], marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1, color=colors[name], label=name)
+        ax.plot(part[x], part["accuracy"], marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1,
+                color=colors[name], label=name)
     _legend(ax, "paradigm")
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     return _finish(ax, BUDGETS.get(x, x), "accuracy (%)")

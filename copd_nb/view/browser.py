@@ -49,24 +49,30 @@ class Store:
     @property
     def left(self) -> pd.DataFrame:
         "The runs that all filters leave; KeyError for an unknown setting."
-        if unknown := sorted(set(self.filters) - set(self.runs.columns)): raise KeyError(f"unknown settings {unknown}: filter by {list(self.runs.columns)}")
+        if unknown := sorted(set(self.filters) - set(self.runs.columns)):
+            raise KeyError(f"unknown settings {unknown}: filter by {list(self.runs.columns)}")
         keep = pd.Series(True, self.runs.index)
         for name, value in self.filters.items(): keep &= self.runs[name].map(lambda v, value=value: v == value)
         return self.runs[keep]
 
     def label(self, row: pd.Series) -> str:
         "Schedule and differing settings of a run, without its seed and what follows from it."
-        return " ".join([row["schedule"], *(f"{c}={row[c]}" for c in self.differing if c not in ("schedule", "status", "seed", "steps"))])
+        return " ".join([row["schedule"],
+                         *(f"{c}={row[c]}" for c in self.differing
+                           if c not in ("schedule", "status", "seed", "steps"))])
 
     def curves(self) -> pd.DataFrame:  # columns paradigm, seed, the budgets, accuracy (% or mean reward)
         "Curves of the runs that are left, finished or not; ValueError if none of them logged the metric."
         found = []
         for _, row in self.left.iterrows():
-            try: found.append(self._curve(Run(self.path / row["run"])).assign(paradigm=self.label(row), seed=row["seed"], run=row["run"]))
+            try:
+                found.append(self._curve(Run(self.path / row["run"])).assign(paradigm=self.label(row), seed=row["seed"],
+                        run=row["run"]))
             except ValueError: continue
         if not found: raise ValueError(f"none of these runs logged {self.metric!r}")
         table = pd.concat(found, ignore_index=True)
-        twins = table.groupby(["paradigm", "seed"])["run"].transform("nunique") > 1  # equal settings, other schedules of the same name
+        # equal settings, other schedules of the same name
+        twins = table.groupby(["paradigm", "seed"])["run"].transform("nunique") > 1
         return table.assign(paradigm=table["paradigm"].where(~twins, table["run"])).drop(columns="run")
 
     def _curve(self, run: Run) -> pd.DataFrame:
@@ -74,8 +80,10 @@ class Store:
         if self.metric != "reward": return learning_curve(run, run.schedule.capabilities(), self.metric)
         events = run.events
         if "reward" not in events: raise ValueError(f"run {run.path.name} logged no reward")
-        means = events[events["kind"] == "train"].groupby(["phase_index", "step"])["reward"].mean().rename("accuracy").reset_index()
-        return budget_curve(events, run.schedule).merge(means, on=["phase_index", "step"])[[*BUDGETS, "accuracy"]].dropna()
+        means = events[events["kind"] == "train"].groupby(["phase_index",
+                                                           "step"])["reward"].mean().rename("accuracy").reset_index()
+        return budget_curve(events, run.schedule).merge(means,
+                                                        on=["phase_index", "step"])[[*BUDGETS, "accuracy"]].dropna()
 
     def draw(self, ax: Axes):
         "Learning curves of the runs that are left."
@@ -84,7 +92,8 @@ class Store:
 
     def html(self) -> str:
         "Table and curves."
-        columns = ["run", "schedule", "status", "steps", "seed", *(c for c in self.differing if c not in ("schedule", "status", "steps", "seed"))]
+        columns = ["run", "schedule", "status", "steps", "seed",
+                   *(c for c in self.differing if c not in ("schedule", "status", "steps", "seed"))]
         shown = self.left[columns]
         more = f"<p><small>the first 50 of {len(shown)} runs</small></p>" if len(shown) > 50 else ""
         curves = figure(self.draw, f"{self.metric} against {self.budget}") if len(shown) else ""
@@ -98,9 +107,12 @@ class RunBrowser(Explorer):
         store: str | Path,  # a folder of run folders
     ):
         state = Store(store)
-        self.menus = {c: choose(c, ["any", *map(str, sorted(state.runs[c].unique(), key=str))], "any") for c in state.differing[:8]}
-        super().__init__(state, dict(metric=choose("metric", ("sampled", "greedy", "reward"), state.metric), budget=choose("budget", BUDGETS, state.budget)))
-        for name, menu in self.menus.items(): menu.observe(lambda change, name=name: self.filter(name, change["new"]), "value")
+        self.menus = {c: choose(c, ["any", *map(str, sorted(state.runs[c].unique(), key=str))], "any")
+                      for c in state.differing[:8]}
+        super().__init__(state, dict(metric=choose("metric", ("sampled", "greedy", "reward"), state.metric),
+                                     budget=choose("budget", BUDGETS, state.budget)))
+        for name, menu in self.menus.items():
+            menu.observe(lambda change, name=name: self.filter(name, change["new"]), "value")
         self.bar.children = (*self.menus.values(), *self.bar.children)
 
     def filter(self, name: str, text: str):

@@ -19,7 +19,8 @@ from .style import COLORS, MARKERS, _axes, _finish, _legend, palette
 def _cells(scores: pd.DataFrame) -> pd.DataFrame:
     "Text of each cell, paradigm × capability, with ▲ and ▼ on best and worst; `mean` comes last."
     need_columns(scores, "paradigm", "capability", "mean", "low", "high")
-    if scores.duplicated(["paradigm", "capability"]).any(): raise ValueError("scores need one row for each paradigm and capability")
+    if scores.duplicated(["paradigm", "capability"]).any():
+        raise ValueError("scores need one row for each paradigm and capability")
     top, bottom = (scores.groupby("capability")["mean"].transform(f) for f in ("max", "min"))
     marks = np.select([top == bottom, scores["mean"] == top, scores["mean"] == bottom], ["", " ▲", " ▼"], default="")
     text = [(f"{m:.1f} [{lo:.1f}, {hi:.1f}]" if lo <= hi else f"{m:.1f}") + mark
@@ -56,7 +57,8 @@ def accuracy_markdown(
     cells = _cells(scores)
     def line(values): return "| " + " | ".join(str(v).replace("|", "\\|") for v in values) + " |"
     rows = [[p, *(f"**{t}**" if t.endswith("▲") else t for t in row)] for p, row in zip(cells.index, cells.to_numpy())]
-    return "\n".join([line(["accuracy, %", *cells.columns]), line(["---"] * (len(cells.columns) + 1)), *map(line, rows)])
+    return "\n".join([line(["accuracy, %", *cells.columns]), line(["---"] * (len(cells.columns) + 1)),
+                      *map(line, rows)])
 
 # %% ../../nbs/7_view/01_comparisons.ipynb #c010
 def intervals(
@@ -71,7 +73,8 @@ def intervals(
         part = scores[scores["capability"] == name]
         y = np.array([paradigms.index(p) for p in part["paradigm"]]) + (i - (len(names) - 1) / 2) * 0.6 / len(names)
         error = [part["mean"] - part["low"], part["high"] - part["mean"]]
-        ax.errorbar(part["mean"], y, xerr=error, fmt=MARKERS[i % len(MARKERS)], color=colors[name], markersize=5, capsize=2, label=name)
+        ax.errorbar(part["mean"], y, xerr=error, fmt=MARKERS[i % len(MARKERS)], color=colors[name], markersize=5,
+                    capsize=2, label=name)
     ax.set_yticks(range(len(paradigms)), paradigms)
     ax.invert_yaxis()
     _legend(ax, "capability")
@@ -87,11 +90,13 @@ def capability_gap(
     "Dumbbells of accuracy minus the expert's accuracy, in points, grouped by capability."
     need_columns(scores, "paradigm", "capability", "mean", "low", "high")
     absent = {expert, base} - set(scores["paradigm"])
-    if absent: raise ValueError(f"scores lack paradigms {sorted(absent)}; there are {list(scores['paradigm'].unique())}")
+    if absent:
+        raise ValueError(f"scores lack paradigms {sorted(absent)}; there are {list(scores['paradigm'].unique())}")
     bar = scores[scores["paradigm"] == expert].set_index("capability")[["low", "mean", "high"]]
     reference = bar["mean"]
     start = scores[scores["paradigm"] == base].set_index("capability")["mean"] - reference
-    rows = scores[~scores["paradigm"].isin([expert, base])].sort_values("capability", kind="stable").reset_index(drop=True)
+    rows = scores[~scores["paradigm"].isin([expert, base])].sort_values("capability",
+            kind="stable").reset_index(drop=True)
     ends = rows[["low", "mean", "high"]].sub(rows["capability"].map(reference), axis=0)
     ax, colors = _axes(ax, 7.5, 1.5 + 0.3 * len(rows)), palette(rows["paradigm"])
     for y, (row, end) in enumerate(zip(rows.itertuples(), ends.itertuples())):
@@ -101,10 +106,12 @@ def capability_gap(
         ax.errorbar(end.mean, y, xerr=error, fmt="o", color=colors[row.paradigm], capsize=2, zorder=3)
     for name, group in rows.groupby("capability"):
         span = bar.loc[name, ["low", "high"]] - reference[name]
-        ax.fill_betweenx([group.index[0] - 0.5, group.index[-1] + 0.5], *span, color="#000000", alpha=0.10, linewidth=0, zorder=0)
+        ax.fill_betweenx([group.index[0] - 0.5, group.index[-1] + 0.5], *span, color="#000000", alpha=0.10, linewidth=0,
+                         zorder=0)
     ax.axvline(0, color="black", linewidth=1)
     _row_names(ax, rows)
-    return _finish(ax, f"accuracy minus {expert} (percentage points; ring: {base}, grey band: {expert})", "capability, paradigm", grid="x")
+    return _finish(ax, f"accuracy minus {expert} (percentage points; ring: {base}, grey band: {expert})",
+                   "capability, paradigm", grid="x")
 
 def _row_names(ax: Axes, rows: pd.DataFrame):
     "Capability and paradigm of every row, lines between capabilities."
@@ -119,7 +126,8 @@ def _rows_between(scores: pd.DataFrame, base: str, expert: str) -> pd.DataFrame:
     ends = {(p, c) for p in (base, expert) for c in scores["capability"]}
     if absent := sorted(ends - set(zip(scores["paradigm"], scores["capability"]))):
         raise ValueError(f"scores lack {absent}; there are paradigms {list(scores['paradigm'].unique())}")
-    return scores[~scores["paradigm"].isin([expert, base])].sort_values("capability", kind="stable").reset_index(drop=True)
+    return scores[~scores["paradigm"].isin([expert, base])].sort_values("capability",
+            kind="stable").reset_index(drop=True)
 
 def dumbbells(
     scores: pd.DataFrame,  # columns paradigm, capability, mean, low, high in %; with paradigms `base` and `expert`
@@ -135,8 +143,10 @@ def dumbbells(
         three = table.loc[[(name, row.capability) for name in (base, expert, row.paradigm)]]
         ax.plot(three["mean"], [y] * 3, color="#cccccc", linewidth=3, zorder=1)
         for (name, _), p, marker in zip(three.index, three.itertuples(), "osD"):
-            ax.errorbar(p.mean, y, xerr=[[p.mean - p.low], [p.high - p.mean]], fmt=marker, color=colors[name], capsize=2, markersize=6,
-                        markerfacecolor="white" if name == base else colors[name], label=name, zorder=2 + (name == row.paradigm))
+            ax.errorbar(p.mean, y, xerr=[[p.mean - p.low], [p.high - p.mean]], fmt=marker, color=colors[name],
+                        capsize=2, markersize=6,
+                        markerfacecolor="white" if name == base else colors[name], label=name,
+                        zorder=2 + (name == row.paradigm))
     _row_names(ax, rows)
     _legend(ax)
     return _finish(ax, "accuracy (%)", "capability, paradigm", grid="x")

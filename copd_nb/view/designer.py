@@ -50,14 +50,18 @@ class Design:
 
     def price(self) -> pd.DataFrame:  # columns branch, updates, generated, scored, trained, tokens, flops; the last row is the sum
         "What each branch costs; ValueError without a workload."
-        if self.workload is None: raise ValueError("no workload: pass engine.workload(base, capabilities) to see tokens and FLOPs")
-        costs = self.schedule.price(self.workload).groupby("branch", sort=False)[["updates", "generated", "scored", "trained", "tokens", "flops"]].sum()
+        if self.workload is None:
+            raise ValueError("no workload: pass engine.workload(base, capabilities) to see tokens and FLOPs")
+        costs = self.schedule.price(self.workload).groupby("branch",
+                                                           sort=False)[["updates", "generated", "scored", "trained",
+                                                           "tokens", "flops"]].sum()
         return pd.concat([costs, costs.sum().to_frame("all").T]).rename_axis("branch").reset_index()
 
     def html(self) -> str:
         "Drawing, price and code."
         schedule = self.schedule
-        price = table(self.price().map(lambda v: v if isinstance(v, str) else human(v)), "price (completion tokens, FLOPs)") if self.workload else \
+        price = table(self.price().map(lambda v: v if isinstance(v, str) else human(v)),
+                      "price (completion tokens, FLOPs)") if self.workload else \
             "<p>Pass a workload (<code>engine.workload</code>) to see tokens and FLOPs.</p>"
         return card(schedule._repr_html_(), price, f"<pre>{escape(self.code)}</pre>")
 
@@ -72,11 +76,14 @@ class ScheduleDesigner(Explorer):
     ):
         state = Design(tuple(capabilities), workload=workload, **arguments)
         def slider(name: str, most: int) -> widgets.IntSlider:
-            return widgets.IntSlider(getattr(state, name), 0 if name != "cycles" else 1, most, description=name, continuous_update=False)
+            return widgets.IntSlider(getattr(state, name), 0 if name != "cycles" else 1, most, description=name,
+                                     continuous_update=False)
         super().__init__(state, dict(
-            topology=choose("topology", TOPOLOGIES, state.topology), hub=choose("hub", [("first capability", ""), *((c, c) for c in state.capabilities)], state.hub or ""),
+            topology=choose("topology", TOPOLOGIES, state.topology),
+            hub=choose("hub", [("first capability", ""), *((c, c) for c in state.capabilities)], state.hub or ""),
             cycles=slider("cycles", 20), s_rl=slider("s_rl", 60), s_opd=slider("s_opd", 60),
-            beta=widgets.BoundedFloatText(state.beta, min=0, max=100, step=0.05, description="β"), estimator=choose("estimator", ESTIMATORS, state.estimator)))
+            beta=widgets.BoundedFloatText(state.beta, min=0, max=100, step=0.05, description="β"),
+            estimator=choose("estimator", ESTIMATORS, state.estimator)))
 
     @property
     def schedule(self) -> Schedule: return self.state.schedule

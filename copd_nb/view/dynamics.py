@@ -24,22 +24,28 @@ def probe_values(
     probes = events[events["kind"] == "probe"]
     keys = ["global_step", "pair", "capability", "phase_index", "phase"] + (["seed"] if "seed" in events else [])
     pairs = [" – ".join(sorted(ab)) for ab in zip(probes["a"], probes["b"])]
-    return probes.assign(pair=pairs, value=probes[metric].astype(float)).groupby(keys, as_index=False, sort=False)["value"].mean()
+    return probes.assign(pair=pairs, value=probes[metric].astype(float)).groupby(keys, as_index=False,
+            sort=False)["value"].mean()
 
 # %% ../../nbs/7_view/02_dynamics.ipynb #c006
-UNITS = dict(overlap="top-k overlap (share of 1)", symmetric_kl="symmetric KL (nats per token)", reward="mean reward (0 to 1)",
-             entropy="entropy (nats per token)", repetition="4-grams said before (share)", sameness="commonest answer (share)", gradient_norm="gradient norm (L2)", length="completion length (tokens)")
+UNITS = dict(overlap="top-k overlap (share of 1)", symmetric_kl="symmetric KL (nats per token)",
+             reward="mean reward (0 to 1)",
+             entropy="entropy (nats per token)", repetition="4-grams said before (share)",
+             sameness="commonest answer (share)", gradient_norm="gradient norm (L2)",
+             length="completion length (tokens)")
 
 def _shade(ax: Axes, events: pd.DataFrame):
     "Shade OPD phases and name every phase on top of the axes, as long as the names have room."
-    ends = events.groupby("phase_index").agg(first=("global_step", "min"), end=("global_step", "max"), phase=("phase", "first"))
+    ends = events.groupby("phase_index").agg(first=("global_step", "min"), end=("global_step", "max"),
+                                             phase=("phase", "first"))
     follows = ends.index.to_series().diff() == 1  # else the phase before has no data
     ends["start"] = ends["end"].shift().where(follows, ends["first"].where(ends.index > 0, 0))
     for row in ends.itertuples():
         if "OPD" in row.phase: ax.axvspan(row.start, row.end, color="#f0e6c8", alpha=0.6, linewidth=0, zorder=0)
         short = "OPD" if "OPD" in row.phase else "RLVR"
         if len(ends) > 12: continue
-        ax.annotate(short, ((row.start + row.end) / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+        ax.annotate(short, ((row.start + row.end) / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                    textcoords="offset points",
                     ha="center", fontsize=7, color="#555555")
 
 def _lines(ax: Axes, table: pd.DataFrame, by: str, x: str, y: str) -> str:
@@ -71,7 +77,10 @@ def dynamics(
     return _finish(ax, "step (updates)", UNITS.get(metric, metric))
 
 # %% ../../nbs/7_view/02_dynamics.ipynb #c011
-BUDGETS = dict(updates="updates", total_steps="optimiser steps of all branches", critical_steps="critical path (optimiser steps)", links="links between branches", steps="steps (updates)", tokens="completion tokens (generated, scored, trained)", flops="compute (FLOPs)",
+BUDGETS = dict(updates="updates", total_steps="optimiser steps of all branches",
+               critical_steps="critical path (optimiser steps)", links="links between branches",
+               steps="steps (updates)", tokens="completion tokens (generated, scored, trained)",
+               flops="compute (FLOPs)",
                seconds="time (s)", critical_path="critical path (updates)", global_step="step (updates)")
 
 def learning_curves(
@@ -85,7 +94,8 @@ def learning_curves(
     title = _lines(ax, curves, "paradigm", x, "accuracy")
     end = common_budget([run for _, run in curves.groupby(["paradigm", "seed"])], x)
     ax.axvline(end, color="black", linewidth=1, linestyle=":")
-    ax.annotate("common budget", (end, 0.02), xycoords=("data", "axes fraction"), xytext=(-4, 0), textcoords="offset points",
+    ax.annotate("common budget", (end, 0.02), xycoords=("data", "axes fraction"), xytext=(-4, 0),
+                textcoords="offset points",
                 rotation=90, ha="right", fontsize=8)
     _legend(ax, title)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -99,10 +109,12 @@ def warnings_table(
     "What the monitors said, in order."
     need_columns(events, "kind", "global_step")
     columns = ["global_step", "monitor", "branch", "capability", "message"] + (["seed"] if "seed" in events else [])
-    return events[events["kind"] == "warning"].reindex(columns=columns).rename(columns=dict(global_step="step")).reset_index(drop=True)
+    return events[events["kind"]
+                  == "warning"].reindex(columns=columns).rename(columns=dict(global_step="step")).reset_index(drop=True)
 
 # %% ../../nbs/7_view/02_dynamics.ipynb #c016
-MARKED = dict(reward=("reward", "hacking"), reward_std=("reward",), flat_groups=("reward",), sameness=("hacking",), length=("length",),
+MARKED = dict(reward=("reward", "hacking"), reward_std=("reward",), flat_groups=("reward",), sameness=("hacking",),
+              length=("length",),
               finished=("length",), entropy=("entropy",), repetition=("repetition",))  # metric → its monitors
 
 def training_curves(
@@ -117,11 +129,13 @@ def training_curves(
     streams = "stream" in rows and rows["stream"].nunique() > 1
     line = rows["branch"] + " · " + rows["stream"] if streams else rows["branch"]
     keys = ["branch", "global_step"] + (["seed"] if "seed" in rows else [])
-    table = rows.assign(branch=line, **{metric: rows[metric].astype(float)}).groupby(keys, as_index=False, sort=False)[metric].mean()
+    table = rows.assign(branch=line, **{metric: rows[metric].astype(float)}).groupby(keys, as_index=False,
+            sort=False)[metric].mean()
     ax = _axes(ax, 8, 3.6)
     _legend(ax, _lines(ax, table, "branch", "global_step", metric))
     for warning in warnings_table(events).itertuples():
-        if warning.monitor in MARKED.get(metric, ()): ax.axvline(warning.step, color="black", linewidth=1, linestyle=":")
+        if warning.monitor in MARKED.get(metric, ()):
+            ax.axvline(warning.step, color="black", linewidth=1, linestyle=":")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finish(ax, "step (updates)", UNITS.get(metric, metric))
 
@@ -132,7 +146,8 @@ def control_values(
     "What each branch had in each cycle by its control rows; ValueError if there are none."
     need_columns(events, "kind", "cycle", "branch", "setting", "old", "new")
     rows, keys = events[events["kind"] == "control"], ["branch", "setting"] + (["seed"] if "seed" in events else [])
-    if rows.empty: raise ValueError("no control row: these events are of a schedule without a control, or of its first cycle")
+    if rows.empty:
+        raise ValueError("no control row: these events are of a schedule without a control, or of its first cycle")
     first = rows.loc[rows.groupby(keys)["cycle"].idxmin()].assign(value=lambda t: t["old"])
     table = pd.concat([first, rows.assign(value=rows["new"], cycle=rows["cycle"] + 1)], ignore_index=True)
     if table["setting"].nunique() > 1: table["branch"] = table["branch"] + " · " + table["setting"]
@@ -145,7 +160,8 @@ def control_decisions(
     "β (logarithmic) or steps against cycles, one line a branch; ValueError if both were changed."
     table = control_values(events)
     beta = table["setting"] == "beta"
-    if beta.any() and not beta.all(): raise ValueError("β and steps need axes of their own: pass the events of one control")
+    if beta.any() and not beta.all():
+        raise ValueError("β and steps need axes of their own: pass the events of one control")
     ax = _axes(ax, 7, 3.6)
     _legend(ax, _lines(ax, table, "branch", "cycle", "value"))
     for line in ax.get_lines(): line.set_marker("o")

@@ -40,7 +40,8 @@ class GapState:
     @property
     def column(self) -> str:
         "The logged column of metric and k; ValueError for a metric that has no other k."
-        if self.k not in self.ks: raise ValueError(f"k={self.k} was not logged: there are {list(self.ks)} (Config.probe_k)")
+        if self.k not in self.ks:
+            raise ValueError(f"k={self.k} was not logged: there are {list(self.ks)} (Config.probe_k)")
         return f"overlap@{self.k}" if self.metric == "overlap" and self.k != self.ks[0] else self.metric
 
     @property
@@ -54,13 +55,17 @@ class GapState:
 
     def now(self) -> pd.DataFrame:  # columns pair, capability, owner, value, low, high (over seeds), change, since_first
         "The numbers at the chosen step, their change since the probe before and since the first."
-        wide = self.selected.pivot_table(index=["pair", "capability", "owner", "seed"], columns="global_step", values=self.column)
+        wide = self.selected.pivot_table(index=["pair", "capability", "owner", "seed"], columns="global_step",
+                                         values=self.column)
         past = wide.loc[:, :self.step].ffill(axis=1)
-        if self.step not in past: raise ValueError(f"no probe of this pair and capability at step {self.step}: there are {wide.columns.tolist()}")
+        if self.step not in past:
+            raise ValueError(f"no probe of this pair and capability at step {self.step}: there are "
+                             f"{wide.columns.tolist()}")
         value, before = past[self.step], past.iloc[:, -2] if past.shape[1] > 1 else past[self.step]
         first = past.bfill(axis=1).iloc[:, 0]
         rows = pd.DataFrame(dict(value=value, low=value, high=value, change=value - before, since_first=value - first))
-        return rows.groupby(level=[0, 1, 2]).agg(dict(value="mean", low="min", high="max", change="mean", since_first="mean")).reset_index()
+        return rows.groupby(level=[0, 1, 2]).agg(dict(value="mean", low="min", high="max", change="mean",
+                                                      since_first="mean")).reset_index()
 
     def draw(self, ax: Axes):
         "The curve of the chosen pair and capability, with the chosen step."
@@ -71,10 +76,13 @@ class GapState:
         "Curve and numbers."
         rows, seeds = self.now(), self.selected["seed"].nunique()
         shown = rows[["pair", "capability", "owner"]].assign(**{
-            "value": rows.value.map("{:.4f}".format) + (rows.apply(lambda r: f" [{r.low:.4f}, {r.high:.4f}]", axis=1) if seeds > 1 else ""),
-            "since the probe before": rows.change.map("{:+.4f}".format), "since the first": rows.since_first.map("{:+.4f}".format)})
+            "value": rows.value.map("{:.4f}".format) + (rows.apply(lambda r: f" [{r.low:.4f}, {r.high:.4f}]", axis=1)
+                                                        if seeds > 1 else ""),
+            "since the probe before": rows.change.map("{:+.4f}".format),
+            "since the first": rows.since_first.map("{:+.4f}".format)})
         spread = f"mean [smallest, largest] of {seeds} seeds" if seeds > 1 else "one seed"
-        what = f"{UNITS.get(self.metric, self.metric)}" + (f", k = {self.k}" if self.metric.startswith("overlap") else "")
+        what = f"{UNITS.get(self.metric, self.metric)}" + (f", k = {self.k}" if self.metric.startswith("overlap")
+                                                           else "")
         return card(figure(self.draw, f"{what} by step"), table(shown, f"{what}, step {self.step}: {spread}"))
 
 # %% ../../nbs/7_view/10_gap_explorer.ipynb #c006
@@ -84,12 +92,15 @@ def gap_state(
     "The probes of some runs; ValueError if there are none or if they were measured with different k."
     runs = [runs] if isinstance(runs, Run) else list(runs)
     ks = {json.dumps(r.manifest["config"]["probe_k"]) for r in runs}
-    if len(ks) != 1: raise ValueError(f"runs were probed with different top-k sizes {sorted(ks)}: look at them one by one")
+    if len(ks) != 1:
+        raise ValueError(f"runs were probed with different top-k sizes {sorted(ks)}: look at them one by one")
     tables = [r.events.assign(seed=r.manifest["config"]["seed"]) for r in runs]
-    rows = pd.concat([t[t["kind"] == "probe"] for t in tables if "kind" in t], ignore_index=True) if tables else pd.DataFrame()
+    rows = pd.concat([t[t["kind"] == "probe"] for t in tables if "kind" in t],
+                     ignore_index=True) if tables else pd.DataFrame()
     if rows.empty: raise ValueError(f"no probe in {[r.path.name for r in runs]}: train with Config(probe_every=…)")
     k = json.loads(ks.pop())
-    return GapState(rows.assign(pair=[" – ".join(sorted(ab)) for ab in zip(rows["a"], rows["b"])]), tuple(k) if isinstance(k, list) else (k,))
+    return GapState(rows.assign(pair=[" – ".join(sorted(ab)) for ab in zip(rows["a"], rows["b"])]),
+                    tuple(k) if isinstance(k, list) else (k,))
 
 # %% ../../nbs/7_view/10_gap_explorer.ipynb #c007
 class GapExplorer(Explorer):
@@ -99,8 +110,10 @@ class GapExplorer(Explorer):
         runs: Run | list[Run],  # one run, or several that differ in their seed
     ):
         state = gap_state(runs)
-        steps = widgets.SelectionSlider(options=state.steps, value=state.step, description="step", continuous_update=False)
+        steps = widgets.SelectionSlider(options=state.steps, value=state.step, description="step",
+                                        continuous_update=False)
         def names(column): return ["all", *sorted(state.rows[column].unique())]
         super().__init__(state, dict(
-            metric=choose("metric", GAPS, state.metric), pair=choose("pair", names("pair"), "all"), capability=choose("capability", names("capability"), "all"),
+            metric=choose("metric", GAPS, state.metric), pair=choose("pair", names("pair"), "all"),
+            capability=choose("capability", names("capability"), "all"),
             k=choose("k", state.ks, state.k), step=steps))

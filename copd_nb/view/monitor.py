@@ -101,13 +101,15 @@ class MonitorState:
         "The last row of every branch and stream."
         events = pd.DataFrame([r for r in self.tail.rows if r["kind"] == "train"])
         if events.empty: return events
-        columns = ["phase", "global_step", "branch", "stream", "reward", "loss", "gradient_norm", "entropy", "length", "seconds"]
+        columns = ["phase", "global_step", "branch", "stream", "reward", "loss", "gradient_norm", "entropy", "length",
+                   "seconds"]
         return events.reindex(columns=columns).groupby(["branch", "stream"], sort=False).tail(1)
 
     def warnings(self) -> str:
         "HTML of the latest five warnings of the monitors, the newest first; nothing where there is none."
         said = warnings_table(pd.DataFrame(self.tail.rows))
-        with pd.option_context("display.max_colwidth", None): return table(said.tail(5).iloc[::-1], f"{len(said)} warnings of the monitors") if len(said) else ""
+        with pd.option_context("display.max_colwidth", None):
+            return table(said.tail(5).iloc[::-1], f"{len(said)} warnings of the monitors") if len(said) else ""
 
     def html(self) -> str:
         "Status, progress, warnings, curve, last rows."
@@ -116,7 +118,8 @@ class MonitorState:
         bar = f'<progress value="{done}" max="{max(1, total)}" aria-label="steps" style="width:12em"></progress>'
         head = f"<h4>{escape(self.path.name)}: {escape(status)}</h4><p>{bar} step {done} of {total or 'unknown'}, {len(self.tail.rows):,} rows logged</p>{problem}"
         if not self.tail.rows: return card(head, "<p>nothing is logged yet</p>")
-        return card(head, self.warnings(), figure(self.draw, f"{self.metric} by step"), table(self.latest().round(4), "last update of every branch and signal"))
+        return card(head, self.warnings(), figure(self.draw, f"{self.metric} by step"),
+                    table(self.latest().round(4), "last update of every branch and signal"))
 
 # %% ../../nbs/7_view/12_monitor.ipynb #c010
 class RunMonitor(Explorer):
@@ -127,7 +130,8 @@ class RunMonitor(Explorer):
         resume: Callable[[], object] | None = None,  # trains this run, for example `lambda: train(schedule, suite, base, config, path, progress=False)`
         every: float = 1.0,  # seconds between looks
     ):
-        self.resume, self.every, self.closed, self.seen, self.looking = resume, every, threading.Event(), None, threading.RLock()
+        self.resume, self.every, self.closed, self.seen, self.looking = (resume, every, threading.Event(), None,
+                threading.RLock())
         self.buttons = {name: widgets.Button(description=name) for name in ("stop", "resume")}
         self.buttons["stop"].on_click(lambda _: self._press(self.state.stop))
         self.buttons["resume"].on_click(lambda _: self._press(lambda: self.state.start(self.resume)))

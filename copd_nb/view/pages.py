@@ -59,7 +59,8 @@ class Explorer:
         controls: dict[str, widgets.Widget],  # by the attribute they set
     ):
         self.state, self.controls, self.output = state, controls, widgets.HTML()
-        for name, control in controls.items(): control.observe(lambda change, name=name: self.change(name, change["new"]), "value")
+        for name, control in controls.items():
+            control.observe(lambda change, name=name: self.change(name, change["new"]), "value")
         self.bar = widgets.HBox(list(controls.values()), layout=dict(flex_flow="row wrap"))
         self.view = widgets.VBox([self.bar, self.output])
         self.show()
@@ -78,8 +79,10 @@ class Explorer:
 
     def frame(self) -> str:
         "The static frame: the same picture with the settings it shows."
-        settings = ", ".join(f"{escape(name)} {escape(visible(str(control.value)))}" for name, control in self.controls.items() if control.value not in (None, ""))
-        return self.picture() + card(f"<p><small>Static picture ({settings or 'no settings'}). Run the notebook to use the controls.</small></p>")
+        settings = ", ".join(f"{escape(name)} {escape(visible(str(control.value)))}" for name,
+                             control in self.controls.items() if control.value not in (None, ""))
+        return self.picture() + card(f"<p><small>Static picture ({settings or 'no settings'}). Run the notebook to use "
+                                     "the controls.</small></p>")
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         return self.view._repr_mimebundle_() | {"text/html": self.frame(), "text/plain": repr(self)}
@@ -92,4 +95,5 @@ def choose(
     value,  # chosen at first
 ) -> widgets.Dropdown:
     "A list to choose from."
-    return widgets.Dropdown(options=list(options), value=value, description=label, style=dict(description_width="initial"), layout=dict(width="auto"))
+    return widgets.Dropdown(options=list(options), value=value, description=label,
+                            style=dict(description_width="initial"), layout=dict(width="auto"))

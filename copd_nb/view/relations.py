@@ -25,7 +25,8 @@ def costs(
     need_columns(table, "paradigm", "generated", "scored", "trained")
     if table["paradigm"].duplicated().any(): raise ValueError("costs need one row a paradigm: average over seeds first")
     ax, left = _axes(ax, 7.5, 1.3 + 0.4 * len(table)), np.zeros(len(table))
-    for use, color, hatch in zip(("generated", "scored", "trained"), (OKABE_ITO[5], OKABE_ITO[4], OKABE_ITO[0]), ("", "///", "...")):
+    for use, color, hatch in zip(("generated", "scored", "trained"), (OKABE_ITO[5], OKABE_ITO[4], OKABE_ITO[0]),
+                                 ("", "///", "...")):
         ax.barh(table["paradigm"], table[use] / 1e6, left=left, color=color, hatch=hatch, edgecolor="white", label=use)
         left = left + table[use].to_numpy() / 1e6
     ax.invert_yaxis()
@@ -48,8 +49,11 @@ def overlap_gain(
     colors = palette(name for name, _ in groups)
     for i, (name, part) in enumerate(groups):
         error = [part["gain"] - part["low"], part["high"] - part["gain"]] if {"low", "high"} <= set(part) else None
-        ax.errorbar(part["overlap"], part["gain"], yerr=error, fmt=MARKERS[i % len(MARKERS)], color=colors[name], capsize=2, label=name)
-    ax.set_title(f"r = {fit.r:.2f} [{fit.r_low:.2f}, {fit.r_high:.2f}], R² = {fit.r ** 2:.2f}, {fit.points} students".replace("-", "−"), fontsize=9)
+        ax.errorbar(part["overlap"], part["gain"], yerr=error, fmt=MARKERS[i % len(MARKERS)], color=colors[name],
+                    capsize=2, label=name)
+    ax.set_title(
+        f"r = {fit.r:.2f} [{fit.r_low:.2f}, {fit.r_high:.2f}], R² = {fit.r ** 2:.2f}, {fit.points} students".replace(
+        "-", "−"), fontsize=9)
     _legend(ax)
     return _finish(ax, "top-k overlap with the teacher before distillation (share of 1)", "gain (percentage points)")
 
@@ -72,14 +76,16 @@ def effect_map(
 ) -> Axes:
     "Heat map of what training on a row's capability does to a column's: seesaw and transfer matrices."
     need_columns(effects, "trained", "measured", "value")
-    if effects.duplicated(["trained", "measured"]).any(): raise ValueError("effects need one row for each trained and measured capability")
+    if effects.duplicated(["trained", "measured"]).any():
+        raise ValueError("effects need one row for each trained and measured capability")
     rows, columns = effects["trained"].unique(), effects["measured"].unique()
     grid = effects.pivot(index="trained", columns="measured", values="value").reindex(index=rows, columns=columns)
     ax, end = _axes(ax, 2.5 + 1.3 * len(columns), 1.5 + 0.8 * len(rows)), max(np.nanmax(np.abs(grid.to_numpy())), 1e-12)
     image = ax.imshow(grid, cmap=LOSS_GAIN, vmin=-end, vmax=end, aspect="auto")
     for row in effects.reindex(columns=["trained", "measured", "value", "low", "high"]).itertuples():
         dark = abs(row.value) > 0.75 * end
-        ax.text(list(columns).index(row.measured), list(rows).index(row.trained), _cell(row), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        ax.text(list(columns).index(row.measured), list(rows).index(row.trained), _cell(row), ha="center", va="center",
+                fontsize=8, color="white" if dark else "black")
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)
     ax.set(xlabel="measured capability", ylabel="trained capability")
@@ -97,7 +103,8 @@ def by_position(
     table = table if "line" in table else table.assign(line="all")
     ax, colors = _axes(ax, 7, 3.6), palette(table["line"])
     for i, (name, part) in enumerate(table.sort_values("position").groupby("line", sort=False)):
-        ax.plot(part["position"], part["value"], color=colors[name], linestyle=DASHES[i % len(DASHES)], marker=MARKERS[i % len(MARKERS)], markersize=3, label=name)
+        ax.plot(part["position"], part["value"], color=colors[name], linestyle=DASHES[i % len(DASHES)],
+                marker=MARKERS[i % len(MARKERS)], markersize=3, label=name)
         ax.fill_between(part["position"], part["low"], part["high"], color=colors[name], alpha=0.18, linewidth=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(ax)
@@ -122,10 +129,12 @@ def pareto(
     "Accuracy against cost, one point a paradigm, with the Pareto front."
     need_columns(table, "paradigm", x, "accuracy", "low", "high")
     ax, colors, front = _axes(ax, 7.5, 4), palette(table["paradigm"]), pareto_front(table, x)
-    ax.step(front[x], front["accuracy"], where="post", color="#888888", linewidth=1.2, linestyle="--", zorder=1, label="front")
+    ax.step(front[x], front["accuracy"], where="post", color="#888888", linewidth=1.2, linestyle="--", zorder=1,
+            label="front")
     for i, row in enumerate(table.itertuples()):
         error = [[row.accuracy - row.low], [row.high - row.accuracy]]
-        ax.errorbar(table[x].iloc[i], row.accuracy, yerr=error, fmt=MARKERS[i % len(MARKERS)], color=colors[row.paradigm], capsize=2, label=row.paradigm, zorder=2)
+        ax.errorbar(table[x].iloc[i], row.accuracy, yerr=error, fmt=MARKERS[i % len(MARKERS)],
+                    color=colors[row.paradigm], capsize=2, label=row.paradigm, zorder=2)
     _legend(ax, "paradigm")
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     return _finish(ax, BUDGETS.get(x, x), "accuracy (%)")

@@ -19,7 +19,8 @@ def drop_live_views(
     "Remove live views and widget state from a saved notebook; static frames stay."
     path, changed = Path(path), 0
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    for output in (o for cell in notebook["cells"] for o in cell.get("outputs", [])): changed += output.get("data", {}).pop(WIDGET, None) is not None
+    for output in (o for cell in notebook["cells"] for o in cell.get("outputs", [])):
+        changed += output.get("data", {}).pop(WIDGET, None) is not None
     if notebook["metadata"].pop("widgets", None) is None and not changed: return 0
     aside = path.with_suffix(".new")
     aside.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

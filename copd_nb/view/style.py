@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 
 # %% ../../nbs/7_view/00_style.ipynb #c005
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-COLORS = dict(copd=OKABE_ITO[0], mixed_rlvr=OKABE_ITO[1], mopd=OKABE_ITO[2], merged_experts=OKABE_ITO[3], static_opd=OKABE_ITO[4],
+COLORS = dict(copd=OKABE_ITO[0], mixed_rlvr=OKABE_ITO[1], mopd=OKABE_ITO[2], merged_experts=OKABE_ITO[3],
+              static_opd=OKABE_ITO[4],
               expert=OKABE_ITO[5],
               base=OKABE_ITO[7], text=OKABE_ITO[0], image=OKABE_ITO[1], video=OKABE_ITO[2], mean=OKABE_ITO[6])
 MARKERS = "osD^vPX*"
@@ -47,4 +48,5 @@ def _finish(ax: Axes, xlabel: str, ylabel: str, grid: str = "y") -> Axes:
 def _legend(ax: Axes, title: str | None = None):
     "The legend, to the right of the axes where it hides nothing; each name once."
     handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
-    ax.legend(handles.values(), handles.keys(), title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, title_fontsize=8, handlelength=3)
+    ax.legend(handles.values(), handles.keys(), title=title, loc="center left", bbox_to_anchor=(1.01, 0.5),
+              frameon=False, fontsize=8, title_fontsize=8, handlelength=3)

@@ -54,8 +54,11 @@ class TokenState:
 
     def panel(self) -> str:
         "Prompt, legend, and all numbers of the chosen token."
-        numbers = token_panel(self.view, self.row, self.token) if len(self.completion) else "<p>no tokens: nothing of this completion counts</p>"
-        return card(legend(self.view, self.metric), f'<div class="wide">{numbers}</div>', prompt_of(self.view, self.row))
+        numbers = token_panel(self.view, self.row,
+                              self.token) if len(
+            self.completion) else "<p>no tokens: nothing of this completion counts</p>"
+        return card(legend(self.view, self.metric), f'<div class="wide">{numbers}</div>',
+                    prompt_of(self.view, self.row))
 
     def html(self) -> str:
         "The static frame: the view at this place."
@@ -110,7 +113,8 @@ class TokenInspector(Explorer):
         "Fill the strip anew."
         self.filling = True
         pages = self.controls["page"]
-        pages.max, pages.value, pages.layout.display = self.state.pages - 1, self.state.page, "" if self.state.pages > 1 else "none"
+        pages.max, pages.value, pages.layout.display = (self.state.pages - 1, self.state.page, "" if self.state.pages
+                                                        > 1 else "none")
         self.strip.options = self.state.labels()
         self.strip.index = self.state.token - self.state.shown.start if len(self.state.shown) else None
         self.filling = False

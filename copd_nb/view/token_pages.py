@@ -22,7 +22,8 @@ def luminance(
 ) -> float:  # 0 black to 1 white
     "Relative luminance of WCAG 2."
     parts = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
-    return sum(w * (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4) for w, c in zip((0.2126, 0.7152, 0.0722), parts))
+    return sum(w * (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4) for w,
+               c in zip((0.2126, 0.7152, 0.0722), parts))
 
 def contrast(a: str, b: str) -> float:
     "Contrast ratio of WCAG 2, 1 to 21."
@@ -47,7 +48,8 @@ THEME = f""".copd{{color-scheme:light dark;color:var(--ink);background:var(--pap
 def _metric_rules(name: str) -> str:
     "Style rules that take effect while a metric is chosen."
     when = f'.copd:has(option[value="{name}"]:checked)'
-    hot = "--hot:var(--up);--cold:var(--down)" if METRICS[name].kind == "diverging" else "--hot:var(--one);--cold:var(--one)"
+    hot = ("--hot:var(--up);--cold:var(--down)" if METRICS[name].kind == "diverging"
+           else "--hot:var(--one);--cold:var(--one)")
     return f"{when} .t{{--x:var(--{name});{hot}}} {when} .t small::after{{content:attr(data-{name})}} {when} .scale-{name}{{display:flex}}\n"
 
 TOKENS = """form.copd .scale,.copd .d{display:none}
@@ -65,7 +67,8 @@ def number(
     value: float,
 ) -> str:  # with a real minus sign, and a plus where both signs occur
     "A value with as many decimals as the metric's scale in this view deserves."
-    decimals = 2 if METRICS[metric].kind == "reversed" else max(0, min(8, 1 - math.floor(math.log10(view.limits[metric]))))
+    decimals = 2 if METRICS[metric].kind == "reversed" else max(0,
+                                                                min(8, 1 - math.floor(math.log10(view.limits[metric]))))
     value = round(value, decimals) + 0.0  # no −0
     return f"{value:{'+' if METRICS[metric].kind == 'diverging' and value else ''}.{decimals}f}".replace("-", "−")
 
@@ -92,7 +95,8 @@ def token_panel(
     head = f"<tr><th></th><th colspan=2>student {_word(view.student)}</th><th colspan=2>teacher {_word(view.teacher)}</th></tr>"
     return (f"<table><caption>token {token + 1} of {len(c):,}: {_word(c.texts[token])} (id {c.ids[token]})</caption>"
             f"<thead>{head}</thead><tbody>{_choices(c.student_top[token], c.teacher_top[token], c.ids[token])}</tbody></table>"
-            f"<p>{numbers}</p><p><small>▶ stands in the completion, = is in both lists; bars and numbers are probabilities</small></p>")
+            f"<p>{numbers}</p><p><small>▶ stands in the completion, = is in both lists; bars and numbers are "
+            "probabilities</small></p>")
 
 # %% ../../nbs/7_view/07_token_pages.ipynb #c015
 def _token(view: TokenView, row: int, token: int, checked: bool) -> str:
@@ -115,9 +119,11 @@ def prompt_of(
 def _row(view: TokenView, row: int, shown: range, opened: tuple[int, int]) -> str:
     "One completion beside its prompt."
     c = view.completions[row]
-    strip = "".join(_token(view, row, t, (row, t) == opened) for t in shown) or "<p>no tokens: nothing of this completion counts</p>"
+    strip = "".join(_token(view, row, t, (row, t) == opened)
+                    for t in shown) or "<p>no tokens: nothing of this completion counts</p>"
     before = f"<small>tokens before {shown.start:,} are not shown</small>" if shown.start else ""
-    after = f"<small>{len(c) - shown.stop:,} more tokens: <code>view.at(row={row}, start={shown.stop})</code></small>" if shown.stop < len(c) else ""
+    after = (f"<small>{len(c) - shown.stop:,} more tokens: <code>view.at(row={row}, start={shown.stop})</code></small>"
+             if shown.stop < len(c) else "")
     end = "" if c.finished or after else "<small>… not finished: it ran into the length limit</small>"
     return f'<div class="r"><div class="p">{prompt_of(view, row)}</div><div class="s" dir="ltr">{before}{strip}{after}{end}</div></div>'
 
@@ -131,18 +137,22 @@ def legend(
     low, high = dict(diverging=(-end, end), sequential=(0, end), reversed=(1, 0))[m.kind]
     colors = "var(--down),var(--paper),var(--up)" if m.kind == "diverging" else "var(--paper),var(--one)"
     beyond = "" if m.kind == "reversed" else "; full colour from the 95th percentile of all tokens on"
-    return (f'<div class="scale scale-{metric}"><span>{number(view, metric, low)} {m.low}</span><span class="bar" style="background:linear-gradient(to right,{colors})"></span>'
+    return (f'<div class="scale scale-{metric}"><span>{number(view, metric, low)} {m.low}</span><span class="bar" '
+            f'style="background:linear-gradient(to right,{colors})"></span>'
             f"<span>{number(view, metric, high)} {m.high}</span><small>({m.unit}{beyond})</small></div>")
 
 def _menu(view: TokenView) -> str:
     "The list of metrics."
-    options = "".join(f'<option value="{m}"{" selected" if m == view.metric else ""}>{escape(METRICS[m].label)}</option>' for m in METRICS)
+    options = "".join(
+        f'<option value="{m}"{" selected" if m == view.metric else ""}>{escape(METRICS[m].label)}</option>'
+        for m in METRICS)
     return f'<label>colour shows <select autocomplete="off">{options}</select></label>'
 
 # %% ../../nbs/7_view/07_token_pages.ipynb #c018
 def _striking(view: TokenView) -> tuple[int, int]:
     "Completion and token with the strongest colour of the page."
-    every = [(abs(view.shade(view.metric, view.completions[i].values[view.metric][t])), i, t) for i, shown in view.page() for t in shown]
+    every = [(abs(view.shade(view.metric, view.completions[i].values[view.metric][t])), i, t) for i,
+             shown in view.page() for t in shown]
     return max(every, key=lambda x: x[0])[1:] if every else (-1, -1)
 
 def _rest(view: TokenView) -> str:

@@ -64,7 +64,8 @@ class Metric:
     high: str  # and at the high end
 
 METRICS = {m.name: m for m in (
-    Metric("delta", "δ = log teacher − log student", "nats", "diverging", "student likes it more", "teacher likes it more"),
+    Metric("delta", "δ = log teacher − log student", "nats", "diverging", "student likes it more",
+           "teacher likes it more"),
     Metric("symmetric_kl", "symmetric KL", "nats", "sequential", "the same", "far apart"),
     Metric("reverse_kl", "KL(student‖teacher)", "nats", "sequential", "the same", "far apart"),
     Metric("forward_kl", "KL(teacher‖student)", "nats", "sequential", "the same", "far apart"),
@@ -123,9 +124,11 @@ class TokenView:
 
     def __post_init__(self):
         metric_of(self.metric)
-        if not 0 <= self.row < max(1, len(self.completions)): raise ValueError(f"row {self.row}: there are completions 0 to {len(self.completions) - 1}")
+        if not 0 <= self.row < max(1, len(self.completions)):
+            raise ValueError(f"row {self.row}: there are completions 0 to {len(self.completions) - 1}")
         tokens = len(self.completions[self.row]) if self.completions else 0
-        if not 0 <= self.start < max(1, tokens): raise ValueError(f"start {self.start}: completion {self.row} has tokens 0 to {tokens - 1}")
+        if not 0 <= self.start < max(1, tokens):
+            raise ValueError(f"start {self.start}: completion {self.row} has tokens 0 to {tokens - 1}")
 
     def at(self, **place) -> "TokenView":
         "The same data elsewhere: `metric`, `row`, `start`."
@@ -137,7 +140,8 @@ class TokenView:
     @cached_property
     def limits(self) -> dict[str, float]:
         "Where each metric's colours are full: the 95th percentile of its size, 1 for shares."
-        return {m: 1.0 if METRICS[m].kind == "reversed" else _scale([abs(v) for c in self.completions for v in c.values[m]]) for m in METRICS}
+        return {m: 1.0 if METRICS[m].kind == "reversed"
+                else _scale([abs(v) for c in self.completions for v in c.values[m]]) for m in METRICS}
 
     def shade(self, metric: str, value: float) -> float:
         "How strong the colour of a value is, −1 to 1; negative only for a diverging metric."
@@ -166,14 +170,16 @@ def token_frame(
 ) -> pd.DataFrame:  # columns completion, example, capability, owner, position, id, text and the metrics
     "One row for each token of a view."
     place = ["completion", "example", "capability", "owner", "position", "id", "text"]
-    rows = [dict(zip(place, (i, c.example.id, c.example.capability, view.owner, t, c.ids[t], c.texts[t])), **{m: c.values[m][t] for m in METRICS})
+    rows = [dict(zip(place, (i, c.example.id, c.example.capability, view.owner, t, c.ids[t], c.texts[t])),
+                 **{m: c.values[m][t] for m in METRICS})
             for i, c in enumerate(view.completions) for t in range(len(c))]
     return pd.DataFrame(rows, columns=[*place, *METRICS])
 
 # %% ../../nbs/7_view/06_token_views.ipynb #c018
 def _given(policy: Policy, examples: Sequence[Example], texts: Sequence[str]) -> Rollouts:
     "Given texts as completions, one a prompt, closed by the end token."
-    if len(texts) != len(examples): raise ValueError(f"{len(texts)} completions for {len(examples)} examples: give one for each")
+    if len(texts) != len(examples):
+        raise ValueError(f"{len(texts)} completions for {len(examples)} examples: give one for each")
     rows = closed(policy, texts)
     return given_rollouts(policy, policy.encode(examples, room=max(map(len, rows))), rows)
 
@@ -186,12 +192,14 @@ def _heard(policy: Policy, out: Rollouts, device: torch.device) -> Tensor:
 
 def _at(head: Head, device: torch.device) -> Head:
     "A head on a device."
-    return replace(head, weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device), banned=head.banned.to(device))
+    return replace(head, weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device),
+                   banned=head.banned.to(device))
 
 def _probabilities(head: Head, hidden: Tensor, ids: Tensor) -> Tensor:
     "Probabilities of some ids, (N, H) and (N, k) → (N, k), a chunk of tokens at a time."
     step = max(1, CHUNK // len(head.weight))
-    return torch.cat([head(h).softmax(-1).gather(-1, i) for h, i in zip(hidden.split(step), ids.split(step))]) if len(ids) else hidden.new_zeros(ids.shape)
+    return (torch.cat([head(h).softmax(-1).gather(-1, i) for h, i in zip(hidden.split(step), ids.split(step))])
+            if len(ids) else hidden.new_zeros(ids.shape))
 
 # %% ../../nbs/7_view/06_token_views.ipynb #c021
 def _check_numbers(policy: Policy, values: Tensor, mask: Tensor) -> None:
@@ -199,18 +207,22 @@ def _check_numbers(policy: Policy, values: Tensor, mask: Tensor) -> None:
     if (bad := (~values.isfinite()).nonzero()[:, 0]).numel():
         row, token = mask.nonzero()[bad[0].item()].tolist()
         raise ValueError(f"policy {policy.name!r} gives no finite probabilities at {len(bad)} of {len(values)} tokens, "
-                         f"first at token {token} of completion {row}: its weights or hidden states hold NaN or infinity")
+                         f"first at token {token} of completion {row}: its weights or hidden states hold NaN or "
+                         "infinity")
 
 # %% ../../nbs/7_view/06_token_views.ipynb #c022
-def _measured(student: Policy, teacher: Policy, out: Rollouts, k: int, temperature: float) -> tuple[dict[str, list], list, list]:
+def _measured(student: Policy, teacher: Policy, out: Rollouts, k: int,
+              temperature: float) -> tuple[dict[str, list], list, list]:
     "Metrics, and (ids, probabilities) of both top-k lists, of all N tokens."
     device, mask = student.device, out.mask.bool().cpu()
     ids = out.ids.to(device)[mask.to(device)]
     sides = [(_at(p.head(temperature), device), _heard(p, out, device)) for p in (student, teacher)]
     both = compare_tokens(*sides[0], *sides[1], k)
-    for policy, entropy in ((student, both["entropy_a"]), (teacher, both["entropy_b"])): _check_numbers(policy, entropy.cpu(), mask)
+    for policy, entropy in ((student, both["entropy_a"]), (teacher, both["entropy_b"])):
+        _check_numbers(policy, entropy.cpu(), mask)
     mine, theirs = (token_scores(head, hidden, ids, k=k) for head, hidden in sides)
-    found = dict(delta=theirs.logp - mine.logp, symmetric_kl=both["symmetric_kl"], reverse_kl=both["kl_ab"], forward_kl=both["kl_ba"], jsd=both["jsd"],
+    found = dict(delta=theirs.logp - mine.logp, symmetric_kl=both["symmetric_kl"], reverse_kl=both["kl_ab"],
+                 forward_kl=both["kl_ba"], jsd=both["jsd"],
                  overlap=both["overlap"], entropy_student=both["entropy_a"], entropy_teacher=both["entropy_b"])
     tops = [(s.top_ids.tolist(), _probabilities(*side, s.top_ids).tolist()) for s, side in zip((mine, theirs), sides)]
     return {m: x.tolist() for m, x in found.items()}, *tops
@@ -226,13 +238,17 @@ def _decoder(policy: Policy) -> Callable[[int], str]:
         return tokenizer.convert_ids_to_tokens(i) if "\ufffd" in decoded else decoded
     return text
 
-def _completions(out: Rollouts, values: dict[str, list], tops: list, text: Callable[[int], str]) -> Iterator[Completion]:
+def _completions(out: Rollouts, values: dict[str, list], tops: list,
+                 text: Callable[[int], str]) -> Iterator[Completion]:
     "Cut the numbers of all tokens into completions."
     at = 0
-    for example, ids, n, finished in zip(out.examples, out.ids.tolist(), out.mask.sum(1).int().tolist(), out.finished.tolist()):
+    for example, ids, n, finished in zip(out.examples, out.ids.tolist(), out.mask.sum(1).int().tolist(),
+                                         out.finished.tolist()):
         mine = slice(at, at + n)
-        lists = [[[Choice(i, text(i), p) for i, p in zip(*both)] for both in zip(top_ids[mine], probabilities[mine])] for top_ids, probabilities in tops]
-        yield Completion(example, finished, ids[:n], [text(i) for i in ids[:n]], {m: v[mine] for m, v in values.items()}, *lists)
+        lists = [[[Choice(i, text(i), p) for i, p in zip(*both)] for both in zip(top_ids[mine], probabilities[mine])]
+                 for top_ids, probabilities in tops]
+        yield Completion(example, finished, ids[:n], [text(i) for i in ids[:n]],
+                         {m: v[mine] for m, v in values.items()}, *lists)
         at += n
 
 # %% ../../nbs/7_view/06_token_views.ipynb #c025
@@ -256,10 +272,14 @@ def token_view(
     policy = student if owner == "student" else teacher
     if completions is None:
         source = generator(policy.device, "tokens", seed)
-        out = sample(policy, policy.encode(examples, room=max_new_tokens), samples, max_new_tokens, temperature, source=source)
-    else: out, owner = completions if isinstance(completions, Rollouts) else _given(policy, examples, completions), "given"
+        out = sample(policy, policy.encode(examples, room=max_new_tokens), samples, max_new_tokens, temperature,
+                     source=source)
+    else:
+        out, owner = completions if isinstance(completions,
+                                               Rollouts) else _given(policy, examples, completions), "given"
     values, *tops = _measured(student, teacher, out, k, temperature)
-    return TokenView(student.name, teacher.name, owner, temperature, k, list(_completions(out, values, tops, _decoder(policy))))
+    return TokenView(student.name, teacher.name, owner, temperature, k,
+                     list(_completions(out, values, tops, _decoder(policy))))
 
 # %% ../../nbs/7_view/06_token_views.ipynb #c027
 FRAMES, SIDE = 12, 192  # frames shown of a video; longest side of a picture in pixels
