@@ -26,7 +26,7 @@ from ..policy.lora import LoraPolicy
 from ..policy.templates import is_dated, template_now
 from ..signals.rollouts import Sampler, generator
 from ..signals.sampling import sample
-from ..schedule.controllers import PROBED, check_control, controlled
+from ..schedule.controllers import check_control, controlled
 from ..schedule.core import Schedule
 from ..schedule.costs import Workload
 from ..schedule.parts import Merge, Phase
@@ -138,9 +138,7 @@ def _phases(training: Training, first: int) -> Iterator[tuple[int, Phase]]:
 # %% ../../nbs/4_engine/20_train.ipynb #c014
 def _check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config):
     "Refuse what can't work before anything is trained or written."
-    check_control(schedule.validate(list(capabilities)))
-    if schedule.control and schedule.control.rule in PROBED and not config.probe_every:
-        raise ValueError(f"config probe_every=0: control {schedule.control.rule!r} needs probes, set it to a number of steps")
+    check_control(schedule.validate(list(capabilities)), config)
     if config.group_size < 2 and any(u.rl for _, u in schedule.updates):
         raise ValueError(f"config group_size={config.group_size}: an RL signal compares the rollouts of a group, at least 2 are needed")
     largest = config.probe_k if isinstance(config.probe_k, int) else max(config.probe_k)
