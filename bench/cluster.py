@@ -32,7 +32,7 @@ def side(where: str) -> dict:
         def log(training, *rows):
             real(training, *rows)
             moments.append(time.perf_counter())
-            sent.append(sum(getattr(training.crew, "sent", {}).values()))
+            sent.append(sum(getattr(training.executor, "sent", {}).values()))
         train_module._log, began = log, time.perf_counter()
         schedule = copd(["text", "image"], cycles=1, s_rl=STEPS, s_opd=STEPS, beta=0.1, estimator=estimator)
         with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-LONG = "test_studies", "test_engine", "test_reports", "test_cluster", "test_browser", "test_docs", "test_control", "test_reliability", "test_gaps", "test_crews", "test_explore", "test_jobs"
+LONG = "test_studies", "test_engine", "test_reports", "test_cluster", "test_browser", "test_docs", "test_control", "test_reliability", "test_gaps", "test_executors", "test_explore", "test_jobs"
 
 
 def pytest_collection_modifyitems(items):

@@ -41,10 +41,10 @@ def _probe(training: Training, name: str, work: Callable, *args):
 
 def probe(training: Training, phase: Phase) -> list[dict]:
     "Probe rows of all pairs of a phase."
-    config, crew = training.config, training.crew
-    def at(name: str, work: Callable, *args, parts: int | None = None): return crew.at(training.home(name), _probe, name, work, *args, parts=parts)
+    config, executor = training.config, training.executor
+    def at(name: str, work: Callable, *args, parts: int | None = None): return executor.at(training.home(name), _probe, name, work, *args, parts=parts)
     found = probe_at(at, probe_list(training.schedule, phase), config.probe_prompts, config.probe_k, config.max_new_tokens, config.temperature)
-    return [dict(kind="probe", **about, **crew.get(numbers)) for about, numbers in found]
+    return [dict(kind="probe", **about, **executor.get(numbers)) for about, numbers in found]
 
 # %% ../../nbs/4_engine/17_measure.ipynb #c006
 def _pieces(state: dict[str, Tensor], most: int) -> list[list[str]]:
@@ -65,12 +65,12 @@ def _piece(training: Training, name: str, names: list[str]) -> dict[str, Tensor]
 
 def _weights(training: Training, names: Iterable[str]) -> dict[str, list]:
     "Handles of the weights, piece by piece, of those branches that don't live here."
-    pieces = _pieces(training.base.state_dict(), training.crew.shard_bytes)
-    return {n: [training.crew.at(n, _piece, n, part) for part in pieces] for n in names if n not in training.branches}
+    pieces = _pieces(training.base.state_dict(), training.executor.shard_bytes)
+    return {n: [training.executor.at(n, _piece, n, part) for part in pieces] for n in names if n not in training.branches}
 
 def _part(training: Training, name: str, names: list[str], number: int, elsewhere: dict[str, list]) -> dict[str, Tensor]:
     "Some weights of a branch, wherever it lives."
-    return _piece(training, name, names) if name in training.branches else training.crew.get(elsewhere[name][number])
+    return _piece(training, name, names) if name in training.branches else training.executor.get(elsewhere[name][number])
 
 # %% ../../nbs/4_engine/17_measure.ipynb #c007
 def _whole(base: Policy, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def _whole(base: Policy, state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _visiting(training: Training, name: str, elsewhere: dict[str, list]) -> Policy:
     "A branch's policy; of one that lives elsewhere a copy."
     if name in training.branches: return training.branch(name).policy
-    state = {k: x for piece in elsewhere[name] for k, x in training.crew.get(piece).items()}
+    state = {k: x for piece in elsewhere[name] for k, x in training.executor.get(piece).items()}
     return training.base.with_state(_whole(training.base, state), name)
 
 def merged(
@@ -94,7 +94,7 @@ def merged(
     if not isinstance(result, Merge): return training.policy(result)
     if isinstance(base, LoraPolicy): return merge([_visiting(training, b, elsewhere) for b in result.branches], result.method, result.weights, base, result.density)
     state, own, source = {}, base.state_dict(), torch.Generator().manual_seed(0)
-    for number, names in enumerate(_pieces(own, training.crew.shard_bytes)):
+    for number, names in enumerate(_pieces(own, training.executor.shard_bytes)):
         parts = [_part(training, b, names, number, elsewhere) for b in result.branches]
         state |= merge(parts, result.method, result.weights, {n: own[n] for n in names}, result.density, source)
     return base.with_state(_whole(base, state), "result")
@@ -124,7 +124,7 @@ def _judge(training: Training, names: Iterable[str]) -> list[dict]:
     rows = []
     for name in names:
         first, *others = training.schedule.members if name == "result" else [name]
-        notes, found = training.crew.get(training.crew.at(first, _score, name, _weights(training, others)))
+        notes, found = training.executor.get(training.executor.at(first, _score, name, _weights(training, others)))
         training.notes += notes
         rows += found
     return rows

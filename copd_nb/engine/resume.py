@@ -42,7 +42,7 @@ def _counters(training: Training, name: str) -> tuple[dict, dict]:
 
 def _packed(training: Training, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     "Files of tensors of some branches, one branch at a time."
-    for name in names: yield from training.crew.get(training.crew.at(name, _pack, name)).items()
+    for name in names: yield from training.executor.get(training.executor.at(name, _pack, name)).items()
 
 # %% ../../nbs/4_engine/18_resume.ipynb #c005
 def _restore(training: Training, name: str, files: dict[str, dict[str, Tensor]], values: dict):
@@ -62,7 +62,7 @@ def _unpack(training: Training, tensors: dict[str, dict[str, Tensor]], counters:
     "Send packed branches to where they live."
     for name, values in counters.items():
         files = {stem.split("~")[1]: named for stem, named in tensors.items() if stem.split("~")[0] == name}
-        training.crew.at(name, _restore, name, files, values)
+        training.executor.at(name, _restore, name, files, values)
         training.begun[name] = None
 
 def _limit(training: Training, limits: dict):
@@ -77,7 +77,7 @@ def _forget(training: Training):
 def checkpoint(training: Training, phase_index: int, step: int):
     "Write a checkpoint that continues at this step, then remove older ones."
     folder, names = training.run.path / "checkpoints", list(training.begun)
-    found = dict(zip(names, map(training.crew.get, [training.crew.at(n, _counters, n) for n in names])))
+    found = dict(zip(names, map(training.executor.get, [training.executor.at(n, _counters, n) for n in names])))
     path, counters = folder / f"{phase_index:04d}-{step:06d}", {n: values for n, (values, _) in found.items()}
     limits = {k: min((x for _, now in found.values() if (x := now[k])), default=None) for k in LIMITS}
     training.log.sync()
@@ -98,7 +98,7 @@ def resume(training: Training) -> tuple[int, int]:  # phase index and step to co
     tensors, state = load_checkpoint(path)
     if training.log.size < state["events"]: raise ValueError(f"{training.log.path} has {training.log.size} bytes and its checkpoint {path.name} counts on {state['events']}: put the log back, or remove the run folder to start anew")
     _unpack(training, tensors, state["branches"])
-    for place in training.places: training.crew.at(place, _limit, state["limits"])
+    for place in training.places: training.executor.at(place, _limit, state["limits"])
     training.log.truncate(state["events"])
     _replay(training)
     return state["phase_index"], state["step"]
@@ -138,6 +138,6 @@ def _take_expert(training: Training, phase: Phase, store: Path, place: dict) -> 
 def _keep_expert(training: Training, phase: Phase, store: Path, place: dict):
     "Store the state after a phase with the rows that it logged."
     name = phase.updates[0].branch
-    counters, _ = training.crew.get(training.crew.at(name, _counters, name))
+    counters, _ = training.executor.get(training.executor.at(name, _counters, name))
     rows = [r for r in training.log.rows() if r["phase_index"] == place["phase_index"]]
     save_checkpoint(store / f"{phase.steps:06d}", _packed(training, [name]), dict(branches={name: counters}, rows=rows))

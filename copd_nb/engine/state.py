@@ -25,7 +25,7 @@ from ..schedule.core import Schedule
 from ..schedule.costs import ModelShape
 from ..schedule.parts import OPD, Phase, Update, split_prompts
 from .config import Config
-from .executors import Here
+from .executors import LocalExecutor
 from .log import EventLog
 from .monitors import Watch, thresholds_from
 from .runs import Run
@@ -77,7 +77,7 @@ class Training:
     branches: dict[str, Branch] = field(default_factory=dict)
     starts: dict[str, Policy] = field(default_factory=dict)  # branches that begin from a policy of their own
     notes: list[dict] = field(default_factory=list)  # rows for the log that a step makes on its way
-    crew: Here | None = None  # does work where a branch lives; None for this process
+    executor: LocalExecutor | None = None  # does work where a branch lives; None for this process
     begun: dict[str, None] = field(default_factory=dict)  # names of the branches that exist, here or elsewhere
     pending: dict[str, tuple] = field(default_factory=dict)  # branch → what a step has so far
     lost: list[dict] = field(default_factory=list)  # rows about workers that were lost since the last checkpoint
@@ -86,7 +86,7 @@ class Training:
     learner: "Learner | None" = None  # finds and applies gradients; None for the engine's own way
 
     def __post_init__(self):
-        if self.crew is None: self.crew = Here(self)
+        if self.executor is None: self.executor = LocalExecutor(self)
         if self.learner is None: self.learner = imported("copd_nb.engine.update:Learner")()
 
     @property
@@ -98,7 +98,7 @@ class Training:
     @property
     def places(self) -> list[str]:
         "Where branches may live."
-        return list(self.schedule.starts) if self.crew.parallel else [next(iter(self.schedule.starts))]
+        return list(self.schedule.starts) if self.executor.parallel else [next(iter(self.schedule.starts))]
 
     @cached_property
     def shape(self) -> ModelShape: return model_shape(self.base)

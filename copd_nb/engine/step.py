@@ -106,19 +106,19 @@ def _signals_taught(update: Update) -> list[OPD]:
 
 def _ask(training: Training, update: Update, step: int) -> Iterator[None]:
     "Send the first three stages of an update, one each time."
-    at, name, taught = training.crew.at, update.branch, _signals_taught(update)
+    at, name, taught = training.executor.at, update.branch, _signals_taught(update)
     yield (asked := at(name, _roll, update, step, parts=len(taught)))
     yield (answers := [at(training.home(s.teacher, name), answer, s, out) for s, out in zip(taught, asked)])
     yield at(name, _weigh, name, *answers)
 
 def train_step(training: Training, phase: Phase, step: int) -> list[dict]:
     "Roll out, score, weigh, update, record: one step of all branches of a phase."
-    crew, asking = training.crew, [_ask(training, u, step) for u in phase.updates]
-    def move(update: Update): return crew.at(update.branch, _move, update.branch, phase.lr)
+    executor, asking = training.executor, [_ask(training, u, step) for u in phase.updates]
+    def move(update: Update): return executor.at(update.branch, _move, update.branch, phase.lr)
     if training.config.updates == "sequential": moved = [(*stages, move(u))[-1] for u, stages in zip(phase.updates, asking)]
     else:
-        for _ in zip(*asking) if crew.parallel else (s for stages in asking for s in stages): pass
+        for _ in zip(*asking) if executor.parallel else (s for stages in asking for s in stages): pass
         moved = [move(u) for u in phase.updates]
-    notes, rows = zip(*map(crew.get, moved))
+    notes, rows = zip(*map(executor.get, moved))
     training.notes += [note for part in notes for note in part]
     return [row for part in rows for row in part]

@@ -73,14 +73,14 @@ def _begin(training: Training, names: Iterable[str]):
         if name in training.begun or name not in training.schedule.starts or training.only_teaches(name): continue
         start = training.schedule.starts[name]
         _begin(training, [] if name in training.starts else [start])
-        training.crew.at(name, _start, name, _weights(training, [start] if start in training.begun else []))
+        training.executor.at(name, _start, name, _weights(training, [start] if start in training.begun else []))
         training.begun[name] = None
 
 def _enter(training: Training, phase: Phase, place: dict):
     "What happens before the first step of a phase: fresh optimisers if asked for, and a probe of new pairs."
     schedule, index = training.schedule, place["phase_index"]
     if training.config.optimizer_state == "reset" and not _goes_on(schedule, index):
-        for update in phase.updates: training.crew.at(update.branch, _fresh, update.branch)
+        for update in phase.updates: training.executor.at(update.branch, _fresh, update.branch)
     known = set(probe_list(schedule, schedule.phases[index - 1])) if index else {p for p in probe_list(schedule, phase) if p[1] == "base"}
     if training.config.probe_every and not _alone(schedule, phase) and set(probe_list(schedule, phase)) - known:
         _log(training, place, -1, probe(training, phase))
@@ -247,7 +247,7 @@ def _finish(training: Training):
         with new_folder(path / "branches" / name) as folder: _visiting(training, name, _weights(training, [name])).save(folder)
     if isinstance(training.schedule.result, Merge):
         with new_folder(path / "result") as folder: merged(training, _weights(training, training.schedule.members)).save(folder)
-    _status(training.run, "finished", peak=max(training.crew.get(training.crew.at(place, _peak)) for place in training.places))
+    _status(training.run, "finished", peak=max(training.executor.get(training.executor.at(place, _peak)) for place in training.places))
     _clear(training.run)
 
 def _clear(run: Run):
@@ -297,42 +297,42 @@ def _train(training: Training, experts: str | Path | None, progress: bool) -> Ru
     _finish(training)
     return run
 
-def _seat(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, sampler: Sampler | None, learner: Learner | None, starts: dict[str, Policy], place: tuple, crew) -> Training:
+def _actor_state(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config, sampler: Sampler | None, learner: Learner | None, starts: dict[str, Policy], place: tuple, executor) -> Training:
     "What a worker of a cluster knows of a run."
     accelerator = accelerator_for(config)
     rank, size, address = place
     group = imported("copd_nb.scale.sharding:join_group")(rank, size, f"tcp://{address}", accelerator.device.type) if size > 1 else Group()
     return Training(schedule, capabilities, _placed("base", base, config, accelerator, group), config, accelerator, None,
-                    starts={n: _placed(n, p, config, accelerator, group) for n, p in starts.items()}, crew=crew, sampler=sampler, learner=learner)
+                    starts={n: _placed(n, p, config, accelerator, group) for n, p in starts.items()}, executor=executor, sampler=sampler, learner=learner)
 
 def _where(training: Training) -> dict: return machine(training.accelerator)
 
 @contextmanager
-def _crew(training: Training, cluster: Cluster | None) -> Iterator[None]:
+def _on_cluster(training: Training, cluster: Cluster | None) -> Iterator[None]:
     "Give a training its workers, and note in the manifest what they are."
     if cluster is None:
         yield
         return
     t = training
-    t.crew = imported("copd_nb.scale.cluster:RayCrew")(cluster, _seat, (t.schedule, t.capabilities, t.base, t.config, t.sampler, t.learner), {n: ({n: t.starts[n]} if n in t.starts else {},) for n in t.schedule.starts})
+    t.executor = imported("copd_nb.scale.cluster:RayExecutor")(cluster, _actor_state, (t.schedule, t.capabilities, t.base, t.config, t.sampler, t.learner), {n: ({n: t.starts[n]} if n in t.starts else {},) for n in t.schedule.starts})
     try:
         places = {n: {k: getattr(cluster.of(n), k) for k in ("cpus", "gpus", "ranks")} for n in t.places}
-        write_json(t.run.path / "manifest.json", dict(t.run.manifest, machine=t.crew.get(t.crew.at(t.places[0], _where)), workers=places))
+        write_json(t.run.path / "manifest.json", dict(t.run.manifest, machine=t.executor.get(t.executor.at(t.places[0], _where)), workers=places))
         yield
     except Lost as error:
-        if not t.crew.gone(): raise
+        if not t.executor.gone(): raise
         raise ConnectionError(GONE) from error
-    finally: t.crew.close()
+    finally: t.executor.close()
 
 def _persist(training: Training, experts: str | Path | None, progress: bool) -> Run:
     "Train, and go on from the last checkpoint with new workers when some were lost; a loss too many in a row ends the run."
     while True:
         try: return _train(training, experts, progress)
         except Lost as lost:
-            if training.crew.gone() or len(training.lost) == training.crew.cluster.restarts: raise
+            if training.executor.gone() or len(training.lost) == training.executor.cluster.restarts: raise
             training.lost.append(dict(kind="restart", reason=str(lost)))
         training.notes = list(training.lost)  # what the log said of them goes with the rows after the checkpoint
-        training.crew.again()
+        training.executor.again()
 
 def train(
     schedule: Schedule,  # who learns from which signal, when
@@ -363,7 +363,7 @@ def train(
         training = Training(schedule, capabilities, own, config, accelerator, run, starts=given, sampler=sampler, learner=learner)
         _keep_prompts(training)
         withdraw_stop(_status(run, "running").path)
-        with interruptible(run.path), _ending(run), _crew(training, cluster): return _persist(training, experts, progress)
+        with interruptible(run.path), _ending(run), _on_cluster(training, cluster): return _persist(training, experts, progress)
 
 # %% ../../nbs/4_engine/20_train.ipynb #c024
 @torch.no_grad()

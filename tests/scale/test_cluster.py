@@ -15,13 +15,13 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from test_crews import PAIR, TINY, same
+from test_executors import PAIR, TINY, same
 
 from copd_nb.engine import executors as executors_module
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.executors import Cluster, Lost, NoPlace
-from copd_nb.scale.cluster import RayCrew, connect, ray_address
+from copd_nb.scale.cluster import RayExecutor, connect, ray_address
 from copd_nb.engine.train import train
 from copd_nb.study.jobs import Job, do_all, run_of, scores_of
 from copd_nb.policy.toys import minis_base, minis
@@ -84,8 +84,8 @@ def stall(work):
     return broken
 
 
-class Breaking(RayCrew):
-    "A crew in which some pieces of work break, each once: (work, how often it was sent before) → fault(work), what is sent instead."
+class Breaking(RayExecutor):
+    "An executor in which some pieces of work break, each once: (work, how often it was sent before) → fault(work), what is sent instead."
     plan: dict = {}
     count: dict = {}
 
@@ -99,7 +99,7 @@ class Breaking(RayCrew):
 @pytest.fixture
 def breaking(monkeypatch):
     "Sets what breaks."
-    monkeypatch.setattr(cluster_module, "RayCrew", Breaking)
+    monkeypatch.setattr(cluster_module, "RayExecutor", Breaking)
 
     def plan(faults):
         Breaking.plan, Breaking.count = dict(faults), {}
@@ -334,9 +334,9 @@ def test_a_client_that_gave_up_is_a_cluster_that_is_gone():
     "A handle of Ray's client waits for its number when it is hashed; where the client has given up, that fails, and not as a file that can't be written."
     class Handle:
         def __hash__(self): raise ConnectionError("Failed to reconnect within the reconnection grace period (30s)")
-    crew = RayCrew.__new__(RayCrew)
-    crew.calls, crew.cluster = [executors_module._Call("text", "pack", Handle())], Cluster()
-    with pytest.raises(Lost, match="the Ray cluster is gone"): crew.settle()
+    executor = RayExecutor.__new__(RayExecutor)
+    executor.calls, executor.cluster = [executors_module._Call("text", "pack", Handle())], Cluster()
+    with pytest.raises(Lost, match="the Ray cluster is gone"): executor.settle()
 
 
 def test_a_note_of_a_cluster_that_is_gone(tmp_path, monkeypatch):
@@ -353,7 +353,7 @@ def test_a_note_of_a_cluster_that_is_gone(tmp_path, monkeypatch):
     assert ray_address(Cluster(address="local")) == "local"
 
 
-def joined(place, crew):
+def joined(place, executor):
     "The state of a worker that is one of several: its group."
     rank, size, address = place
     return join_group(rank, size, f"tcp://{address}", timeout=200)
@@ -375,12 +375,12 @@ def one_dies(group):
 @pytest.mark.slow
 def test_a_worker_that_fails_lets_go_of_the_others(three_processors):
     "Whoever waits for it gets an error at once; what is raised is what went wrong, and a lost worker is a lost worker."
-    crew, began = RayCrew(Cluster(ranks=2), joined, (), {"text": ()}), time.monotonic()
-    assert crew.get(crew.at("text", added)) == 3
-    with pytest.raises(ValueError, match="no such thing"): crew.get(crew.at("text", one_raises))
-    crew.again()
-    with pytest.raises(Lost, match="one_dies"): crew.get(crew.at("text", one_dies))
-    crew.close()
+    executor, began = RayExecutor(Cluster(ranks=2), joined, (), {"text": ()}), time.monotonic()
+    assert executor.get(executor.at("text", added)) == 3
+    with pytest.raises(ValueError, match="no such thing"): executor.get(executor.at("text", one_raises))
+    executor.again()
+    with pytest.raises(Lost, match="one_dies"): executor.get(executor.at("text", one_dies))
+    executor.close()
     assert time.monotonic() - began < 150
 
 

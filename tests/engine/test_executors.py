@@ -1,4 +1,4 @@
-"Crews: branches apart from each other give what they give together; lost workers are replaced; what can't be placed is said."
+"Executors: branches apart from each other give what they give together; lost workers are replaced; what can't be placed is said."
 import copy
 from dataclasses import replace
 from datetime import datetime
@@ -62,12 +62,12 @@ class Handle:
 
 
 class Apart:
-    "A crew whose branches share this process and nothing else: whatever goes from one to another is pickled."
+    "An executor whose branches share this process and nothing else: whatever goes from one to another is pickled."
     parallel = True
 
     def __init__(self, cluster, make, shared, own):
         self.cluster, self.shard_bytes, self.sent = cluster, cluster.shard_bytes, []
-        self.states = {n: make(*self.copied((*shared, *more)), place=(0, 1, None), crew=self) for n, more in own.items()}
+        self.states = {n: make(*self.copied((*shared, *more)), place=(0, 1, None), executor=self) for n, more in own.items()}
 
     def copied(self, values): return cloudpickle.loads(cloudpickle.dumps(tuple(map(self.get, values))))
 
@@ -87,10 +87,10 @@ def apart(monkeypatch):
     "Branches that share nothing, without Ray."
     made = []
 
-    def crew(*args):
+    def executor(*args):
         made.append(Apart(*args))
         return made[-1]
-    monkeypatch.setattr(cluster_module, "RayCrew", crew)
+    monkeypatch.setattr(cluster_module, "RayExecutor", executor)
     return made
 
 
