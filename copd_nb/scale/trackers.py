@@ -67,7 +67,7 @@ TRACKERS = dict(trackio=_trackio, tensorboard=_tensorboard, wandb=_wandb)
 
 # %% ../../nbs/9_scale/04_trackers.ipynb #c011
 class Stream:
-    "Sends the events of a run to a tracker while it trains: `with Stream(folder, \"tensorboard\"): train(…, out=folder)`."
+    "Sends the events of a run to a tracker: `with Stream(folder, \"tensorboard\"): train(…, out=folder)`."
     def __init__(
         self,
         path: str | Path,  # the run folder; it need not exist yet
