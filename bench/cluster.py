@@ -1,4 +1,4 @@
-"""Two branches in two workers of a Ray cluster on this machine against one process: `python bench/cluster.py`. Writes cluster.json beside this file."""
+"""Two branches in two workers of a local Ray cluster against one process; writes cluster.json beside this file."""
 import argparse
 import json
 import os
@@ -18,14 +18,14 @@ def side(where: str) -> dict:
     "Step times, start-up and bytes of one process or of two workers, in a process of its own."
     import numpy as np
 
-    from copd_nb.engine.train import train as train_module
+    from copd_nb.engine import train as train_module
     from copd_nb.schedule.copd import copd
     from copd_nb.engine.config import Config
     from copd_nb.engine.train import train
     from copd_nb.policy.toys import minis_base, minis
 
-    config, found, real = Config(probe_every=0, eval_every=0, checkpoint_every=10 ** 9,
-                                 device="cpu"), dict(seconds={}, bytes={}, start=[]), train_module._log
+    config = Config(probe_every=0, eval_every=0, checkpoint_every=10 ** 9, device="cpu")
+    found, real = dict(seconds={}, bytes={}, start=[]), train_module._log
     for estimator in ("sampled", "topk", "reverse"):
         moments, sent = [], []
 

@@ -1,6 +1,7 @@
-"""A step of the preset `qwen3-vl-4b-gpu` on one graphics card: the full-size model with random weights, the preset's switches, short completions.
+"""A step of the preset `qwen3-vl-4b-gpu` on one graphics card: full size, random weights, short completions.
 
-`python bench/cuda.py` prints a table as JSON: seconds and tokens of a step of each phase, the card's arithmetic, and the peak of memory beside the plan's.
+`python bench/cuda.py` prints JSON: seconds and tokens of a step of each phase, the card's arithmetic, and the peak of
+memory beside the plan's.
 """
 import argparse
 import json

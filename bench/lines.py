@@ -95,7 +95,8 @@ class Lines:
         def case(rows, backward, *ways):
             task = dict(job="scores", rows=rows, tokens=2048, vocabulary=p.vocabulary, hidden=p.hidden,
                         backward=backward)
-            title = f"{'score and differentiate' if backward else 'score'} {rows} × 2,048 tokens, vocabulary {p.vocabulary:,}"
+            what = "score and differentiate" if backward else "score"
+            title = f"{what} {rows} × 2,048 tokens, vocabulary {p.vocabulary:,}"
             aim = {} if backward else dict(naive=1 / 1.2)
             return Case(5, title, tuple(Side(way, "ours", task | dict(way=way)) for way in ways), 2, warmup=0, aim=aim)
         return [case(p.naive_rows, False, "chunked", "naive"), case(1, True, "chunked", "naive"),

@@ -93,14 +93,16 @@ def _row(case: Case, name: str, side: dict) -> str:
 def _memory(mine: dict, naive: dict) -> str:
     "Peak memory in chunks against all logits at once."
     beyond = [s["peak_bytes"] - s["set_up_bytes"] for s in (mine, naive)]
-    return (f"peak memory {naive['peak_bytes'] / mine['peak_bytes']:.1f} times smaller chunked than naive; beyond the "
-            "inputs, which both hold, "
-            f"{beyond[0] / GIB:.2f} against {beyond[1] / GIB:.2f} GiB, {beyond[1] / max(1, beyond[0]):.0f} times (aim 8)")
+    times, more = naive["peak_bytes"] / mine["peak_bytes"], beyond[1] / max(1, beyond[0])
+    return (f"peak memory {times:.1f} times smaller chunked than naive; beyond the inputs, which both hold, "
+            f"{beyond[0] / GIB:.2f} against {beyond[1] / GIB:.2f} GiB, {more:.0f} times (aim 8)")
 
 
 def _copies(adapters: dict, full: dict) -> str:
     "Peak memory of branches as adapters against full copies."
-    return f"peak memory {adapters['peak_bytes'] / GIB:.2f} GiB as adapters, {full['peak_bytes'] / GIB:.2f} GiB as full copies, {full['peak_bytes'] / adapters['peak_bytes']:.1f} times as much"
+    small, large = adapters["peak_bytes"] / GIB, full["peak_bytes"] / GIB
+    return (f"peak memory {small:.2f} GiB as adapters, {large:.2f} GiB as full copies, "
+            f"{large / small:.1f} times as much")
 
 
 def _remarks(case: Case, found: dict, failures: dict) -> list[str]:

@@ -1,4 +1,4 @@
-"""The benchmark: `python bench/run.py`, from an environment that has copd_nb. Writes results.json and results.md beside this file."""
+"""The benchmark: `python bench/run.py`, where copd_nb is installed; writes results.json and results.md beside it."""
 import argparse
 import datetime
 import json

@@ -24,7 +24,7 @@ PLAIN = dict(use_cpu=device() == "cpu", bf16=False, gradient_checkpointing=False
 
 
 class Paced(TrainerCallback):
-    "Holds the trainer between steps until a repetition is asked for: from there to the end of the optimiser step is its time."
+    "Holds the trainer until a repetition is asked for; its time ends with the optimizer step."
     def __init__(self, server: Server): self.server, self.counts = server, {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -53,12 +53,12 @@ def load(model: Path):
     "Model and processor of a checkpoint."
     if json.loads((model / "config.json").read_text())["model_type"] == "qwen3_vl":
         return Qwen3VLForConditionalGeneration.from_pretrained(model), load_processor(model, "qwen3_vl")
-    return Qwen3ForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model, padding_side="left",
-            trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
+    return Qwen3ForCausalLM.from_pretrained(model), tokenizer
 
 
 def dataset(folder: Path, capability: str) -> Dataset:
-    "Prompts as TRL takes them: strings without pictures, messages with them; an image in its own column, a video in the message."
+    "Prompts for TRL: strings without pictures, else messages; images in a column of their own, videos in the message."
     every = json.loads((folder / f"{capability}.json").read_text())
     if capability == "text": return Dataset.from_list([dict(prompt=r["chat"], answer=r["answer"]) for r in every])
     pictures = np.load(folder / f"{capability}.npy")
@@ -109,7 +109,7 @@ def grpo(server: Server, folder: Path, out: str, model: str, capability: str, re
 def opd(server: Server, folder: Path, out: str, model: str, teacher: str, capability: str, prompts: int,
         group_size: int,
         max_new_tokens: int, learning_rate: float) -> DistillationTrainer:
-    "On-policy distillation with the reverse KL over the vocabulary. It has no groups: every prompt stands there `group_size` times."
+    "On-policy distillation with the whole-vocabulary reverse KL; without groups, so prompts are repeated."
     (policy, tokenizer), (frozen, _) = load(folder / model), load(folder / teacher)
     settings = DistillationConfig(out, **PLAIN, learning_rate=learning_rate, per_device_train_batch_size=prompts
                                   * group_size,

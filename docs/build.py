@@ -1,4 +1,4 @@
-"""The documentation site: `python docs/build.py [FOLDER]`; `make docs` writes it to _docs/site. Nothing is downloaded, and the pages load nothing from elsewhere."""
+"""The documentation site: `python docs/build.py [FOLDER]` (`make docs`: _docs/site). Nothing is downloaded."""
 import importlib
 import json
 import pkgutil
@@ -98,7 +98,7 @@ def chosen(names: str) -> list[Entry]:
 
 
 def studies(names: str, root: str) -> str:
-    "A section for each published report: what it asks, what it found, its limits; `root` leads from the page to the site's root."
+    "A section for each published report: question, findings, limits; `root` leads from the page to the site's root."
     def section(e: Entry) -> str:
         lines = [f"### {inert(e.title)}", f"{e.about} · [the report]({root}reports/{e.folder.name}/{e.name}.html)",
                  "\n".join(f"- {x}" for x in e.record["shown"]), "Limits:",
@@ -139,7 +139,9 @@ def measured() -> str:
              if e.brief and e.name in STUDIES]
     said = [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items()
             for v in rows if "mixed RLVR" in (v["paradigm"], v["other"])]
-    made = f"{len(content['parameters']['seeds'])} training seeds, {content['parameters']['steps']} steps a capability, 95 % intervals over seeds and examples; `make report PRESET=standard`, commit {content['environment']['commit']}."
+    given, commit = content["parameters"], content["environment"]["commit"]
+    made = (f"{len(given['seeds'])} training seeds, {given['steps']} steps a capability, 95 % intervals over seeds and "
+            f"examples; `make report PRESET=standard`, commit {commit}.")
     return "\n".join([*means(content["tables"]), "", made, "", "CoPD and mixed RLVR, from paired differences:", "",
                       *said, "", "**The studies**", "", *heads, "", "**The paper's claims**", "",
                       claims_markdown([e.record for e in found])])

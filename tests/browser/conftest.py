@@ -1,4 +1,4 @@
-"A real JupyterLab and a real chromium. Without chromium the tier is skipped in plain sight; where it is required (CI) it fails."
+"A real JupyterLab and a real chromium. Without chromium the tests are skipped; where it is required (CI) they fail."
 import json
 import os
 import re
@@ -52,7 +52,7 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium, request):
-    "Opens pages that may talk to this machine only; remembers what they tried to load from elsewhere, and pictures them if the test fails."
+    "Opens pages that may reach this machine only; records other requests, and takes a screenshot if the test fails."
     SHOTS.mkdir(parents=True, exist_ok=True)
     pages = []
 

@@ -1,4 +1,4 @@
-"Widgets in a real JupyterLab: controls moved by keyboard, tokens clicked, what the kernel answers. Saved pages: content, no network, dark mode, 200 % zoom."
+"Widgets in a real JupyterLab (keyboard, clicks, the kernel's answer) and saved pages (no network, dark mode, zoom)."
 import os
 import re
 import subprocess
@@ -15,9 +15,16 @@ pytestmark = pytest.mark.browser
 
 LIVE = ".jp-OutputArea-output:has(> .widget-vbox)"  # a live view, not its static frame
 CONTRAST = """elements => elements.map(e => {
-  const ctx = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
-  const rgb = color => { ctx.fillStyle = color; ctx.fillRect(0, 0, 1, 1); return [...ctx.getImageData(0, 0, 1, 1).data].slice(0, 3); };
-  const light = color => rgb(color).map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1});
+  const ctx = canvas.getContext('2d', {willReadFrequently: true});
+  const rgb = color => {
+    ctx.fillStyle = color;
+    ctx.fillRect(0, 0, 1, 1);
+    return [...ctx.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = color => rgb(color).map(v => linear(v / 255))
+    .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
   const style = getComputedStyle(e), a = light(style.color), b = light(style.backgroundColor);
   return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 })"""
@@ -127,13 +134,14 @@ from copd_nb.engine.train import train
 from copd_nb.view.monitor import RunMonitor
 from copd_nb.policy.toys import minis_base, text
 start, folder = base(), Path("long")
-def go(): return train(expert("text", 10_000), [text(64)], start, Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu"), folder, progress=False)
+config = Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu")
+def go(): return train(expert("text", 10_000), [text(64)], start, config, folder, progress=False)
 monitor = RunMonitor(folder, go, every=0.3)
 monitor"""
 
 
 def test_a_run_is_watched_stopped_and_resumed(lab, open_page):
-    "First while a cell of the same kernel trains and another process asks to stop, then in the background with the buttons."
+    "First while a cell of the same kernel trains and another process asks to stop, then by the buttons."
     cells = [nbformat.v4.new_code_cell(c) for c in (LONG, "run = go()")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells,
                                             metadata=dict(kernelspec=dict(name="python3", display_name="python3",
@@ -158,7 +166,7 @@ def test_a_run_is_watched_stopped_and_resumed(lab, open_page):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    "The committed tutorial with widgets, as the HTML page that anybody would save; and a token view as a page of its own."
+    "The committed tutorial with widgets as a saved HTML page, and a token view as a page of its own."
     folder = tmp_path_factory.mktemp("saved")
     code = ("import sys\nfrom pathlib import Path\nfrom shutil import copy\nfrom copd_nb.report.driver import "
             "_to_html\n"

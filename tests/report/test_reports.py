@@ -36,8 +36,10 @@ def test_unknown_report_lists_the_known_ones(capsys):
 
 
 def test_help_and_lists(capsys, tmp_path):
-    with pytest.raises(SystemExit) as end: main(["--help"])
-    assert end.value.code == 0 and "report" in capsys.readouterr().out
+    assert main(["--help"]) == 0 and "  report  " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end: main(["report", "--help"])
+    assert end.value.code == 0 and "-p PARAMETER VALUE" in capsys.readouterr().out
+    assert main(["reprot"]) == 2 and "unknown command 'reprot': train" in capsys.readouterr().err
     assert main(["reports"]) == 0 and "-p preset" in capsys.readouterr().out
     assert main(["runs", str(tmp_path)]) == 0
 
@@ -142,7 +144,8 @@ def test_the_index_shows_every_report_and_all_claims(tmp_path):
     # the title of the report's notebook
     assert "Every paradigm, one budget" in page.text and "preset quick · seeds 0, 1 · 20" in page.text
     for c in CLAIMS: assert c.text in page.text
-    assert f"{len(CLAIMS) - 2} × not run" in page.text and "2 × holds" in page.text and "1 × not detected" in page.text and "(examples only)" in page.text
+    for text in (f"{len(CLAIMS) - 2} × not run", "2 × holds", "1 × not detected", "(examples only)"):
+        assert text in page.text
     assert "It is made up." in page.text and "Big" in page.text and not any(tag in ("script", "img", "link", "iframe")
             for tag, _ in page.elements)
 
@@ -263,7 +266,8 @@ def test_all_studies_run_and_one_failure_stops_none(fakes, capsys):
 def test_a_parameter_that_no_study_knows_is_an_error_before_anything_runs(fakes, capsys):
     for words in (["deep", "3"], ["sizes", "7"], ["out_dir", "x"]):
         assert main(["report", "all", "-p", *words]) == 2
-        assert f"no study has the parameters ['{words[0]}']: known to some are ['preset', 'size', 'wide']" in capsys.readouterr().err
+        error = f"no study has the parameters ['{words[0]}']: known to some are ['preset', 'size', 'wide']"
+        assert error in capsys.readouterr().err
     assert not (fakes / "runs").exists()
 
 

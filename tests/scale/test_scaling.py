@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pass
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd
 from copd_nb.schedule.copd import copd
 from copd_nb.schedule.costs import ModelShape, Workload
