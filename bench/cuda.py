@@ -16,7 +16,7 @@ from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.state import Training, model_shape
 from copd_nb.engine.step import train_step
-from copd_nb.engine.train import accelerator_for, machine
+from copd_nb.engine.accelerator import accelerator_for, machine
 from copd_nb.policy.toys import minis
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora import lora

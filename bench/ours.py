@@ -23,7 +23,7 @@ from copd_nb.schedule.costs import Workload
 from copd_nb.engine.config import Config
 from copd_nb.engine.state import Batch, Branch, Training
 from copd_nb.engine.step import learn, train_step
-from copd_nb.engine.train import accelerator_for
+from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.signals.heads import token_scores
 from copd_nb.policy.toys import minis

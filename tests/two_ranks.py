@@ -32,7 +32,7 @@ def agrees(kind, name, shard, changes, folder):
     gradients, losses = gradients_of(training, name, ours)
     if shard: sharded(training.branch(name).policy)
     found, lost = learner.weigh(training, name, theirs)
-    assert training.accelerator.num_processes == 2 and list(found) == list(gradients)
+    assert learner.trainer(training, name).accelerator.num_processes == 2 and list(found) == list(gradients)
     for stream, gradient in gradients.items():
         whole = flat([g.full_tensor() if isinstance(g, DTensor) else g for g in found[stream]])
         assert near(whole, flat(gradient)) and abs(lost[stream] - losses[stream]) < 1e-4

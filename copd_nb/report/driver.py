@@ -19,7 +19,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from pygments.formatters import HtmlFormatter
 
-from ..engine.runs import without_places
+from ..engine.environment import without_places
 from .index import _heading, page_file, studies, write_index
 from .parameters import _plain_path, check_parameters, notebook_of, parameterised, parameters_of
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..engine.executors import GONE, GRACE, PULSE, Cluster, Lost, NoPlace, _Call, _followed, missing
+from ..engine.executors import GONE, GRACE, PULSE, Cluster, Lost, NoPlace, Call, follows, missing
 
 # %% ../../nbs/9_scale/00_cluster.ipynb #c005
 _SENT = Counter()
@@ -163,7 +163,7 @@ class RayExecutor:
         "Have the state of a branch made in its workers; several learn where the first one is."
         actors = self.actors[name]
         address = actors[0].address.remote() if len(actors) > 1 else None
-        for rank, actor in enumerate(actors): self.calls.append(_Call(name, "start", actor.prepare.remote(self.make, self.own[name], rank, len(actors), address, self.cluster.shard_bytes, *self.shared)))
+        for rank, actor in enumerate(actors): self.calls.append(Call(name, "start", actor.prepare.remote(self.make, self.own[name], rank, len(actors), address, self.cluster.shard_bytes, *self.shared)))
 
     def at(
         self,
@@ -177,8 +177,13 @@ class RayExecutor:
         try: found = [actor.do.options(num_returns=count + 1).remote(work, parts, *args) for actor in self.actors[name]]
         except ConnectionError as error: raise Lost(GONE) from error
         found = [x if count else [x] for x in found]
-        self.calls += [_Call(name, work.__name__.strip("_"), refs[-1]) for refs in found]
+        self.calls += [Call(name, work.__name__.strip("_"), refs[-1]) for refs in found]
         return found[0][0] if parts is None else found[0][:-1]
+
+    defer = at  # a worker does what it is sent, in order
+
+    def fence(self, handle):
+        "Nothing to do: a worker keeps the order of its calls."
 
     def gone(self) -> bool:
         "Whether the cluster itself answers no more, or Ray's client has given it up."
@@ -207,12 +212,12 @@ class RayExecutor:
             number, call = waiting.pop(done[0])
             try: self.sent[call.name] = self._value(call.done, call) or 0
             except Exception as error:
-                errors.append((not isinstance(error, Lost), _followed(error), number, error))
+                errors.append((not isinstance(error, Lost), follows(error), number, error))
                 end = min(end, time.monotonic() + GRACE)
         if errors: raise min(errors)[-1]  # numbers differ, so that errors themselves are not compared
         for _, call in waiting.values(): raise Lost(f"{call.what} of {call.name!r} has not ended after {seconds:g} s")
 
-    def _value(self, handle, call: _Call | None = None):
+    def _value(self, handle, call: Call | None = None):
         "The value of a handle; Lost if it is gone with its worker."
         errors, what = self.ray.exceptions, f"{call.what} of {call.name!r}: " if call else ""
         try: return self.ray.get(handle)

@@ -16,7 +16,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from ..engine.runs import Run, is_written
+from ..engine.runs import Run
+from ..engine.storage import is_written
 from ..engine.storage import write_json
 from ..view.monitor import Tail
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from jsonschema import Draft202012Validator
 
@@ -25,7 +25,10 @@ _KINDS = {"rl": RL, "opd": OPD, "sft": SFT}
 
 def _signal_dict(signal: Signal) -> dict:
     "A signal with its kind."
-    return {"kind": signal.stream.split(":")[0], **asdict(signal)}
+    data = {"kind": signal.stream.split(":")[0]} | {f.name: getattr(signal, f.name) for f in fields(signal)}
+    if isinstance(signal, OPD):
+        data["estimator"] = reference(signal.estimator, {}, "estimator")
+    return data
 
 
 def _signal(data: dict) -> Signal:

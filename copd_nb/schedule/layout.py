@@ -52,7 +52,7 @@ def _label(signal: Signal) -> str:
     "The text of a block."
     if not isinstance(signal, OPD):
         return f"{type(signal).__name__} {signal.capability}"
-    kind = "" if signal.estimator == "sampled" else f" · {signal.estimator}"
+    kind = "" if signal.estimator == "sampled" else f" · {signal.estimator_label}"
     return f"OPD {signal.capability} · β {signal.beta:g}{kind}"
 
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 
-from ..data.names import later, reference
+from ..data.names import imported, later, reference
 
 # %% auto #0
-__all__ = ['BASE', 'ESTIMATORS', 'METHODS', 'SCHEMA', 'Signal', 'CONTROLS', 'RL', 'OPD', 'SFT', 'Update', 'Phase',
-           'split_prompts', 'Merge', 'Control']
+__all__ = ['BASE', 'ESTIMATORS', 'OLD_ESTIMATORS', 'METHODS', 'SCHEMA', 'Signal', 'CONTROLS', 'RL', 'OPD', 'SFT', 'Update',
+           'Phase', 'split_prompts', 'Merge', 'Control']
 
 # %% ../../nbs/3_schedule/01_parts.ipynb #c005
 def _require(condition: bool, message: str) -> None:
@@ -23,7 +23,8 @@ def _require(condition: bool, message: str) -> None:
 
 # %% ../../nbs/3_schedule/01_parts.ipynb #c006
 BASE = "base"  # the policy that every training starts from; frozen, so it may teach but never learns
-ESTIMATORS = ("sampled", "reverse", "forward", "jsd", "topk", "unlikely")
+ESTIMATORS = ("sampled", "reverse", "forward", "jsd", "topk", "low_probability")
+OLD_ESTIMATORS = ("unlikely",)  # names of version 0.1 that are still read: low_probability
 METHODS = ("linear", "task_arithmetic", "ties", "dare", "slerp")
 SCHEMA = "copd_nb.schedule/1"
 
@@ -39,21 +40,36 @@ class RL:
         return "rl"
 
 
+def _estimator_name(value: object) -> object:
+    "An estimator by its name, or as it is where it has none."
+    try:
+        return reference(value, {name: f"copd_nb.signals.estimators:{name}" for name in ESTIMATORS}, "estimator")
+    except ValueError:
+        return value
+
+
 @dataclass(frozen=True)
 class OPD:
     "Cross-branch signal: token-level distillation on the learner's own rollouts."
     capability: str  # whose prompts are rolled out
     teacher: str  # the branch that scores them, or "base"
     beta: float = 0.1  # weight of the OPD advantage, > 0
-    estimator: str = "sampled"  # sampled | reverse | forward | jsd | topk; unlikely is a control that asks no teacher
+    estimator: object = "sampled"  # one of ESTIMATORS, "package.module:name", or an object, kept by its name if it has one
 
     def __post_init__(self):
         object.__setattr__(self, "beta", float(self.beta))
+        object.__setattr__(self, "estimator", _estimator_name(self.estimator))
 
     @property
     def taught(self) -> bool:
         "Whether a teacher scores the rollouts."
-        return self.estimator != "unlikely"
+        return imported("copd_nb.signals.estimators:estimator_named")(self.estimator).teacher
+
+    @property
+    def estimator_label(self) -> str:
+        "A short name of the estimator, for labels and costs."
+        name = self.estimator
+        return name.rpartition(":")[2] if isinstance(name, str) else type(name).__name__
 
     @property
     def stream(self) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from ..data.names import imported
 from .core import Schedule
 from .costs import Cost, Workload
 from .parts import BASE, OPD, RL, SFT, Signal, Update, _dealt, _require, split_prompts
@@ -54,9 +55,10 @@ def critical_steps(self: Schedule) -> int:  # ≤ total_steps
     return critical_path(self, lambda phase_index, step, update: 1).length
 
 # %% ../../nbs/3_schedule/07_price.ipynb #c010
-def _opd_cost(signal: OPD, workload: Workload) -> Callable:
-    "The price of an OPD signal; the control without a teacher costs as much as RL."
-    return workload.opd_cost if signal.taught else workload.rl_cost
+def _opd_cost(signal: OPD, workload: Workload, prompts: float) -> Cost:
+    "The cost of an OPD signal, by its estimator."
+    estimator = imported("copd_nb.signals.estimators:estimator_named")(signal.estimator)
+    return estimator.cost(workload, signal.capability, prompts)
 
 
 def update_cost(
@@ -65,7 +67,7 @@ def update_cost(
     step: int,  # step within the phase: decides how RL signals share the prompts
 ) -> Cost:
     "The expected cost of one update in one step."
-    costs = [_opd_cost(signal, workload)(signal.capability, workload.opd_prompts) for signal in update.opd]
+    costs = [_opd_cost(signal, workload, workload.opd_prompts) for signal in update.opd]
     for pool, cost in ((update.rl, workload.rl_cost), (update.sft, workload.sft_cost)):
         shares = split_prompts(workload.prompts, len(pool), step)
         costs += [cost(signal.capability, share) for signal, share in zip(pool, shares)]
@@ -78,7 +80,7 @@ def _signal_costs(update: Update, workload: Workload, steps: int) -> Iterator[tu
               for s, n in zip(pool, _dealt(steps * workload.prompts, len(pool)))}
     for position, signal in enumerate(update.signals):
         if isinstance(signal, OPD):
-            cost = _opd_cost(signal, workload)(signal.capability, steps * workload.opd_prompts)
+            cost = _opd_cost(signal, workload, steps * workload.opd_prompts)
         else:
             kind = {RL: workload.rl_cost, SFT: workload.sft_cost}[type(signal)]
             cost = kind(signal.capability, shares[signal])

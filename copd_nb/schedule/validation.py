@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 from .core import Schedule
-from .parts import BASE, CONTROLS, ESTIMATORS, METHODS, OPD, Control, Merge, Phase, Signal, _require
+from .parts import BASE, CONTROLS, ESTIMATORS, METHODS, OLD_ESTIMATORS, OPD, Control, Merge, Phase, Signal, _require
 
 # %% auto #0
 __all__ = ['validate']
@@ -47,6 +47,15 @@ def _check_ancestry(branch: str, starts: dict[str, str]) -> None:
         seen.append(start)
 
 # %% ../../nbs/3_schedule/04_validation.ipynb #c007
+def _check_estimator(estimator: object, where: str) -> None:
+    "A known name, a reference, or an object with a loss. References are not imported: `train` does that."
+    known = hasattr(estimator, "loss")
+    if isinstance(estimator, str):
+        known = estimator in ESTIMATORS + OLD_ESTIMATORS or ":" in estimator
+    allowed = f"{list(ESTIMATORS)}, or package.module:name"
+    _require(known, f"{where}: unknown estimator {str(estimator)[:120]!r}; allowed: {allowed}")
+
+
 def _check_signal(signal: Signal, where: str, learner: str, branches: list[str], capabilities: list[str] | None) -> None:
     "One signal of one update."
     _check_name("capability", signal.capability)
@@ -57,7 +66,7 @@ def _check_signal(signal: Signal, where: str, learner: str, branches: list[str],
         _require(signal.teacher in allowed, f"{where}: unknown teacher {signal.teacher!r}; allowed: {allowed}")
         _require(signal.teacher != learner, f"{where}: the branch cannot teach itself; choose another teacher")
         _require(0 < signal.beta < math.inf, f"{where}: beta must be > 0 and finite, not {signal.beta}")
-        _require(signal.estimator in ESTIMATORS, f"{where}: unknown estimator {signal.estimator!r}; allowed: {list(ESTIMATORS)}")
+        _check_estimator(signal.estimator, where)
 
 
 def _counts(number: int) -> bool:

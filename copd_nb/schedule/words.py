@@ -57,7 +57,7 @@ def _signal_words(signal: Signal, learners: set[str]) -> str:
     if not isinstance(signal, OPD):
         return f"{'the reward' if isinstance(signal, RL) else 'reference answers'} on {signal.capability}"
     frozen = "" if signal.teacher in learners else "frozen "
-    kind = "" if signal.estimator == "sampled" else f", {signal.estimator}"
+    kind = "" if signal.estimator == "sampled" else f", {signal.estimator_label}"
     return f"{frozen}teacher {signal.teacher} on {signal.capability} (β {signal.beta:g}{kind})"
 
 

@@ -182,5 +182,9 @@ def estimator_named(
     value: str | Estimator,  # a built-in name, "package.module:name", or an estimator
 ) -> Estimator:
     "The estimator that a signal names. ValueError for an unknown name, TypeError for an object of another kind."
-    found = named(value, ESTIMATORS | _OLD_NAMES, "estimator", (Estimator, type))
-    return named(found() if isinstance(found, type) else found, {}, "estimator", Estimator)
+    found = named(value, ESTIMATORS | _OLD_NAMES, "estimator", object)
+    found = found() if isinstance(found, type) else found
+    if lacking := [n for n in ("teacher", "sends_head", "top_ids", "scores", "loss", "cost") if not hasattr(found, n)]:
+        raise TypeError(f"estimator {value!r} is a {type(found).__name__} without {', '.join(lacking)}: "
+                        "derive it from copd_nb.signals.estimators:Estimator")
+    return found

@@ -6,7 +6,8 @@ import torch
 
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import step as step_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine.accelerator import accelerator_for, machine
+from copd_nb.engine.request import placed
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.scale.trl import TrlLearner
 from copd_nb.schedule.copd import copd
@@ -69,9 +70,9 @@ def stirred(policy, seed=0, size=0.02):
 
 
 def test_what_the_card_is(tmp_path):
-    said = train_module.machine(train_module.accelerator_for(TINY))
+    said = machine(accelerator_for(TINY))
     assert said["device"] == torch.cuda.get_device_name() and fitted(preset("smollm2-cpu"), "cuda").config.precision == ("bf16" if said["native_bf16"] else "fp32")
-    assert train_module.machine(train_module.accelerator_for(replace(TINY, device="cpu")))["device"] == "cpu"
+    assert machine(accelerator_for(replace(TINY, device="cpu")))["device"] == "cpu"
 
 
 # Forward passes
@@ -115,10 +116,10 @@ CHANGES = [dict(pack=False), dict(micro_prompts=2, micro_tokens=24), dict(recomp
 
 def training_of(schedule, policy, suite, config, folder) -> Training:
     "A training before its first step."
-    run, accelerator = Run.__new__(Run), train_module.accelerator_for(config)
+    run, accelerator = Run.__new__(Run), accelerator_for(config)
     run.path = folder
     (folder / "events.jsonl").touch()
-    return Training(schedule, suite, train_module._placed("base", policy, config, accelerator), config, accelerator, run)
+    return Training(schedule, suite, placed("base", policy, config, accelerator), config, accelerator, run)
 
 
 def begun(policy, suite, config, folder, estimator="sampled") -> Training:
@@ -165,7 +166,7 @@ def test_bf16_points_where_fp32_does(start, suite, tmp_path):
     plain, half = (begun(start, suite, replace(TINY, precision=p), tmp_path) for p in ("fp32", "bf16"))
     batches = [moved(plain, b) for b in drawn(begun(start, suite, replace(TINY, **CPU), tmp_path))]
     exact, _ = gradients_of(plain, "a", batches)
-    half.accelerator = train_module.accelerator_for(half.config)
+    half.accelerator = accelerator_for(half.config)
     found, _ = gradients_of(half, "a", [moved(half, b) for b in batches])
     for stream in exact:
         a, b = flat(exact[stream]), flat(found[stream])

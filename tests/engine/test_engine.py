@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from copd_nb.engine import config as config_module
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import step as step_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine.accelerator import accelerator_for
+from copd_nb.engine.manifest import manifest_of
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
@@ -52,7 +53,7 @@ def begin(schedule, suite, start, config, tmp_path) -> Training:
     (tmp_path / "events.jsonl").touch()
     run = Run.__new__(Run)
     run.path = tmp_path
-    return Training(schedule, suite, start.clone("base"), config, train_module.accelerator_for(config), run)
+    return Training(schedule, suite, start.clone("base"), config, accelerator_for(config), run)
 
 
 def weights(policy) -> torch.Tensor: return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
@@ -471,7 +472,7 @@ def altered(name, value):
 
 def test_every_field_of_a_config_but_those_on_checkpoints_and_monitors_makes_another_run(suite, start):
     config = Config()
-    def identity(config): return train_module._manifest(COPD, suite, start, config, {})["content_hash"]
+    def identity(config): return manifest_of(COPD, suite, start, config, {})["content_hash"]
     def name(config): return Job(COPD, config).name
     changed = {f.name: replace(config, **{f.name: altered(f.name, getattr(config, f.name))}) for f in fields(config)}
     hashes, names = {f: identity(c) for f, c in changed.items()}, {f: name(c) for f, c in changed.items()}
@@ -480,5 +481,5 @@ def test_every_field_of_a_config_but_those_on_checkpoints_and_monitors_makes_ano
     assert len({*names.values(), name(config)}) == len(names) + 1 and name(config) == name(replace(config))
     assert identity(replace(config, probe_k=10)) != identity(replace(config, probe_k=(10, 5)))
     others = [replace(COPD, phases=COPD.phases[:2]), replace(COPD, result="text"), copd(PAIR, cycles=2, s_rl=2, s_opd=2, beta=0.25)]
-    assert len({train_module._manifest(s, suite, start, config, {})["content_hash"] for s in (COPD, *others)}) == len({Job(s, config).name for s in (COPD, *others)}) == 4
-    assert identity(config) == train_module._manifest(replace(COPD, name="other"), suite, start, config, {})["content_hash"]  # the display name is no content
+    assert len({manifest_of(s, suite, start, config, {})["content_hash"] for s in (COPD, *others)}) == len({Job(s, config).name for s in (COPD, *others)}) == 4
+    assert identity(config) == manifest_of(replace(COPD, name="other"), suite, start, config, {})["content_hash"]  # the display name is no content

@@ -9,7 +9,7 @@ import torch
 from transformers.utils import chat_template_utils
 
 from copd_nb.engine import step as step_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine import train as train_module
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.schedule.control import gradient_share
@@ -138,12 +138,12 @@ def test_the_date_of_a_run_goes_where_its_branches_go(suite, start, tmp_path, ap
         @classmethod
         def now(cls, tz=None): return cls.today
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
-    keep = train_module._keep_prompts
+    keep = train_module.keep_prompts
 
     def night(training):
         keep(training)
         Clock.today = datetime(2026, 5, 2)
-    monkeypatch.setattr(train_module, "_keep_prompts", night)
+    monkeypatch.setattr(train_module, "keep_prompts", night)
     runs = []
     for cluster in (None, Cluster(shard_bytes=200_000)):
         Clock.today = datetime(2026, 5, 1)

@@ -23,7 +23,8 @@ from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Capability, Example
 from copd_nb.policy.problems import problems
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import prompt_prints, train
+from copd_nb.engine.manifest import prompt_fingerprints
+from copd_nb.engine.train import train
 from copd_nb.analysis.token_gap import behavior_gap, same_format
 from copd_nb.scale.vllm import VllmSampler
 from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
@@ -570,7 +571,7 @@ def test_a_given_teacher_has_the_date_of_the_run(clock, tmp_path, monkeypatch):
 
 def test_a_teacher_that_can_not_read_a_capability_has_no_prints_of_it(tmp_path):
     mixed = dict(sums=sums(), image=image(8, 4))
-    found = prompt_prints(dated(), mixed, 0)
+    found = prompt_fingerprints(dated(), mixed, 0)
     assert len(found["sums"]) == 8 and found["image"] == {}
 
 

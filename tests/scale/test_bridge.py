@@ -12,9 +12,11 @@ import torch
 from accelerate import DistributedType
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from copd_nb.engine.resume import resume as resume_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine import resume as resume_module
+from copd_nb.engine.accelerator import accelerator_for
+from copd_nb.engine import phase as phase_module
 from copd_nb.engine import update as update_module
+from copd_nb.scale import trl as trl_module
 from copd_nb.scale.trl import OURS, TrlLearner, _share, lent, settings_of
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
@@ -58,7 +60,7 @@ def begin(kind, config, folder, size=0.03) -> Training:
     run, source, names = Run.__new__(Run), torch.Generator().manual_seed(1), list(SUITES[suite])
     run.path = folder
     (folder / "events.jsonl").touch()
-    training = Training(copd(names, cycles=1, s_rl=1, s_opd=1, beta=0.5), SUITES[suite], make(), config, train_module.accelerator_for(config), run)
+    training = Training(copd(names, cycles=1, s_rl=1, s_opd=1, beta=0.5), SUITES[suite], make(), config, accelerator_for(config), run)
     with torch.no_grad():
         for name in names:
             for p in training.branch(name).policy.parameters(): p.add_(torch.randn(p.shape, generator=source) * size)
@@ -150,7 +152,7 @@ def test_equal_gradients_take_equal_steps_and_moments_travel(tmp_path):
     training, learner = begin("qwen3", replace(CONFIG, weight_decay=0.1), tmp_path), TrlLearner()
     gradients, _ = gradients_of(training, "text", scored(training, "text"))
     files = {stem.split("~")[1]: {k: v.clone() for k, v in named.items()} for stem, named in resume_module._pack(training, "text").items()}
-    counters, _ = resume_module._counters(training, "text")
+    counters, _ = resume_module.counters(training, "text")
     def begun(learner, **more):
         training.learner = learner
         resume_module._restore(training, "text", files | more, counters)
@@ -168,7 +170,7 @@ def test_fresh_moments_at_a_phase_if_asked_for(tmp_path):
     training, learner = begin("qwen3", replace(CONFIG, optimizer_state="reset"), tmp_path), TrlLearner()
     gradients, _ = learner.weigh(training, "text", scored(training, "text"))
     learner.move(training, "text", gradients, 1.0)
-    train_module._fresh(training, "text")
+    phase_module._fresh(training, "text")
     assert moments(training) == {}
     learner.move(training, "text", gradients, 1.0)
     assert float(moments(training)["0/step"]) == 1
@@ -206,10 +208,12 @@ def test_the_model_is_left_as_it_was(kind, tmp_path):
 def test_precision_and_device_stay_those_of_the_run(tmp_path):
     for precision in ("bf16", "fp32"):
         training = begin("qwen3", replace(CONFIG, precision=precision), tmp_path)
-        said, batches = training.accelerator.mixed_precision, scored(training, "text")
-        gradients, losses = TrlLearner().weigh(training, "text", batches)
+        batches, learner = scored(training, "text"), TrlLearner()
+        gradients, losses = learner.weigh(training, "text", batches)
         ours, expected = gradients_of(training, "text", [replace(b, old_logp=None) for b in batches])
-        assert training.accelerator.mixed_precision == said and training.accelerator.device.type == "cpu"
+        of_trainer = learner.trainer(training, "text").accelerator
+        assert of_trainer.mixed_precision == ("bf16" if training.accelerator.bf16 else "no")
+        assert of_trainer.device == training.accelerator.device == torch.device("cpu")
         assert all(near(flat(gradients[s]), flat(ours[s]), 0.2 if precision == "bf16" else 1e-4) and abs(losses[s] - expected[s]) < 0.05 for s in ours)
 
 
@@ -257,9 +261,9 @@ def test_models_that_trl_would_compute_otherwise_are_refused(tmp_path):
     refused("'gpt' has no rotary positions", lambda: TrlLearner().trainer(training, "text"))
 
 
-def test_deepspeed_is_refused(tmp_path):
-    training = begin("qwen3", CONFIG, tmp_path)
-    training.accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+def test_deepspeed_is_refused(tmp_path, monkeypatch):
+    training, deepspeed = begin("qwen3", CONFIG, tmp_path), SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    monkeypatch.setattr(trl_module, "_configured", lambda config: deepspeed)
     refused("shard the model with FSDP2", lambda: TrlLearner().trainer(training, "text"))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import state as state_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.data.capability import Example
 from copd_nb.signals.divergences import (
     divergence, entropy, kl, overlap_mass, sequence_mean, symmetric_kl, token_logprobs, token_mean, topk_mask,
@@ -361,7 +361,7 @@ def begin(signal, precision, suite, student, folder):
     run = Run.__new__(Run)
     run.path = folder
     config = replace(PRECISION, precision=precision)
-    return Training(schedule, suite, student[0], config, train_module.accelerator_for(config), run, {"a": state_module.Branch(student[1].clone("a"))})
+    return Training(schedule, suite, student[0], config, accelerator_for(config), run, {"a": state_module.Branch(student[1].clone("a"))})
 
 
 def again(training, batch):

@@ -27,7 +27,8 @@ from copd_nb.view.saved import WIDGET, drop_live_views
 from copd_nb.view.token_inspector import TokenInspector, TokenState
 from copd_nb.policy.toys import minis_base, minis
 from copd_nb.engine.log import EventLog
-from copd_nb.engine.runs import Run, is_written, request_stop
+from copd_nb.engine.runs import Run, request_stop
+from copd_nb.engine.storage import is_written
 from copd_nb.engine.storage import locked
 from copd_nb.schedule.core import Schedule
 from copd_nb.view.token_views import METRICS, PAGE, Choice, Completion, TokenView
