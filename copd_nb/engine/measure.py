@@ -16,7 +16,8 @@ from ..schedule.core import Schedule
 from ..schedule.parts import Phase
 from .evaluation import evaluate, summary
 from .gather import handles_of, merged
-from .memory import fitting
+from .config import Limits
+from .memory import retry_on_oom
 from .state import Training, _alone
 
 # %% ../../nbs/4_engine/18_measure.ipynb #c004
@@ -53,18 +54,19 @@ def judged(training: Training, phase: Phase) -> list[str]:
     return ["result"] if complete and not _alone(training.schedule, phase) else [u.branch for u in phase.updates]
 
 # %% ../../nbs/4_engine/18_measure.ipynb #c009
-def _scores(training: Training, policy: Policy) -> pd.DataFrame:
-    "Scores of a policy on held-out prompts, by the limits of the configuration now."
+def _scores(training: Training, policy: Policy, limits: Limits) -> pd.DataFrame:
+    "Scores of a policy on held-out prompts."
     c = training.config
     with training.accelerator.autocast():
         return evaluate(policy, training.capabilities, c.eval_prompts, c.eval_samples, c.max_new_tokens, c.temperature,
-                        c.seed, rows=c.rollout_rows, failed=c.failed_reward, seconds=c.reward_seconds)
+                        c.seed, rows=limits.rollout_rows, failed=c.failed_reward, seconds=c.reward_seconds)
 
 def _score(training: Training, name: str, elsewhere: dict[str, list]) -> tuple[list[dict], list[dict]]:
     "Notes that were made on the way, and evaluation rows of the result or of a branch that lives here."
     c, policy = training.config, merged(training, elsewhere) if name == "result" else training.policy(name)
     most = dict(rollout_rows=c.eval_prompts * (1 + c.eval_samples) * len(training.capabilities))
-    scores = summary(fitting(training, "evaluation", most, {}, lambda: _scores(training, policy)))
+    for attempt in retry_on_oom(training, "evaluation", most):
+        with attempt as limits: scores = summary(_scores(training, policy, limits))
     notes, training.notes = training.notes, []
     about = dict(kind="eval", model=name, prompts=c.eval_prompts)
     return notes, [about | dict(capability=k, greedy=r.greedy, sampled=r.sampled) for k, r in scores.iterrows()]

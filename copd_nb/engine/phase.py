@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..schedule.core import Schedule
 from ..schedule.parts import Phase
+from .executors import timed
 from .experts import keep_expert, take_expert
 from .gather import handles_of, visiting
 from .measure import judge, judged, probe, probe_list
@@ -90,8 +91,10 @@ def _show(bar: tqdm, phase: Phase, step: int, rows: list[dict]):
 def _step(training: Training, phase: Phase, step: int) -> list[dict]:
     "One step, and the measurements that are due after it."
     c, rows = training.config, train_step(training, phase, step)
-    if _every(c.probe_every, step, phase.steps): rows += probe(training, phase)
-    if _every(c.eval_every, step, phase.steps): rows += judge(training, judged(training, phase))
+    if _every(c.probe_every, step, phase.steps):
+        with timed("probe"): rows += probe(training, phase)
+    if _every(c.eval_every, step, phase.steps):
+        with timed("evaluate"): rows += judge(training, judged(training, phase))
     return rows
 
 # %% ../../nbs/4_engine/23_phase.ipynb #c009
@@ -109,11 +112,11 @@ def run_phase(
     if first == 0 and store: first = take_expert(training, phase, store, place)
     for step in range(first, phase.steps):
         rows = _step(training, phase, step)
-        log_rows(training, place, step, rows)
+        with timed("record"): log_rows(training, place, step, rows)
         _show(bar, phase, step, rows)
         stop = stop_requested(path)
         if stop or _every(training.config.checkpoint_every, step, phase.steps):
-            checkpoint(training, place["phase_index"], step + 1)
+            with timed("checkpoint"): checkpoint(training, place["phase_index"], step + 1)
         if stop and step + 1 < phase.steps: return False
     if store and first < phase.steps: keep_expert(training, phase, store, place)
     return not stop_requested(path)

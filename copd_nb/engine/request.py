@@ -16,7 +16,8 @@ from ..data.capability import Capability, by_name
 from ..data.names import imported, named
 from ..policy.core import Group, Policy, check_same_vocabulary
 from ..policy.suites import SUITES, json_or_text, load_suite
-from ..schedule.controllers import PROBED, check_control
+from ..signals.estimators import estimator_named
+from ..schedule.controllers import check_control
 from ..schedule.core import Schedule
 from .accelerator import Accelerator
 from .config import Config
@@ -71,9 +72,6 @@ def suite_from(
 # %% ../../nbs/4_engine/22_request.ipynb #c014
 def _check_config(config: Config, schedule: Schedule, width: int):
     "ValueError for settings that this schedule or vocabulary can't use."
-    if schedule.control and schedule.control.rule in PROBED and not config.probe_every:
-        raise ValueError(f"config probe_every=0: control {schedule.control.rule!r} needs probes, "
-                         "set it to a number of steps")
     if config.group_size < 2 and any(u.rl for _, u in schedule.updates):
         raise ValueError(f"config group_size={config.group_size}: an RL signal compares the rollouts of a group, "
                          "at least 2 are needed")
@@ -83,7 +81,8 @@ def _check_config(config: Config, schedule: Schedule, width: int):
 
 def check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy, config: Config):
     "Refuse what can't work before anything is trained or written."
-    check_control(schedule.validate(list(capabilities)))
+    check_control(schedule.validate(list(capabilities)), config)
+    for signal in (s for _, u in schedule.updates for s in u.opd): estimator_named(signal.estimator)
     _check_config(config, schedule, base.width)
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in base.parameters()):
         raise ValueError(f"the weights of {base.name!r} are {base.parameters()[0].dtype}: small updates would be "

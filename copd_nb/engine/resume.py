@@ -8,7 +8,6 @@ __all__ = ['counters', 'packed', 'unpack', 'checkpoint', 'follow', 'resume']
 # %% ../../nbs/4_engine/19_resume.ipynb #c002
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from ..policy.core import full_tensor, spread_like
 from ..schedule.controllers import realised
 from ..schedule.core import Schedule
 from .checkpoints import load_checkpoint, save_checkpoint
+from .config import Limits
 from .memory import LIMITS
 from .runs import latest_checkpoint
 from .state import Branch, Training
@@ -35,7 +35,7 @@ def _pack(training: Training, name: str) -> dict[str, dict[str, Tensor]]:
 def counters(training: Training, name: str) -> tuple[dict, dict]:
     "Counters of a branch that lives here, and the limits in force."
     b = training.branch(name)
-    limits = {k: getattr(training.config, k) for k in LIMITS}
+    limits = {k: getattr(training.limits, k) for k in LIMITS}
     return dict(updates=b.updates, cursors=b.cursors, skipped=b.skipped), limits
 
 def packed(training: Training, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -84,7 +84,7 @@ def checkpoint(training: Training, phase_index: int, step: int):
 # %% ../../nbs/4_engine/19_resume.ipynb #c007
 def _limit(training: Training, limits: dict):
     "Apply limits from now on."
-    training.config = replace(training.config, **limits)
+    training.limits = Limits(**limits)
 
 def follow(training: Training, schedule: Schedule):
     "Continue with a changed schedule, and note it in the manifest."

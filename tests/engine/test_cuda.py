@@ -12,7 +12,7 @@ from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr, mopd, static_
 from copd_nb.scale.trl import TrlLearner
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.config import Config
-from copd_nb.engine.passes import answer, collect
+from copd_nb.engine.passes import collect, hear, teacher_scores
 from copd_nb.engine.state import Batch, Training, model_shape
 from copd_nb.engine.step import train_step
 from copd_nb.engine.train import train
@@ -110,7 +110,7 @@ def test_gap_between_two_policies(start, suite):
 
 # Gradients: the rollouts of the processor, learned from on both
 
-ESTIMATORS = ["sampled", "topk", "reverse", "forward", "jsd", "unlikely"]
+ESTIMATORS = ["sampled", "topk", "reverse", "forward", "jsd", "low_probability"]
 CHANGES = [dict(pack=False), dict(micro_prompts=2, micro_tokens=24), dict(recompute=True, micro_prompts=2), dict(shared_prompt=False), dict(max_new_tokens=64), dict(reduction="sequence")]
 
 
@@ -144,7 +144,7 @@ def moved(training, batch) -> Batch:
     tensors = {n: getattr(out, n).cuda() for n in ("ids", "mask", "finished", "logp", "entropy", "top_ids") if getattr(out, n) is not None}
     there = Batch(batch.signals, replace(out, start=None, prompts=training.branch("a").policy.encode(out.prompts.examples), **tensors))
     if batch.advantages is not None: there.advantages = batch.advantages.cuda()
-    if isinstance(batch.signals[0], OPD) and batch.taught: passes_module._hear(there, answer(training, batch.signals[0], there.rollouts))
+    if isinstance(batch.signals[0], OPD) and batch.taught: hear(there, teacher_scores(training, batch.signals[0], there.rollouts))
     return there
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.engine import config as config_module
-from copd_nb.engine import passes as passes_module
+from copd_nb.engine import phase as phase_module
 from copd_nb.engine import step as step_module
 from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.engine.manifest import manifest_of
@@ -124,7 +124,7 @@ def test_shared_experts_are_exact(schedule, suite, start, tmp_path):
 
 def test_experts_in_the_store_are_not_trained_again(suite, start, tmp_path, monkeypatch):
     train(expert("text", 3), suite, start, TINY, tmp_path / "text", experts=tmp_path / "experts", progress=False)
-    monkeypatch.setattr(step_module, "train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(phase_module, "train_step", lambda *a: pytest.fail("trained again"))
     again = train(Schedule("renamed", ["text"], expert("text", 3).phases, "text"), suite, start, TINY, tmp_path / "again",
                   experts=tmp_path / "experts", progress=False)
     assert (again.events.kind == "train").sum() == 3
@@ -258,12 +258,12 @@ def test_hub_routing(start, tmp_path):
 
 def test_routing_goes_by_name(suite, start, tmp_path, monkeypatch):
     "The teacher of the signal scores the prompts of the signal's capability."
-    seen, real = [], passes_module.answer
+    seen, real = [], step_module.teacher_scores
 
-    def answer(training, signal, out):
+    def teacher_scores(training, signal, out):
         seen.append((signal, {e.capability for e in out.examples}))
         return real(training, signal, out)
-    monkeypatch.setattr(passes_module, "answer", answer)
+    monkeypatch.setattr(step_module, "teacher_scores", teacher_scores)
     train(copd(PAIR, 1, 1, 1), suite, start, TINY, tmp_path / "run", progress=False)
     assert len(seen) == 2 and all(capabilities == {s.capability} for s, capabilities in seen)
 
@@ -385,7 +385,7 @@ def test_other_config_in_the_same_folder_is_refused(suite, start, tmp_path):
 
 def test_finished_run_is_loaded(suite, start, tmp_path, monkeypatch):
     train(expert("text", 1), suite, start, TINY, tmp_path / "run", progress=False)
-    monkeypatch.setattr(step_module, "train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(phase_module, "train_step", lambda *a: pytest.fail("trained again"))
     assert train(expert("text", 1), suite, start, TINY, tmp_path / "run", progress=False).finished
 
 
@@ -417,12 +417,12 @@ def test_manifest_says_what_was_run(suite, start, tmp_path):
 
 def asked_to_stop(monkeypatch, path, steps: int):
     "Ask a run to stop while its n-th step is computed."
-    real, count = step_module.train_step, iter(range(steps - 1))
+    real, count = phase_module.train_step, iter(range(steps - 1))
 
     def asking(*args):
         if next(count, None) is None: request_stop(path)
         return real(*args)
-    monkeypatch.setattr(step_module, "train_step", asking)
+    monkeypatch.setattr(phase_module, "train_step", asking)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8], ids=["first step", "end of a phase", "next phase", "last step"])

@@ -77,6 +77,10 @@ class Apart:
         self.sent += [(work.__name__, len(h.data)) for h in handles]
         return handles if parts is not None else handles[0]
 
+    defer = at
+
+    def fence(self, handle): pass
+
     def get(self, handle): return cloudpickle.loads(handle.data) if isinstance(handle, Handle) else handle
 
     def close(self): pass
@@ -176,14 +180,14 @@ def test_an_expert_is_trained_once_for_both(suite, start, tmp_path, apart):
     "Experts in the store are the same, whoever has trained them."
     schedule = mopd(PAIR, 2, 1)
     first = train(schedule, suite, start, TINY, tmp_path / "here", tmp_path / "experts", progress=False)
-    trained = len([s for s, _ in apart[0].sent if s == "_move"]) if apart else 0
+    trained = len([s for s, _ in apart[0].sent if s == "update"]) if apart else 0
     second = train(schedule, suite, start, TINY, tmp_path / "apart", tmp_path / "experts", progress=False, cluster="ray")
     same(first, second)
-    assert trained == 0 and [s for s, _ in apart[0].sent].count("_move") == 1  # the student's step; experts came from the store
+    assert trained == 0 and [s for s, _ in apart[0].sent].count("update") == 1  # the student's step; experts came from the store
 
 
 def test_only_completions_and_few_numbers_travel(suite, start, tmp_path, apart):
-    "A question is four bytes a token, an answer one or k + 1 numbers a token; no prompt, no picture, no logits."
+    "A question is four bytes a token, the reply one or k + 1 numbers a token; no prompt, no picture, no logits."
     for estimator, numbers in (("sampled", 1), ("topk", TINY.opd_top_k + 2)):
         schedule = copd(PAIR, cycles=1, s_rl=1, s_opd=1, beta=0.5, estimator=estimator)
         train(schedule, suite, start, replace(TINY, probe_every=0, eval_every=0, opd_prompts=64), tmp_path / estimator, progress=False, cluster="ray")
@@ -191,8 +195,8 @@ def test_only_completions_and_few_numbers_travel(suite, start, tmp_path, apart):
         for work, size in apart[-1].sent: sizes.setdefault(work, []).append(size)
         tokens = 64 * TINY.group_size * TINY.max_new_tokens
         kept = 4 * TINY.opd_top_k if estimator == "topk" else 0
-        assert max(sizes["_roll"]) < (4 + kept) * tokens + 2_000
-        assert max(sizes["answer"]) < 4 * numbers * tokens + 2_000
+        assert max(sizes["rollouts"]) < (4 + kept) * tokens + 2_000
+        assert max(sizes["teacher_scores"]) < 4 * numbers * tokens + 2_000
 
 
 def test_a_run_goes_on_in_another_crew(suite, start, tmp_path, apart):

@@ -114,10 +114,10 @@ def restarts(run) -> list[str]: return [r for r in run.events.query("kind == 're
 
 def test_workers_give_the_events_of_one_process_though_one_is_killed(suite, start, alone, tmp_path, two_processors, breaking):
     "Two branches in two workers, a teacher killed while it scores: the same events and weights, bit for bit, each once, and a row that says so."
-    breaking({("answer", 3): die})
+    breaking({("teacher_scores", 3): die})
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster="ray")
     same(alone, run)
-    assert len(restarts(run)) == 1 and "answer of" in restarts(run)[0]
+    assert len(restarts(run)) == 1 and "teacher_scores of" in restarts(run)[0]
     assert run.manifest["workers"] == {n: dict(cpus=1, gpus=0, ranks=1) for n in PAIR}
 
 
@@ -139,13 +139,13 @@ def test_jobs_go_as_tasks(tmp_path, two_processors):
     with pytest.raises(ValueError, match="can't be loaded"): do_all([(replace(jobs[0], suite="copd_nb.minis:nothing"), [])], tmp_path / "cluster", workers="ray")
 
 
-PIECES = dict(_roll="rolling out", answer="scoring", _weigh="gradients", _move="the update", _probe="a probe", _score="an evaluation", _pack="a checkpoint", _piece="weights for a merge")
+PIECES = dict(rollouts="rolling out", teacher_scores="scoring", gradients="gradients", update="the update", _probe="a probe", _score="an evaluation", _pack="a checkpoint", _piece="weights for a merge")
 
 
 @pytest.mark.slow
 def test_a_worker_killed_in_any_piece_of_work(suite, start, alone, tmp_path, two_processors, breaking):
     "One run in which every piece of work is once the last one of its worker; no step is in the log twice, and nothing differs."
-    breaking({(work, number): die for work, number in dict(_roll=2, answer=2, _weigh=6, _move=8, _probe=60, _score=1, _pack=9, _piece=4).items()})
+    breaking({(work, number): die for work, number in dict(rollouts=2, teacher_scores=2, gradients=6, update=8, _probe=60, _score=1, _pack=9, _piece=4).items()})
     began = time.perf_counter()
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(restarts=8))
     same(alone, run)
@@ -157,7 +157,7 @@ def test_a_worker_killed_in_any_piece_of_work(suite, start, alone, tmp_path, two
 @pytest.mark.slow
 def test_a_stalled_teacher_is_replaced(suite, start, alone, tmp_path, two_processors, breaking):
     "A worker that answers no more is given up after `call_seconds`."
-    breaking({("answer", 2): stall})
+    breaking({("teacher_scores", 2): stall})
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(call_seconds=25))
     same(alone, run)
     assert len(restarts(run)) == 1 and "has not ended after 25 s" in restarts(run)[0]
@@ -166,7 +166,7 @@ def test_a_stalled_teacher_is_replaced(suite, start, alone, tmp_path, two_proces
 @pytest.mark.slow
 def test_a_run_that_gets_nowhere_gives_up(suite, start, tmp_path, two_processors, breaking):
     "As many losses as are allowed without a checkpoint in between, and one more; the next call goes on."
-    breaking({("_roll", 2 * n): die for n in range(3)})
+    breaking({("rollouts", 2 * n): die for n in range(3)})
     with pytest.raises(Lost, match="roll of"): train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(restarts=2))
     assert Run(tmp_path / "run").status == "failed"
     assert train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster="ray").finished
@@ -209,11 +209,11 @@ def test_a_node_that_is_removed(suite, start, alone, tmp_path, two_nodes, breaki
     def removed(work):
         nodes.remove_node(next(iter(nodes.worker_nodes)))
         return work
-    breaking({("answer", 2): moved})
+    breaking({("teacher_scores", 2): moved})
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=spread)
     same(alone, run)
     print(restarts(run))
-    breaking({("answer", 2): removed})
+    breaking({("teacher_scores", 2): removed})
     with pytest.raises(NoPlace, match="2 CPU are needed, the cluster has 1") as caught: train(COPD, suite, start, SMALL, tmp_path / "again", progress=False, cluster=spread)
     print(caught.value)
     nodes.add_node(num_cpus=1)

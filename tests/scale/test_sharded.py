@@ -17,7 +17,7 @@ from copd_nb.engine import step as step_module
 from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.engine.request import placed
 from copd_nb.data.capability import Capability
-from copd_nb.engine.config import Config
+from copd_nb.engine.config import Config, Limits
 from copd_nb.engine.passes import portions
 from copd_nb.engine.state import Training
 from copd_nb.engine.step import train_step
@@ -251,10 +251,14 @@ def test_a_group_of_one_changes_nothing():
 
 
 def test_a_group_does_not_lower_its_limits():
-    training = SimpleNamespace(base=SimpleNamespace(group=Group(0, 2)), config=TINY, notes=[])
-    assert not memory_module._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError()) and training.config is TINY and not training.notes
+    training = SimpleNamespace(base=SimpleNamespace(group=Group(0, 2)), limits=Limits(), notes=[])
+    def attempt():
+        with memory_module.Attempt(training, "gradients", dict(micro_tokens=8), {}): raise MemoryError
+    with pytest.raises(MemoryError): attempt()
+    assert training.limits == Limits() and not training.notes
     training.base.group = Group()
-    assert memory_module._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError()) and training.config.micro_tokens == 4
+    attempt()
+    assert training.limits.micro_tokens == 4 and training.notes[0]["part"] == "gradients"
 
 
 def test_a_lora_policy_is_not_spread():
