@@ -95,4 +95,5 @@ def hold(
     finally:
         for worker in workers.values(): worker.close()
     lasted = [name for name in workers if name not in failures]
-    return dict(facts={n: facts[n] for n in lasted}, rounds={n: [r[n] for r in rounds] for n in lasted}, failures=failures)
+    return dict(facts={n: facts[n] for n in lasted}, rounds={n: [r[n] for r in rounds] for n in lasted},
+                failures=failures)

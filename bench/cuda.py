@@ -1,6 +1,7 @@
-"""A step of the preset `qwen3-vl-4b-gpu` on one graphics card: the full-size model with random weights, the preset's switches, short completions.
+"""A step of the preset `qwen3-vl-4b-gpu` on one graphics card: full size, random weights, short completions.
 
-`python bench/cuda.py` prints a table as JSON: seconds and tokens of a step of each phase, the card's arithmetic, and the peak of memory beside the plan's.
+`python bench/cuda.py` prints JSON: seconds and tokens of a step of each phase, the card's arithmetic, and the peak of
+memory beside the plan's.
 """
 import argparse
 import json
@@ -15,7 +16,7 @@ from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.state import Training, model_shape
 from copd_nb.engine.step import train_step
-from copd_nb.engine.train import accelerator_for, machine
+from copd_nb.engine.accelerator import accelerator_for, machine
 from copd_nb.policy.toys import minis
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora import lora
@@ -33,10 +34,12 @@ def random_model(side: int) -> Policy:
     processor, config = small_processor(16, (side, side)), qwen3_vl_4b()
     ids = processor.tokenizer.convert_tokens_to_ids
     for mark in ("vision_start", "vision_end"): setattr(config, f"{mark}_token_id", ids(f"<|{mark}|>"))
-    config.image_token_id, config.video_token_id, config.text_config.pad_token_id = ids("<|image_pad|>"), ids("<|video_pad|>"), processor.tokenizer.pad_token_id
+    config.image_token_id, config.video_token_id, config.text_config.pad_token_id = (ids("<|image_pad|>"),
+            ids("<|video_pad|>"), processor.tokenizer.pad_token_id)
     torch.manual_seed(0)
     with torch.device("cuda"): model = Qwen3VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
-    model.generation_config = GenerationConfig(eos_token_id=processor.tokenizer.eos_token_id, pad_token_id=processor.tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(eos_token_id=processor.tokenizer.eos_token_id,
+                                               pad_token_id=processor.tokenizer.pad_token_id)
     policy = Policy(model, processor, "random")
     policy.eos = [ids("<|image_pad|>")]  # never sampled
     return policy
@@ -49,7 +52,8 @@ def enlarged(example):
 
 def suite() -> dict:
     "The minis, judged by the share of digits."
-    return {n: replace(c, train=[enlarged(e) for e in c.train[:64]], test=[enlarged(e) for e in c.test[:4]], reward=share_of_digits) for n, c in minis().items()}
+    return {n: replace(c, train=[enlarged(e) for e in c.train[:64]], test=[enlarged(e) for e in c.test[:4]],
+                       reward=share_of_digits) for n, c in minis().items()}
 
 
 def begin(policy: Policy, config, schedule, capabilities) -> Training:
@@ -70,30 +74,38 @@ def step(training: Training, phase, n: int) -> dict:
     torch.cuda.reset_peak_memory_stats()
     rows, seconds = timed(lambda: train_step(training, phase, n))
     flops = sum(r["flops"] for r in rows)
-    return dict(seconds=round(seconds, 2), streams=len(rows), generated=sum(r["generated"] for r in rows), tflops=round(flops / seconds / 1e12, 1), peak=round(torch.cuda.max_memory_allocated() / 2 ** 30, 1),
-                limits=[training.config.micro_prompts, training.config.micro_tokens, training.config.rollout_rows], notes=[n["kind"] for n in training.notes])
+    return dict(seconds=round(seconds, 2), streams=len(rows), generated=sum(r["generated"] for r in rows),
+                tflops=round(flops / seconds / 1e12, 1), peak=round(torch.cuda.max_memory_allocated() / 2 ** 30, 1),
+                limits=[training.config.micro_prompts, training.config.micro_tokens, training.config.rollout_rows],
+                notes=[n["kind"] for n in training.notes])
 
 
 def decoding(training: Training, rows: int, tokens: int) -> dict:
     "Sampling alone, of one prompt a row's group."
     policy, one = training.base, training.capabilities["text"]
     prompts = policy.encode(one.train[:rows // 8])
-    with torch.no_grad(), training.accelerator.autocast(): _, seconds = timed(lambda: sample(policy, prompts, 8, tokens, source=generator(policy.device, "bench")))
-    return dict(rows=rows, tokens=tokens, tokens_a_second=round(rows * tokens / seconds), milliseconds_a_position=round(1000 * seconds / tokens, 1))
+    with torch.no_grad(), training.accelerator.autocast():
+        _, seconds = timed(lambda: sample(policy, prompts, 8, tokens, source=generator(policy.device, "bench")))
+    return dict(rows=rows, tokens=tokens, tokens_a_second=round(rows * tokens / seconds),
+                milliseconds_a_position=round(1000 * seconds / tokens, 1))
 
 
 def measure(side: int, prompts: int, tokens: int, steps: int):
     chosen = preset("qwen3-vl-4b-gpu")
-    config = replace(chosen.config, prompts=prompts, opd_prompts=prompts, max_new_tokens=tokens, micro_prompts=prompts, rollout_rows=prompts * chosen.config.group_size, probe_every=0, eval_every=0)
+    config = replace(chosen.config, prompts=prompts, opd_prompts=prompts, max_new_tokens=tokens, micro_prompts=prompts,
+                     rollout_rows=prompts * chosen.config.group_size, probe_every=0, eval_every=0)
     schedule = copd(chosen.names, **(chosen.plan | dict(cycles=1, s_rl=2, s_opd=2)))
     plain, seconds = timed(lambda: random_model(side))
-    say("model", dict(machine(accelerator_for(config)), torch=torch.__version__, weights=sum(p.numel() for p in plain.model.parameters()), seconds=round(seconds, 1), held=round(torch.cuda.memory_allocated() / 2 ** 30, 2)))
+    say("model", dict(machine(accelerator_for(config)), torch=torch.__version__,
+                      weights=sum(p.numel() for p in plain.model.parameters()), seconds=round(seconds, 1),
+                      held=round(torch.cuda.memory_allocated() / 2 ** 30, 2)))
     policy = lora(plain, chosen.rank)
     if config.recompute: policy.recompute()
     training = begin(policy, config, schedule, suite())
     for rows in (16, 64, 256): say("decoding", decoding(training, rows, 32))
     size = lora_size(plain.model, chosen.rank)
-    plan = memory_plan(plain.model.config.get_text_config(), model_shape(plain), schedule, config, size, prompt=side * side // 1024, weight_bytes=2)
+    plan = memory_plan(plain.model.config.get_text_config(), model_shape(plain), schedule, config, size,
+                       prompt=side * side // 1024, weight_bytes=2)
     say("plan", dict(zip(plan["item"], plan["GiB"].round(2))))
     for index, phase in enumerate(schedule.phases):
         for n in range(steps): say(f"phase {index}", step(training, phase, n))

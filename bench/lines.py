@@ -3,7 +3,8 @@ from dataclasses import dataclass
 
 from contest import Case, Side
 
-PLAIN = dict(shared_prompt=False, drop_finished=False, pack=False, keep_prefill=False)  # every idea off but skip_flat, which has a case of its own
+# every idea off but skip_flat, which has a case of its own
+PLAIN = dict(shared_prompt=False, drop_finished=False, pack=False, keep_prefill=False)
 SMALL, LARGE = "0.34 M", "25 M"
 
 
@@ -26,7 +27,8 @@ class Preset:
     copies: tuple = (2, 3, 4)  # branches as LoRA adapters and as full copies
     layers: int = 30  # of their model: SmolLM2-135M
 
-PRESETS = dict(full=Preset(), smoke=Preset(4, 4, "small", 256, 1000, 32, 2, 1, 4, 2, 1000, (2, 3), (16, 32, 64), (2,), 2))
+PRESETS = dict(full=Preset(), smoke=Preset(4, 4, "small", 256, 1000, 32, 2, 1, 4, 2, 1000, (2, 3), (16, 32, 64), (2,),
+                                           2))
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class Lines:
     folder: str  # of the models and prompts
 
     @property
-    def batch(self) -> dict: return dict(prompts=self.preset.prompts, group_size=self.preset.group_size, learning_rate=4e-5)
+    def batch(self) -> dict:
+        return dict(prompts=self.preset.prompts, group_size=self.preset.group_size, learning_rate=4e-5)
 
     def ours(self, name: str, job: str, **task) -> Side:
         "A side of copd_nb that trains; flat groups are trained like all others unless the task says something else."
         return Side(name, "ours", dict(job=job, folder=self.folder, **self.batch) | dict(skip_flat=False) | task)
 
-    def trl(self, name: str, job: str, **task) -> Side: return Side(name, "trl_side", dict(job=job, folder=self.folder, **self.batch) | task)
+    def trl(self, name: str, job: str, **task) -> Side:
+        return Side(name, "trl_side", dict(job=job, folder=self.folder, **self.batch) | task)
 
     def text(self) -> list[Case]:
         "Line 1: text, small model; and the same as it would be trained."
@@ -51,7 +55,8 @@ class Lines:
             sides = self.ours("copd_nb", "grpo", **task, **flags), self.trl("TRL", "grpo", **task)
             return Case(1, f"{title}, {self.preset.prompts} × {self.preset.group_size} × {limit}", sides, 15, aim=aim)
         return [case(f"GRPO step, text, {SMALL}", "small", "digits", 8, dict(TRL=2.0)),
-                case("as shipped: warm-started, exact reward, flat groups skipped", "warm", "exact", 10, {}, skip_flat=True)]
+                case("as shipped: warm-started, exact reward, flat groups skipped", "warm", "exact", 10, {},
+                     skip_flat=True)]
 
     def large(self) -> list[Case]:
         "Line 2: text, large model, with the peak of the machine beside it."
@@ -64,18 +69,23 @@ class Lines:
         "Line 3: image and video, the shipped base."
         def case(name, aim, other, note=""):
             task = dict(model="mini", capability=name, reward="exact", max_new_tokens=10)
-            sides = (self.ours("copd_nb", "grpo", **task), self.ours("own prompts", "grpo", **task, shared_prompt=False),
+            sides = (self.ours("copd_nb", "grpo", **task),
+                     self.ours("own prompts", "grpo", **task, shared_prompt=False),
                      self.ours("plain", "grpo", **task, **PLAIN), self.trl(other, "grpo", **task))
             return Case(3, f"GRPO step, {name}, 1.3 M Qwen3-VL", sides, 9, aim={"plain": aim, other: 3.0}, note=note)
-        blind = ("TRL shows the video to `generate` but not to its training pass (`trained_vision_passes` is 0 in results.json): "
+        blind = ("TRL shows the video to `generate` but not to its training pass (`trained_vision_passes` is 0 in "
+                 "results.json): "
                  "it does less work than copd_nb")
         return [case("image", 3.0, "TRL"), case("video", 5.0, "TRL, blind training pass", blind)]
 
     def distillation(self) -> list[Case]:
         "Line 4: on-policy distillation."
-        task, half = dict(model="small", teacher="teacher", capability="text", max_new_tokens=8), self.preset.prompts // 2
-        ours = lambda name, estimator: self.ours(f"copd_nb, {name}", "opd", **task, opd_prompts=half, estimator=estimator)
-        sides = ours("reverse KL", "reverse"), ours("sampled", "sampled"), self.trl("TRL, reverse KL", "opd", **task, prompts=half)
+        task, half = dict(model="small", teacher="teacher", capability="text",
+                          max_new_tokens=8), self.preset.prompts // 2
+        ours = lambda name, estimator: self.ours(f"copd_nb, {name}", "opd", **task, opd_prompts=half,
+                                                 estimator=estimator)
+        sides = ours("reverse KL", "reverse"), ours("sampled", "sampled"), self.trl("TRL, reverse KL", "opd", **task,
+                prompts=half)
         return [Case(4, f"OPD step, text, {SMALL}, teacher of the same size", sides, 15, aim={"TRL, reverse KL": 2.0})]
 
     def scoring(self) -> list[Case]:
@@ -83,11 +93,14 @@ class Lines:
         p = self.preset
 
         def case(rows, backward, *ways):
-            task = dict(job="scores", rows=rows, tokens=2048, vocabulary=p.vocabulary, hidden=p.hidden, backward=backward)
-            title = f"{'score and differentiate' if backward else 'score'} {rows} × 2,048 tokens, vocabulary {p.vocabulary:,}"
+            task = dict(job="scores", rows=rows, tokens=2048, vocabulary=p.vocabulary, hidden=p.hidden,
+                        backward=backward)
+            what = "score and differentiate" if backward else "score"
+            title = f"{what} {rows} × 2,048 tokens, vocabulary {p.vocabulary:,}"
             aim = {} if backward else dict(naive=1 / 1.2)
             return Case(5, title, tuple(Side(way, "ours", task | dict(way=way)) for way in ways), 2, warmup=0, aim=aim)
-        return [case(p.naive_rows, False, "chunked", "naive"), case(1, True, "chunked", "naive"), case(p.rows, False, "chunked")]
+        return [case(p.naive_rows, False, "chunked", "naive"), case(1, True, "chunked", "naive"),
+                case(p.rows, False, "chunked")]
 
     def finished(self) -> list[Case]:
         "Line 6: rows that end early."
@@ -104,13 +117,16 @@ class Lines:
             task = dict(model="small", topology=topology, opd_prompts=self.preset.prompts // 2, max_new_tokens=8)
             sides = tuple(self.ours(f"K = {k}", "growth", **task, branches=k) for k in self.preset.branches)
             return Case(7, f"CoPD Phase II step, {topology}", sides, 5, warmup=1, fit="signals")
-        lengths = tuple(self.ours(f"{n} tokens", "forced", model="small", shortest=n, longest=n) for n in self.preset.lengths)
-        return [branches("pairwise"), branches("hub"), Case(7, "GRPO step, completion length", lengths, 3, warmup=1, fit="tokens")]
+        lengths = tuple(self.ours(f"{n} tokens", "forced", model="small", shortest=n, longest=n)
+                        for n in self.preset.lengths)
+        return [branches("pairwise"), branches("hub"), Case(7, "GRPO step, completion length", lengths, 3, warmup=1,
+                                                            fit="tokens")]
 
     def cold(self) -> list[Case]:
         "Line 8: fresh processes."
         empty = Side("empty program", "command", dict(words=["python", "-c", "pass"]), compared=False)
-        commands = {"import copd_nb": (["python", "-c", "import copd_nb"], 1.0), "copd --help": (["copd", "--help"], 0.5),
+        commands = {"import copd_nb": (["python", "-c", "import copd_nb"], 1.0),
+                    "copd --help": (["copd", "--help"], 0.5),
                     "import copd_nb.engine": (["python", "-c", "import copd_nb.engine"], None)}
         return [Case(8, f"{name}, cold", (Side(name, "command", dict(words=words)), empty), 7, warmup=1, within=within)
                 for name, (words, within) in commands.items()]
@@ -128,12 +144,14 @@ class Lines:
     def adapters(self) -> list[Case]:
         "Line 10: K branches as LoRA adapters on one base, and as full copies; memory and time."
         def case(k):
-            task = dict(branches=k, layers=self.preset.layers, hidden=576, vocabulary=self.preset.gap_vocabulary, prompts=4, opd_prompts=2, group_size=4, max_new_tokens=8)
+            task = dict(branches=k, layers=self.preset.layers, hidden=576, vocabulary=self.preset.gap_vocabulary,
+                        prompts=4, opd_prompts=2, group_size=4, max_new_tokens=8)
             sides = tuple(self.ours(way, "branches", **task, way=way) for way in ("LoRA", "full copies"))
             return Case(10, f"CoPD Phase II step, pairwise, K = {k}, 135 M parameters", sides, 2, warmup=1)
         return [case(k) for k in self.preset.copies]
 
     def cases(self) -> list[Case]:
         "Every line, in order."
-        parts = (self.text, self.large, self.pictures, self.distillation, self.scoring, self.finished, self.growth, self.cold, self.gaps, self.adapters)
+        parts = (self.text, self.large, self.pictures, self.distillation, self.scoring, self.finished, self.growth,
+                 self.cold, self.gaps, self.adapters)
         return [case for part in parts for case in part()]

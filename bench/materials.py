@@ -31,22 +31,26 @@ def warm(folder: Path, steps: int = 240) -> Policy:
     "`small` after some steps on reference answers: most completions end, some are right."
     rise = steps * 2 // 3
     update = [Update("warm", [SFT("text")])]
-    schedule = Schedule("warm", ["warm"], [Phase("rise", rise, update), Phase("fall", steps - rise, update, lr=0.2)], "warm")
+    schedule = Schedule("warm", ["warm"], [Phase("rise", rise, update), Phase("fall", steps - rise, update, lr=0.2)],
+                        "warm")
     config = Config(prompts=64, learning_rate=3e-3, probe_every=0, eval_every=0, checkpoint_every=steps)
     return train(schedule, minis(("text",)), small(), config, folder / "warm-run", progress=False).result
 
 
-MODELS = {"small": lambda folder: small(), "teacher": lambda folder: small(1), "large": lambda folder: large(), "warm": warm,
+MODELS = {"small": lambda folder: small(), "teacher": lambda folder: small(1), "large": lambda folder: large(),
+          "warm": warm,
           "mini": lambda folder: minis_base()}
 
 
 def write_prompts(folder: Path, capability: str):
     "Prompts as JSON, in the chat format and as they are; pictures, all of one size, as one array beside it."
     examples = minis((capability,))[capability].draw(0, 0, PROMPTS)
-    chat = lambda e: character_tokenizer().apply_chat_template([{"role": "user", "content": e.prompt}], add_generation_prompt=True, tokenize=False)
+    chat = lambda e: character_tokenizer().apply_chat_template([{"role": "user", "content": e.prompt}],
+                                                               add_generation_prompt=True, tokenize=False)
     rows = [dict(prompt=e.prompt, chat=chat(e), answer=e.answer) for e in examples]
     (folder / f"{capability}.json").write_text(json.dumps(rows))
-    if pictures := [p for e in examples for p in e.images + e.videos]: np.save(folder / f"{capability}.npy", np.stack(pictures))
+    if pictures := [p for e in examples for p in e.images + e.videos]:
+        np.save(folder / f"{capability}.npy", np.stack(pictures))
 
 
 if __name__ == "__main__":

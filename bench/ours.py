@@ -23,7 +23,7 @@ from copd_nb.schedule.costs import Workload
 from copd_nb.engine.config import Config
 from copd_nb.engine.state import Batch, Branch, Training
 from copd_nb.engine.step import learn, train_step
-from copd_nb.engine.train import accelerator_for
+from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.signals.heads import token_scores
 from copd_nb.policy.toys import minis
@@ -43,7 +43,8 @@ Step = Callable[[], dict | None]
 
 def begin(schedule: Schedule, capabilities: list[Capability], base: Path | Policy, config: dict) -> Training:
     "A training that is ready for its first step."
-    chosen, policy = Config(probe_every=0, eval_every=0, device="cpu" if device() == "cpu" else None, **config), base if isinstance(base, Policy) else Policy.load(base, name="base")
+    chosen, policy = Config(probe_every=0, eval_every=0, device="cpu" if device() == "cpu" else None,
+                            **config), base if isinstance(base, Policy) else Policy.load(base, name="base")
     policy.packs = policy.packs and chosen.pack
     run = create_run(Path(tempfile.mkdtemp()) / "run", dict(content_hash="bench"))
     accelerator = accelerator_for(chosen)
@@ -59,7 +60,8 @@ def mini(name: str, reward: str = "exact") -> Capability:
 def plain_flops(training: Training, row: dict) -> float:
     "What the step of an event row costs when every rollout carries its own prompt."
     rows, name = row["prompts"] * training.config.group_size, row["capability"]
-    alone = Workload(rows, rows, 1, {name: row["prompt_tokens"] / row["prompts"]}, {name: row["generated"] / rows}, training.shape)
+    alone = Workload(rows, rows, 1, {name: row["prompt_tokens"] / row["prompts"]}, {name: row["generated"] / rows},
+                     training.shape)
     return alone.rl_cost(name, rows).flops
 
 
@@ -69,7 +71,8 @@ def steps_of(training: Training, phase: Phase) -> Step:
 
     def step() -> dict:
         rows = train_step(training, phase, next(number))
-        return dict(tokens=sum(r["generated"] for r in rows), flops=sum(r["flops"] for r in rows), padding=rows[0]["padding"])
+        return dict(tokens=sum(r["generated"] for r in rows), flops=sum(r["flops"] for r in rows),
+                    padding=rows[0]["padding"])
     return step
 
 
@@ -85,7 +88,8 @@ def grpo(folder: str, model: str, capability: str, reward: str, **config) -> tup
 def opd(folder: str, model: str, teacher: str, capability: str, estimator: str, **config) -> tuple[Step, dict]:
     "On-policy distillation of a student from a frozen teacher."
     phase = Phase("OPD", 1, [Update("student", [OPD(capability, "base", 1.0, estimator)])])
-    training = begin(Schedule("opd", ["student"], [phase], "student"), [mini(capability)], Path(folder) / teacher, config)
+    training = begin(Schedule("opd", ["student"], [phase], "student"), [mini(capability)], Path(folder) / teacher,
+                     config)
     training.branches["student"] = Branch(Policy.load(Path(folder) / model, name="student").to(training.base.device))
     return steps_of(training, phase), dict(parameters=training.shape.size)
 
@@ -101,8 +105,10 @@ def forced(folder: str, model: str, shortest: int, longest: int, **config) -> tu
         source = generator("cpu", "lengths", i)
         lengths = torch.randint(shortest, longest + 1, (c.prompts * c.group_size,), generator=source)
         prompts = policy.encode(sums.draw(c.seed, i * c.prompts, c.prompts), room=longest)
-        out = sample(policy, prompts, c.group_size, longest, source=source, drop_finished=c.drop_finished, lengths=lengths)
-        batch = Batch(schedule.phases[0].updates[0].signals, out, rewards=torch.tensor(score(sums, out.texts, out.examples)))
+        out = sample(policy, prompts, c.group_size, longest, source=source, drop_finished=c.drop_finished,
+                     lengths=lengths)
+        batch = Batch(schedule.phases[0].updates[0].signals, out,
+                      rewards=torch.tensor(score(sums, out.texts, out.examples)))
         batch.advantages = grpo_advantages(batch.rewards, c.group_size)
         learn(training, "text", [batch], 1.0)
         return dict(tokens=int(out.mask.sum()))
@@ -129,7 +135,8 @@ def naive_scores(head: Head, hidden: torch.Tensor, ids: torch.Tensor) -> tuple[t
 def scores(way: str, rows: int, tokens: int, vocabulary: int, hidden: int, backward: bool) -> tuple[Step, dict]:
     "Sampled log-probs and entropies of random states, and the gradient of the log-probs if wanted."
     torch.manual_seed(0)
-    head = Head(torch.randn(vocabulary, hidden).mul_(hidden ** -0.5).requires_grad_(backward), None, torch.tensor([], dtype=torch.long))
+    head = Head(torch.randn(vocabulary, hidden).mul_(hidden ** -0.5).requires_grad_(backward), None,
+                torch.tensor([], dtype=torch.long))
     states, ids = torch.randn(rows, tokens, hidden, requires_grad=backward), torch.randint(vocabulary, (rows, tokens))
 
     def step():
@@ -147,8 +154,10 @@ def random_policy(name: str, vocabulary: int, hidden: int, seed: int, **sizes) -
     core.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="t1", pad_token="t2", padding_side="left")
     torch.manual_seed(seed)
-    shape = dict(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=hidden // 64, max_position_embeddings=4096) | sizes
-    return Policy(LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, eos_token_id=1, pad_token_id=2, **shape)), tokenizer, name)
+    shape = dict(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=hidden
+                 // 64, max_position_embeddings=4096) | sizes
+    return Policy(LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, eos_token_id=1, pad_token_id=2, **shape)),
+                  tokenizer, name)
 
 
 def naive_gap(a: Policy, b: Policy, examples: list[Example], ids: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
@@ -163,7 +172,8 @@ def naive_gap(a: Policy, b: Policy, examples: list[Example], ids: torch.Tensor, 
     sampled = [x.gather(-1, ids[..., None])[..., 0] for x in (p, q)]
     overlap = (tops[0][..., None] == tops[1][..., None, :]).any(-1).float().mean(-1)
     forth, back = kl(p, q), kl(q, p)
-    return dict(overlap=overlap, symmetric_kl=forth + back, kl_ab=forth, kl_ba=back, jsd=jsd, entropy_a=entropies[0], entropy_b=entropies[1], logp_a=sampled[0], logp_b=sampled[1])
+    return dict(overlap=overlap, symmetric_kl=forth + back, kl_ab=forth, kl_ba=back, jsd=jsd, entropy_a=entropies[0],
+                entropy_b=entropies[1], logp_a=sampled[0], logp_b=sampled[1])
 
 
 def gap(way: str, rows: int, tokens: int, vocabulary: int, hidden: int) -> tuple[Step, dict]:
@@ -174,7 +184,8 @@ def gap(way: str, rows: int, tokens: int, vocabulary: int, hidden: int) -> tuple
 
     @torch.no_grad()
     def step() -> dict:
-        found = naive_gap(a, b, examples, ids, 10) if way == "naive" else behavior_gap(a, b, examples, 10, completions=ids.tolist())
+        found = naive_gap(a, b, examples, ids, 10) if way == "naive" else behavior_gap(a, b, examples, 10,
+                completions=ids.tolist())
         return {name: float(found[name].mean()) for name in ("overlap", "symmetric_kl", "jsd")}
     return step, dict(tokens=rows * tokens)
 
@@ -182,17 +193,20 @@ def gap(way: str, rows: int, tokens: int, vocabulary: int, hidden: int) -> tuple
 def branches(way: str, branches: int, layers: int, hidden: int, vocabulary: int, **config) -> tuple[Step, dict]:
     "A step of CoPD's Phase II with K branches of a Llama of SmolLM2's shape, random weights."
     config = {k: v for k, v in config.items() if k != "folder"}
-    policy = random_policy("base", vocabulary, hidden, 0, num_hidden_layers=layers, intermediate_size=hidden * 8 // 3, num_key_value_heads=hidden // 192, tie_word_embeddings=True)
+    policy = random_policy("base", vocabulary, hidden, 0, num_hidden_layers=layers, intermediate_size=hidden * 8 // 3,
+                           num_key_value_heads=hidden // 192, tie_word_embeddings=True)
     names = [f"words{i}" for i in range(branches)]
     words = [[Example(f"t{i + 10} t{i + j + 11}", "", n) for i in range(64)] for j, n in enumerate(names)]
     schedule = copd(names, 1, topology="pairwise")
-    training = begin(schedule, [Capability(n, w[:48], w[48:], DigitShare()) for n, w in zip(names, words)], lora(policy, 16) if way == "LoRA" else policy, config)
+    training = begin(schedule, [Capability(n, w[:48], w[48:], DigitShare()) for n, w in zip(names, words)],
+                     lora(policy, 16) if way == "LoRA" else policy, config)
     return steps_of(training, schedule.phases[1]), dict(weights=sum(p.numel() for p in policy.model.parameters()))
 
 
 def main(job: str, **task):
     "Serve one job."
-    server, jobs = Server(), dict(grpo=grpo, opd=opd, forced=forced, growth=growth, scores=scores, gap=gap, branches=branches)
+    server, jobs = Server(), dict(grpo=grpo, opd=opd, forced=forced, growth=growth, scores=scores, gap=gap,
+                                  branches=branches)
     step, facts = jobs[job](**task)
     server.serve(step, threads=torch.get_num_threads(), versions=versions("torch", "transformers", "copd_nb"), **facts)
 

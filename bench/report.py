@@ -55,8 +55,10 @@ def summary(case: Case, result: dict) -> dict:
     sides = {}
     for name, compared in ((s.name, s.compared) for s in case.sides if s.name in rounds):
         measured = rounds[name]
-        sides[name] = dict(seconds=spread(seconds(measured)), peak_bytes=measured[-1]["peak_bytes"], set_up_bytes=result["facts"][name]["peak_bytes"])
-        if compared and name != first and first in rounds and not case.fit: sides[name]["ratio"] = spread(ratios(rounds[first], measured))
+        sides[name] = dict(seconds=spread(seconds(measured)), peak_bytes=measured[-1]["peak_bytes"],
+                           set_up_bytes=result["facts"][name]["peak_bytes"])
+        if compared and name != first and first in rounds and not case.fit:
+            sides[name]["ratio"] = spread(ratios(rounds[first], measured))
     found = dict(sides=sides)
     if share := peak_share(result, first): found["peak_share"] = share
     if case.fit and rounds and (fitted := slope(*grown(case, result))): found["exponent"] = fitted
@@ -74,7 +76,8 @@ def _with_quartiles(values: tuple) -> str:
 def _aim(case: Case, name: str, side: dict) -> str:
     "What a side should reach, and whether it does."
     told = lambda text, reached: f"{text} {'reached' if reached else 'missed'}"
-    if case.within and name == case.sides[0].name: return told(f"under {case.within:.3g} s", side["seconds"][1] < case.within)
+    if case.within and name == case.sides[0].name:
+        return told(f"under {case.within:.3g} s", side["seconds"][1] < case.within)
     if name in case.aim and "ratio" in side: return told(f"{case.aim[name]:.3g}", side["ratio"][1] >= case.aim[name])
     return ""
 
@@ -82,29 +85,35 @@ def _aim(case: Case, name: str, side: dict) -> str:
 def _row(case: Case, name: str, side: dict) -> str:
     "One line of the table."
     ratio = _with_quartiles(side["ratio"]) if "ratio" in side else ""
-    cells = case.line, case.title, name, _with_quartiles(side["seconds"]), ratio, _aim(case, name, side), f"{side['peak_bytes'] / GIB:.2f}"
+    cells = case.line, case.title, name, _with_quartiles(side["seconds"]), ratio, _aim(case, name,
+            side), f"{side['peak_bytes'] / GIB:.2f}"
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def _memory(mine: dict, naive: dict) -> str:
     "Peak memory in chunks against all logits at once."
     beyond = [s["peak_bytes"] - s["set_up_bytes"] for s in (mine, naive)]
-    return (f"peak memory {naive['peak_bytes'] / mine['peak_bytes']:.1f} times smaller chunked than naive; beyond the inputs, which both hold, "
-            f"{beyond[0] / GIB:.2f} against {beyond[1] / GIB:.2f} GiB, {beyond[1] / max(1, beyond[0]):.0f} times (aim 8)")
+    times, more = naive["peak_bytes"] / mine["peak_bytes"], beyond[1] / max(1, beyond[0])
+    return (f"peak memory {times:.1f} times smaller chunked than naive; beyond the inputs, which both hold, "
+            f"{beyond[0] / GIB:.2f} against {beyond[1] / GIB:.2f} GiB, {more:.0f} times (aim 8)")
 
 
 def _copies(adapters: dict, full: dict) -> str:
     "Peak memory of branches as adapters against full copies."
-    return f"peak memory {adapters['peak_bytes'] / GIB:.2f} GiB as adapters, {full['peak_bytes'] / GIB:.2f} GiB as full copies, {full['peak_bytes'] / adapters['peak_bytes']:.1f} times as much"
+    small, large = adapters["peak_bytes"] / GIB, full["peak_bytes"] / GIB
+    return (f"peak memory {small:.2f} GiB as adapters, {large:.2f} GiB as full copies, "
+            f"{large / small:.1f} times as much")
 
 
 def _remarks(case: Case, found: dict, failures: dict) -> list[str]:
     "What a case says beside its rows."
     lines = [f"{name} failed: `{text}`" for name, text in failures.items()]
     if "peak_share" in found:
-        lines.append("{:.0%} of the fp32 matrix-product peak (aim 55%); {:.0%} if counted as a step without shared prompts".format(*found["peak_share"]))
+        lines.append("{:.0%} of the fp32 matrix-product peak (aim 55%); {:.0%} if counted as a step without shared "
+                     "prompts".format(*found["peak_share"]))
     if "exponent" in found:
-        lines.append("seconds grow with {} to the power {:.2f} (95 % interval {:.2f} to {:.2f})".format(case.fit, *found["exponent"]))
+        lines.append("seconds grow with {} to the power {:.2f} (95 % interval {:.2f} to {:.2f})".format(case.fit,
+                *found["exponent"]))
     first = found["sides"].get(case.sides[0].name)
     if first and "naive" in found["sides"]: lines.append(_memory(first, found["sides"]["naive"]))
     if first and "full copies" in found["sides"]: lines.append(_copies(first, found["sides"]["full copies"]))
@@ -120,10 +129,13 @@ def table(
     "The results as Markdown."
     versions = ", ".join(f"{name} {version}" for name, version in sorted(about["versions"].items()))
     head = ["# Benchmark results", "",
-            f"Last run: `{about['command']}` on {about['date']}; lines that it did not measure are kept from earlier runs: {about['cpu']}, {about['threads']} threads on every side, "
+            f"Last run: `{about['command']}` on {about['date']}; lines that it did not measure are kept from earlier "
+            f"runs: {about['cpu']}, {about['threads']} threads on every side, "
             f"{about['memory_gib']:.0f} GiB, preset {about['preset']}, commit {about['commit']}. {versions}.", "",
-            "Seconds of one repetition, and its ratio to the first side of the same case: medians (quartiles) of paired rounds. "
-            "A ratio above 1 means that the first side is faster. Peak: the most memory that the process ever held, in GiB.", "",
+            "Seconds of one repetition, and its ratio to the first side of the same case: medians (quartiles) of "
+            "paired rounds. "
+            "A ratio above 1 means that the first side is faster. Peak: the most memory that the process ever held, in "
+            "GiB.", "",
             "| line | case | side | seconds | ratio | aim | peak |", "|---|---|---|---|---|---|---|"]
     rows = [_row(c, name, side) for c, r in zip(cases, results) for name, side in r["summary"]["sides"].items()]
     remarks = [line for c, r in zip(cases, results) for line in _remarks(c, r["summary"], r["failures"])]

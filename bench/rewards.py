@@ -9,6 +9,7 @@ def digit_share(text: str) -> float:
 
 class DigitShare:
     "`digit_share` as a reward of copd_nb, whose engine gives 0 to completions without an end token."
-    def __call__(self, completions: Sequence[str], examples: Sequence) -> list[float]: return [digit_share(c) for c in completions]
+    def __call__(self, completions: Sequence[str], examples: Sequence) -> list[float]:
+        return [digit_share(c) for c in completions]
 
     def __repr__(self) -> str: return "DigitShare()"

@@ -16,17 +16,20 @@ from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from copd_nb.policy.processors import load_processor
 
-PLAIN = dict(use_cpu=device() == "cpu", bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", eval_strategy="no",
-             logging_strategy="no", disable_tqdm=True, max_steps=10 ** 6, lr_scheduler_type="constant", shuffle_dataset=False,
+PLAIN = dict(use_cpu=device() == "cpu", bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no",
+             eval_strategy="no",
+             logging_strategy="no", disable_tqdm=True, max_steps=10 ** 6, lr_scheduler_type="constant",
+             shuffle_dataset=False,
              temperature=1.0, top_k=0)
 
 
 class Paced(TrainerCallback):
-    "Holds the trainer between steps until a repetition is asked for: from there to the end of the optimiser step is its time."
+    "Holds the trainer until a repetition is asked for; its time ends with the optimizer step."
     def __init__(self, server: Server): self.server, self.counts = server, {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.server.say(threads=torch.get_num_threads(), versions=versions("torch", "transformers", "trl"), parameters=model.num_parameters())
+        self.server.say(threads=torch.get_num_threads(), versions=versions("torch", "transformers", "trl"),
+                        parameters=model.num_parameters())
         self._next()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -41,7 +44,8 @@ class Paced(TrainerCallback):
 
     def watch(self, vision: torch.nn.Module):
         "Count the passes of a vision tower that could give it a gradient."
-        def seen(*_): self.counts["trained_vision_passes"] = self.counts.get("trained_vision_passes", 0) + torch.is_grad_enabled()
+        def seen(*_):
+            self.counts["trained_vision_passes"] = self.counts.get("trained_vision_passes", 0) + torch.is_grad_enabled()
         vision.register_forward_pre_hook(seen)
 
 
@@ -49,11 +53,12 @@ def load(model: Path):
     "Model and processor of a checkpoint."
     if json.loads((model / "config.json").read_text())["model_type"] == "qwen3_vl":
         return Qwen3VLForConditionalGeneration.from_pretrained(model), load_processor(model, "qwen3_vl")
-    return Qwen3ForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
+    return Qwen3ForCausalLM.from_pretrained(model), tokenizer
 
 
 def dataset(folder: Path, capability: str) -> Dataset:
-    "Prompts as TRL takes them: strings without pictures, messages with them; an image in its own column, a video in the message."
+    "Prompts for TRL: strings without pictures, else messages; images in a column of their own, videos in the message."
     every = json.loads((folder / f"{capability}.json").read_text())
     if capability == "text": return Dataset.from_list([dict(prompt=r["chat"], answer=r["answer"]) for r in every])
     pictures = np.load(folder / f"{capability}.npy")
@@ -84,7 +89,8 @@ def rewarded(name: str, end: int, pace: Paced):
     return judged
 
 
-def grpo(server: Server, folder: Path, out: str, model: str, capability: str, reward: str, prompts: int, group_size: int, max_new_tokens: int,
+def grpo(server: Server, folder: Path, out: str, model: str, capability: str, reward: str, prompts: int,
+         group_size: int, max_new_tokens: int,
          learning_rate: float, **more) -> GRPOTrainer:
     "GRPO with the token-normalised loss and clipping of the engine's default: TRL calls it dapo."
     policy, processor = load(folder / model)
@@ -92,21 +98,26 @@ def grpo(server: Server, folder: Path, out: str, model: str, capability: str, re
     if tokenizer is not processor:
         take_nested_videos(processor.video_processor)
         pace.watch(policy.model.visual)
-    settings = GRPOConfig(out, **PLAIN, learning_rate=learning_rate, per_device_train_batch_size=prompts * group_size, num_generations=group_size,
-                          max_completion_length=max_new_tokens, beta=0.0, loss_type="dapo", epsilon=0.2, epsilon_high=0.28, **more)
+    settings = GRPOConfig(out, **PLAIN, learning_rate=learning_rate, per_device_train_batch_size=prompts * group_size,
+                          num_generations=group_size,
+                          max_completion_length=max_new_tokens, beta=0.0, loss_type="dapo", epsilon=0.2,
+                          epsilon_high=0.28, **more)
     return GRPOTrainer(policy, rewarded(reward, tokenizer.eos_token_id, pace), settings, dataset(folder, capability),
                        processing_class=processor, callbacks=[pace])
 
 
-def opd(server: Server, folder: Path, out: str, model: str, teacher: str, capability: str, prompts: int, group_size: int,
+def opd(server: Server, folder: Path, out: str, model: str, teacher: str, capability: str, prompts: int,
+        group_size: int,
         max_new_tokens: int, learning_rate: float) -> DistillationTrainer:
-    "On-policy distillation with the reverse KL over the vocabulary. It has no groups: every prompt stands there `group_size` times."
+    "On-policy distillation with the whole-vocabulary reverse KL; without groups, so prompts are repeated."
     (policy, tokenizer), (frozen, _) = load(folder / model), load(folder / teacher)
-    settings = DistillationConfig(out, **PLAIN, learning_rate=learning_rate, per_device_train_batch_size=prompts * group_size,
+    settings = DistillationConfig(out, **PLAIN, learning_rate=learning_rate, per_device_train_batch_size=prompts
+                                  * group_size,
                                   max_completion_length=max_new_tokens, beta=1.0)
     each = dataset(folder, capability)
     repeated = each.select([i for i in range(len(each)) for _ in range(group_size)])
-    return DistillationTrainer(policy, frozen, settings, repeated, processing_class=tokenizer, callbacks=[Paced(server)])
+    return DistillationTrainer(policy, frozen, settings, repeated, processing_class=tokenizer,
+                               callbacks=[Paced(server)])
 
 
 def main(job: str, folder: str, **task):

@@ -1,4 +1,4 @@
-"""The documentation site: `python docs/build.py [FOLDER]`; `make docs` writes it to _docs/site. Nothing is downloaded, and the pages load nothing from elsewhere."""
+"""The documentation site: `python docs/build.py [FOLDER]` (`make docs`: _docs/site). Nothing is downloaded."""
 import importlib
 import json
 import pkgutil
@@ -22,22 +22,27 @@ from copd_nb.schedule.core import Schedule
 ROOT = Path(__file__).parents[1]
 PAGES, REPORTS = ROOT / "docs", ROOT / "docs" / "reports"
 RESULTS = REPORTS / "comparison-standard" / "results.json"
-README, BEGIN, END = ROOT / "README.md", "<!-- made by `python docs/build.py readme` -->", "<!-- end of what is made -->"
+README, BEGIN, END = (ROOT / "README.md", "<!-- made by `python docs/build.py readme` -->",
+                      "<!-- end of what is made -->")
 NOTEBOOKS = "nbs/[0-9]*.ipynb", "nbs/tutorials/*.ipynb", "nbs/explain/*.ipynb"
 PAIR, THREE = ("text", "image"), ("text", "image", "video")
 DRAWINGS: dict[str, Schedule] = {
-    "expert": expert("text", 80), "mixed": mixed_rlvr(PAIR, 160), "opd": static_opd("text", "image", 48, 64), "mopd": mopd(PAIR, 48, 64), "merged": merged_experts(PAIR, 80),
-    "copd": copd(PAIR, cycles=2), "hub": copd(THREE, cycles=1, topology="hub", hub="text"), "student": copd(PAIR, cycles=1, topology="student")}
+    "expert": expert("text", 80), "mixed": mixed_rlvr(PAIR, 160), "opd": static_opd("text", "image", 48, 64),
+    "mopd": mopd(PAIR, 48, 64), "merged": merged_experts(PAIR, 80),
+    "copd": copd(PAIR, cycles=2), "hub": copd(THREE, cycles=1, topology="hub", hub="text"),
+    "student": copd(PAIR, cycles=1, topology="student")}
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?!\d)", re.S)
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
 DIRECTIVE = re.compile(r"<!-- (drawing|results|claims|studies|headline) (.+?) -->")
 WEB_FONT = re.compile(r"@import\s+url\([\"\']?https://fonts[^)]*\);?")
-ELSEWHERE = re.compile(r"<(?:script|img|iframe|source)[^>]*?\ssrc=\"(https?:|//)|<link(?=[^>]*rel=\"(?:stylesheet|icon|preload|modulepreload)\")[^>]*?href=\"(https?:|//)|@import\s+(?:url\()?[\"']?(?:https?:|//)")
+ELSEWHERE = re.compile(
+    r"<(?:script|img|iframe|source)[^>]*?\ssrc=\"(https?:|//)|<link(?=[^>]*rel=\"(?:stylesheet|icon|preload|modulepreload)\")[^>]*?href=\"(https?:|//)|@import\s+(?:url\()?[\"']?(?:https?:|//)")
 
 
 def with_mathml(text: str) -> str:
     "Markdown with its TeX formulas as MathML, which browsers draw without a script; code stays."
-    def math(match: re.Match) -> str: return " ".join(convert(match[1] or match[2], display="block" if match[1] else "inline").split("\n"))
+    def math(match: re.Match) -> str:
+        return " ".join(convert(match[1] or match[2], display="block" if match[1] else "inline").split("\n"))
     return "".join(part if i % 2 else FORMULA.sub(math, part) for i, part in enumerate(CODE.split(text)))
 
 
@@ -65,7 +70,8 @@ def table(rows: list[dict], names: list[str]) -> list[str]:
     "Accuracy of some paradigms, one column a capability."
     columns = list(dict.fromkeys(r["capability"] for r in rows))
     found = {(r["paradigm"], r["capability"]): number(r) for r in rows}
-    lines = [f"| {name} | " + " | ".join(found[name, c] for c in columns) + " |" for name in names if (name, columns[0]) in found]
+    lines = [f"| {name} | " + " | ".join(found[name, c] for c in columns) + " |" for name in names
+             if (name, columns[0]) in found]
     return [f"| accuracy, % | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *lines]
 
 
@@ -75,11 +81,13 @@ def results(names: list[str]) -> str:
     for key, rows in content["tables"].items():
         if not any(r["paradigm"] in names for r in rows): continue
         shown = table(rows, ["base", *names])
-        said = [f"- {v['sentence'].rstrip('.')}." for v in content["verdicts"][key] if {v["paradigm"], v["other"]} & set(names)]
+        said = [f"- {v['sentence'].rstrip('.')}." for v in content["verdicts"][key] if {v["paradigm"], v["other"]}
+                & set(names)]
         parts += [f"**{setting(key)}**", "", *shown, "", *said, ""]
     if not parts: raise ValueError(f"{RESULTS.name} has no row of {names}")
     seeds = len(content["parameters"]["seeds"])
-    return "\n".join([*parts, f"{seeds} seeds, 95 % intervals over seeds and prompts; `make report PRESET=standard`, commit {content['environment']['commit']}."])
+    return "\n".join([*parts, f"{seeds} seeds, 95 % intervals over seeds and prompts; `make report PRESET=standard`, "
+                              f"commit {content['environment']['commit']}."])
 
 
 def chosen(names: str) -> list[Entry]:
@@ -90,9 +98,11 @@ def chosen(names: str) -> list[Entry]:
 
 
 def studies(names: str, root: str) -> str:
-    "A section for each published report: what it asks, what it found, its limits; `root` leads from the page to the site's root."
+    "A section for each published report: question, findings, limits; `root` leads from the page to the site's root."
     def section(e: Entry) -> str:
-        lines = [f"### {inert(e.title)}", f"{e.about} · [the report]({root}reports/{e.folder.name}/{e.name}.html)", "\n".join(f"- {x}" for x in e.record["shown"]), "Limits:", "\n".join(f"- {x}" for x in e.record["limits"])]
+        lines = [f"### {inert(e.title)}", f"{e.about} · [the report]({root}reports/{e.folder.name}/{e.name}.html)",
+                 "\n".join(f"- {x}" for x in e.record["shown"]), "Limits:",
+                 "\n".join(f"- {x}" for x in e.record["limits"])]
         return "\n\n".join(lines)
     return "\n\n".join(map(section, chosen(names)))
 
@@ -104,13 +114,15 @@ def claims(names: str) -> str:
 
 def headline(names: str) -> str:
     "The headlines of published reports, with the commit that made them."
-    return "\n\n".join(f"{e.record['headline']}\n\n`copd report {e.name}`, commit {e.record['environment']['commit']}." for e in chosen(names))
+    return "\n\n".join(f"{e.record['headline']}\n\n`copd report {e.name}`, commit {e.record['environment']['commit']}."
+                       for e in chosen(names))
 
 
 def means(tables: dict[str, list[dict]]) -> list[str]:
     "Mean accuracy of every paradigm, one column a setting and measure; the highest of a column is bold."
     found = {(r["paradigm"], key): r for key, rows in tables.items() for r in rows if r["capability"] == "mean"}
-    names = sorted({name: None for name, _ in found}, key=lambda name: (name != "base", not name.endswith(" expert")))  # sorting keeps the order within
+    # sorting keeps the order within
+    names = sorted({name: None for name, _ in found}, key=lambda name: (name != "base", not name.endswith(" expert")))
     best = {key: max(r["mean"] for (_, k), r in found.items() if k == key) for key in tables}
 
     def cell(name, key):
@@ -123,10 +135,16 @@ def means(tables: dict[str, list[dict]]) -> list[str]:
 def measured() -> str:
     "README's part on results: the comparison's means and verdicts, a sentence a study, the claims."
     content, found = harmless(read_results(RESULTS)), published()
-    heads = [f"- [{inert(e.title)}](docs/reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found if e.brief and e.name in STUDIES]
-    said = [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items() for v in rows if "mixed RLVR" in (v["paradigm"], v["other"])]
-    made = f"{len(content['parameters']['seeds'])} training seeds, {content['parameters']['steps']} steps a capability, 95 % intervals over seeds and examples; `make report PRESET=standard`, commit {content['environment']['commit']}."
-    return "\n".join([*means(content["tables"]), "", made, "", "CoPD and mixed RLVR, from paired differences:", "", *said, "", "**The studies**", "", *heads, "", "**The paper's claims**", "", claims_markdown([e.record for e in found])])
+    heads = [f"- [{inert(e.title)}](docs/reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found
+             if e.brief and e.name in STUDIES]
+    said = [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items()
+            for v in rows if "mixed RLVR" in (v["paradigm"], v["other"])]
+    given, commit = content["parameters"], content["environment"]["commit"]
+    made = (f"{len(given['seeds'])} training seeds, {given['steps']} steps a capability, 95 % intervals over seeds and "
+            f"examples; `make report PRESET=standard`, commit {commit}.")
+    return "\n".join([*means(content["tables"]), "", made, "", "CoPD and mixed RLVR, from paired differences:", "",
+                      *said, "", "**The studies**", "", *heads, "", "**The paper's claims**", "",
+                      claims_markdown([e.record for e in found])])
 
 
 def write_readme(text: str) -> str:
@@ -139,7 +157,8 @@ def filled(text: str, root: str = "") -> str:
     "A page with its drawings and results; `root` leads from it to the site's root."
     def made(match: re.Match) -> str:
         if match[1] == "drawing": return DRAWINGS[match[2]]._repr_html_()
-        return dict(results=lambda names: results(names.split(", ")), claims=claims, headline=headline, studies=lambda names: studies(names, root))[match[1]](match[2])
+        return dict(results=lambda names: results(names.split(", ")), claims=claims, headline=headline,
+                    studies=lambda names: studies(names, root))[match[1]](match[2])
     return DIRECTIVE.sub(made, text)
 
 
@@ -153,7 +172,8 @@ def copy_page(source: Path, target: Path):
 def copy_notebook(source: Path, target: Path):
     "A notebook without TeX, and without the lines that are meant for nbdev."
     notebook = json.loads(source.read_text(encoding="utf-8"))
-    notebook["cells"] = [c for c in notebook["cells"] if not "".join(c["source"]).startswith(("#| default_exp", "#| hide"))]
+    notebook["cells"] = [c for c in notebook["cells"]
+                         if not "".join(c["source"]).startswith(("#| default_exp", "#| hide"))]
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         cell["source"] = with_mathml(text) if cell["cell_type"] == "markdown" else re.sub(r"\A(#\|.*\n)+", "", text)
@@ -171,20 +191,24 @@ def stage(source: Path):
     for page in source.rglob("*.md"):
         text = page.read_text(encoding="utf-8").replace("bench/README.md", "bench/method.md").replace("](docs/", "](")
         page.write_text(text, encoding="utf-8")
-    for notebook in (n for place in NOTEBOOKS for n in ROOT.glob(place)): copy_notebook(notebook, source / notebook.relative_to(ROOT))
+    for notebook in (n for place in NOTEBOOKS for n in ROOT.glob(place)):
+        copy_notebook(notebook, source / notebook.relative_to(ROOT))
     for folder, files in dict(img=PAGES.glob("img/*"), bench=ROOT.glob("bench/*.json")).items():
         (source / folder).mkdir(parents=True, exist_ok=True)
         for file in files: shutil.copy(file, source / folder)
-    for folder in ("results", "reports"): shutil.copytree(PAGES / folder, source / folder, ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
+    for folder in ("results", "reports"):
+        shutil.copytree(PAGES / folder, source / folder, ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
     shutil.copy(PAGES / "_smalldocs.yml", source)
 
 
 def list_modules(source: Path):
     "The first page of the API: every module and what it is about. The others are made with the site."
-    modules = [importlib.import_module(f"copd_nb.{m.name}") for m in pkgutil.iter_modules(copd_nb.__path__) if not m.name.startswith("_")]
+    modules = [importlib.import_module(f"copd_nb.{m.name}") for m in pkgutil.iter_modules(copd_nb.__path__)
+               if not m.name.startswith("_")]
     rows = "\n".join(f"- [{m.__name__}]({m.__name__.rpartition('.')[2]}.qmd): {m.__doc__.strip()}" for m in modules)
     (source / "api").mkdir()
-    (source / "api" / "index.md").write_text(f"# API\n\nEvery public function and class, with its parameters, made from the code.\n\n{rows}\n", encoding="utf-8")
+    (source / "api" / "index.md").write_text("# API\n\nEvery public function and class, with its parameters, made "
+                                             f"from the code.\n\n{rows}\n", encoding="utf-8")
 
 
 def smalldocs(*words: str, within: Path):
@@ -195,13 +219,15 @@ def smalldocs(*words: str, within: Path):
 
 def drop_web_fonts(site: Path):
     "Take the fonts that a theme would fetch out of its style; the system's stand behind them."
-    for style in site.rglob("*.css"): style.write_text(WEB_FONT.sub("", style.read_text(encoding="utf-8")), encoding="utf-8")
+    for style in site.rglob("*.css"):
+        style.write_text(WEB_FONT.sub("", style.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def loads_from_elsewhere(site: Path) -> list[str]:
     "Pages and styles that would load a file from the network."
     files = sorted(p for p in site.rglob("*") if p.suffix in (".html", ".css"))
-    return [f"{page.relative_to(site)}: {found[0]}" for page in files if (found := ELSEWHERE.search(page.read_text(encoding="utf-8")))]
+    return [f"{page.relative_to(site)}: {found[0]}" for page in files
+            if (found := ELSEWHERE.search(page.read_text(encoding="utf-8")))]
 
 
 def build(target: Path = ROOT / "_docs") -> Path:

@@ -13,7 +13,7 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-LONG = "test_studies", "test_engine", "test_reports", "test_cluster", "test_browser", "test_docs", "test_control", "test_reliability", "test_gaps", "test_crews", "test_explore", "test_jobs"
+LONG = "test_studies", "test_engine", "test_reports", "test_cluster", "test_browser", "test_docs", "test_control", "test_reliability", "test_gaps", "test_executors", "test_explore", "test_jobs"
 
 
 def pytest_collection_modifyitems(items):
@@ -24,17 +24,17 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def dies_after(monkeypatch):
     "Blocks in which the engine dies like a killed process after some steps."
-    from copd_nb.engine import step as step_module
+    from copd_nb.engine import phase as phase_module
 
     @contextmanager
     def block(steps: int):
-        real, count = step_module.train_step, iter(range(steps))
+        real, count = phase_module.train_step, iter(range(steps))
 
         def dying(*args):
             if next(count, None) is None: raise KeyboardInterrupt
             return real(*args)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(step_module, "train_step", dying)
+            patch.setattr(phase_module, "train_step", dying)
             yield
     return block
 

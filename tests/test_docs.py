@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from copd_nb.engine import update as update_module
-from copd_nb.signals import sampling as sampling_module
+from copd_nb.engine import streams as streams_module
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.schedule.control import divergence_band
 from copd_nb.schedule.copd import copd
@@ -23,7 +23,8 @@ from copd_nb.report.index import STUDIES
 from copd_nb.data.rewards import Failed
 
 ROOT = Path(__file__).parents[1]
-OTHER_REPORTS = {"real", "checkpoints", "audit"}  # published, but no studies: one seed of a real model, rewards without training
+# published, but no studies: one seed of a real model, rewards without training
+OTHER_REPORTS = {"real", "checkpoints", "audit"}
 spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
 docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs)
@@ -39,7 +40,8 @@ def site(tmp_path_factory):
 
 def test_the_index_and_every_notebook_have_a_page(site):
     assert "copd_nb" in (site / "index.html").read_text()
-    for notebook in (*ROOT.glob("nbs/[0-9]*.ipynb"), *ROOT.glob("nbs/tutorials/*.ipynb"), *ROOT.glob("nbs/explain/*.ipynb")):
+    for notebook in (*ROOT.glob("nbs/[0-9]*.ipynb"), *ROOT.glob("nbs/tutorials/*.ipynb"),
+                     *ROOT.glob("nbs/explain/*.ipynb")):
         assert (site / notebook.relative_to(ROOT).with_suffix(".html")).exists()
     modules = {p.stem for p in (ROOT / "copd_nb").glob("[a-z]*.py")}
     assert {p.stem for p in (site / "api").glob("*.html")} == modules | {"index"}
@@ -53,14 +55,16 @@ def test_the_api_has_signatures_parameters_and_shapes(site):
 def test_formulas_need_no_script_and_code_keeps_its_dollars(site):
     page = (site / "nbs" / "12_objectives.html").read_text()
     assert page.count("<math") > 20 and "katex" not in page.lower()
-    assert docs.with_mathml("costs `$5` and $x$").startswith("costs `$5` and <math") and docs.with_mathml("$5 and $6") == "$5 and $6"
+    assert docs.with_mathml("costs `$5` and $x$").startswith("costs `$5` and <math") and docs.with_mathml(
+        "$5 and $6") == "$5 and $6"
 
 
 def test_paradigm_pages_have_usage_metrics_details_results_and_a_drawing(site):
     for page in (ROOT / "docs" / "paradigms").glob("*.md"):
         if page.stem == "index": continue
         shown = (site / "paradigms" / f"{page.stem}.html").read_text()
-        assert all(f">{part}" in shown for part in ("Usage", "What is logged", "Details", "Results")) and "<svg" in shown, page.stem
+        assert all(f">{part}" in shown for part in ("Usage", "What is logged", "Details",
+                                                    "Results")) and "<svg" in shown, page.stem
         assert "<!-- " not in page.read_text() or "95 % intervals" in shown or "the report</a>" in shown
 
 
@@ -68,8 +72,10 @@ def test_the_studies_page_has_every_claim_and_every_report(site):
     shown = re.sub(r"<[^>]+>", "", (site / "studies.html").read_text())
     published = sorted(f.parent for f in (ROOT / "docs" / "reports").glob("*/results.json"))
     assert {read_results(f / "results.json")["report"] for f in published} == set(STUDIES) | OTHER_REPORTS
-    assert all(c.text in shown.replace("&#39;", "'").replace("&#x27;", "'").replace("’", "'") for c in CLAIMS) and "not run" not in shown
-    for f in published: assert (site / "reports" / f.name / f"{read_results(f / 'results.json')['report']}.html").exists()
+    assert all(c.text in shown.replace("&#39;", "'").replace("&#x27;", "'").replace("’", "'")
+               for c in CLAIMS) and "not run" not in shown
+    for f in published:
+        assert (site / "reports" / f.name / f"{read_results(f / 'results.json')['report']}.html").exists()
 
 
 def test_published_reports_are_standard_runs_over_seeds():
@@ -77,7 +83,8 @@ def test_published_reports_are_standard_runs_over_seeds():
     for folder in (f.parent for f in (ROOT / "docs" / "reports").glob("*/results.json")):
         record = read_results(folder / "results.json")
         if record["report"] in OTHER_REPORTS: continue
-        assert record["parameters"]["preset"] == "standard" and len(record["parameters"]["seeds"]) >= (5 if record["report"] == "comparison" else 3)
+        assert record["parameters"]["preset"] == "standard" and len(record["parameters"]["seeds"]) >= (5
+                if record["report"] == "comparison" else 3)
     assert not docs.loads_from_elsewhere(ROOT / "docs" / "reports")
     assert sum(f.stat().st_size for f in (ROOT / "docs" / "reports").rglob("*")) < 10_000_000
 
@@ -97,7 +104,8 @@ def test_results_of_nothing_are_refused():
 def test_a_broken_link_ends_the_build(tmp_path):
     (tmp_path / "_smalldocs.yml").write_text("project:\n  type: website\n")
     (tmp_path / "index.md").write_text("# Title\n\n[there](nowhere.md)\n")
-    with pytest.raises(SystemExit, match="nowhere.md"): docs.smalldocs("render", "--quiet", "--strict", ".", within=tmp_path)
+    with pytest.raises(SystemExit, match="nowhere.md"):
+        docs.smalldocs("render", "--quiet", "--strict", ".", within=tmp_path)
 
 
 def test_what_a_page_loads_from_elsewhere_is_found(tmp_path):
@@ -107,34 +115,40 @@ def test_what_a_page_loads_from_elsewhere_is_found(tmp_path):
     assert [f.split(":")[0] for f in docs.loads_from_elsewhere(tmp_path)] == ["a.html", "b.css"]
 
 
-def every_other_fails(completions, examples): return [Failed("no score") if i % 2 else 0.0 for i, _ in enumerate(completions)]
+def every_other_fails(completions, examples):
+    return [Failed("no score") if i % 2 else 0.0 for i, _ in enumerate(completions)]
 
 
 def all_goes_wrong(monkeypatch):
     "Let memory run out in the first rollouts, and the loss of the first stream be NaN."
-    sampled, gradient, first = sampling_module.sample_many, update_module.stream_gradient, dict(memory=True, loss=True)
+    sampled, gradient, first = streams_module.sample_many, update_module.stream_gradient, dict(memory=True, loss=True)
     def short(*args):
         if first.pop("memory", False): raise torch.OutOfMemoryError("no memory left")
         return sampled(*args)
     def spoilt(*args):
         found, loss = gradient(*args)
         return found, math.nan if first.pop("loss", False) else loss
-    monkeypatch.setattr(sampling_module, "sample_many", short)
+    monkeypatch.setattr(streams_module, "sample_many", short)
     monkeypatch.setattr(update_module, "stream_gradient", spoilt)
 
 
 def test_the_page_on_metrics_names_what_is_logged(tmp_path, monkeypatch):
     all_goes_wrong(monkeypatch)
     page = (ROOT / "docs" / "metrics.md").read_text()
-    config = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=2, probe_k=(10, 5), eval_every=1, eval_prompts=2, eval_samples=1, device="cpu",
+    config = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=2,
+                    probe_k=(10, 5), eval_every=1, eval_prompts=2, eval_samples=1, device="cpu",
                     warn=dict(window=1, unfinished=0.0))  # a random model ends hardly any completion
-    run = train(copd(["text", "image"], cycles=2, s_rl=1, s_opd=1, control=divergence_band(0.1, 0.2)), [replace(text(8), reward=every_other_fails), image(8, 8)], tiny_policy(), config, tmp_path / "run", progress=False)
+    run = train(copd(["text", "image"], cycles=2, s_rl=1, s_opd=1, control=divergence_band(0.1, 0.2)),
+                [replace(text(8), reward=every_other_fails), image(8, 8)], tiny_policy(), config, tmp_path / "run",
+                progress=False)
     common, *parts = re.split(r"^## kind `(\w+)`", page, flags=re.M)
     assert set(parts[::2]) == set(run.events["kind"])
     for kind, said in zip(parts[::2], parts[1::2]):
         logged = set(run.events[run.events["kind"] == kind].dropna(axis=1, how="all").columns)
-        named = set(re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in said.splitlines() if line.startswith("|")) + common))
+        named = set(re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in said.splitlines()
+                                                     if line.startswith("|")) + common))
         named |= {"overlap@5"} if kind == "probe" else set()
         assert logged <= named, f"{kind}: not on the page: {logged - named}"
         seen = set(run.events[run.events["kind"] == kind].columns) | {"events.jsonl", "run.events"}
-        assert named - seen <= {"teacher", "delta_clipped_share", "micro_prompts", "micro_tokens"}, f"{kind}: not logged: {named - seen}"
+        assert named - seen <= {"teacher", "delta_clipped_share", "micro_prompts",
+                                "micro_tokens"}, f"{kind}: not logged: {named - seen}"

@@ -2,7 +2,7 @@
 
 The numbers are in freeze.json. They were made by one processor and hold on others to a few digits: sums in another order
 change the last digits, and Adam turns the sign of a gradient that is zero but for rounding into a whole step. What is bit
-for bit the same on one machine, test_engine and test_crews show. `python tests/test_freeze.py` writes the file anew, which
+for bit the same on one machine, test_engine and test_executors show. `python tests/test_freeze.py` writes the file anew, which
 is a change of what the engine computes and belongs into the message of its commit.
 """
 import json

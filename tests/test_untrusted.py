@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 from PIL import Image
 
-from copd_nb.engine import runs as runs_module
+from copd_nb.engine import environment as environment_module
 from copd_nb.policy import templates as templates_module
 from copd_nb.report import driver as driver_module
 from copd_nb.report import index as index_module
@@ -60,7 +60,8 @@ from copd_nb.report.parameters import (
 from copd_nb.signals.rollouts import Rollouts
 from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
 from copd_nb.engine.log import EventLog
-from copd_nb.engine.runs import Run, create_run, without_places
+from copd_nb.engine.environment import without_places
+from copd_nb.engine.runs import Run, create_run
 from copd_nb.engine.storage import write_json
 from copd_nb.scale.forecast import Forecast
 from copd_nb.schedule.core import Schedule
@@ -923,6 +924,7 @@ def test_the_page_of_a_report_shows_prompts_as_text(told):
                           ('"/home/me/work/r":3', '"./r":3'), ("/home/me/work:/home/me/x", ".:~/x"),
                           ("/lib/py/site/x.py", "<python>/site/x.py")])
 def test_folders_are_taken_out_of_texts_only_as_a_whole(text, short, monkeypatch):
-    monkeypatch.setattr(runs_module, "_places", lambda: {"/home/me/work": ".", "/home/me": "~", "/lib/py": "<python>"})
+    places = {"/home/me/work": ".", "/home/me": "~", "/lib/py": "<python>"}
+    monkeypatch.setattr(environment_module, "_places", lambda: places)
     assert without_places(text) == short
     assert without_places({text: [text, 1, None, {"a": text}]}) == {short: [short, 1, None, {"a": short}]}

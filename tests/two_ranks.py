@@ -1,4 +1,4 @@
-"Run by two processes: what `TrlLearner` weighs together is what the engine weighs alone."
+"Run by two processes: the gradients of `TrlLearner` in two processes are those of the engine in one."
 import copy
 import sys
 import tempfile
@@ -31,8 +31,8 @@ def agrees(kind, name, shard, changes, folder):
     ours, theirs = ([copy.copy(b) for b in batches] for _ in range(2))
     gradients, losses = gradients_of(training, name, ours)
     if shard: sharded(training.branch(name).policy)
-    found, lost = learner.weigh(training, name, theirs)
-    assert training.accelerator.num_processes == 2 and list(found) == list(gradients)
+    found, lost = learner.gradients(training, name, theirs)
+    assert learner.trainer(training, name).accelerator.num_processes == 2 and list(found) == list(gradients)
     for stream, gradient in gradients.items():
         whole = flat([g.full_tensor() if isinstance(g, DTensor) else g for g in found[stream]])
         assert near(whole, flat(gradient)) and abs(lost[stream] - losses[stream]) < 1e-4

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .parts import Control, Merge, Phase, Update, _pairs
 from ..data.names import later
+from .parts import Control, Merge, Phase, Update, _pairs
 
 # %% auto #0
 __all__ = ['Schedule']
@@ -56,11 +56,11 @@ class Schedule:
 
     @property
     def total_steps(self) -> int:  # Σ steps × updates
-        "Optimiser steps of all branches together."
+        "Optimizer steps of all branches together."
         return sum(phase.steps for phase, _ in self.updates)
 
     def steps_of(self, branch: str) -> int:  # 0 for a branch that never learns
-        "Optimiser steps of one branch."
+        "Optimizer steps of one branch."
         return sum(phase.steps for phase, update in self.updates if update.branch == branch)
 
     def phases_of(self, branch: str) -> tuple[Phase, ...]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'Measure', 'TokenScores', 'token_scores']
 
-# %% ../../nbs/2_signals/03_heads.ipynb #c002
+# %% ../../nbs/2_signals/03_heads.ipynb #a411bfdf
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,20 +16,20 @@ from torch.autograd.function import once_differentiable
 from ..policy.head import Head
 from .divergences import topk_mask
 
-# %% ../../nbs/2_signals/03_heads.ipynb #c005
+# %% ../../nbs/2_signals/03_heads.ipynb #ebfca7c3
 CHUNK = 2 ** 25  # logits held at a time, 134 MB in fp32
 
 def _slices(tokens: int, step: int) -> Iterator[slice]:
     "Slices of `step` tokens; one, an empty one, if there are none."
     return (slice(start, start + step) for start in range(0, max(tokens, 1), step))
 
-# %% ../../nbs/2_signals/03_heads.ipynb #c008
+# %% ../../nbs/2_signals/03_heads.ipynb #31b14c2b
 def _wide(head: Head, dtype: torch.dtype) -> Head:
     "A head with weights in the precision that it computes in, given the hidden states' type."
     wide = torch.promote_types(torch.promote_types(dtype, head.weight.dtype), torch.float32)
     return replace(head, weight=head.weight.to(wide), bias=None if head.bias is None else head.bias.to(wide))
 
-# %% ../../nbs/2_signals/03_heads.ipynb #c010
+# %% ../../nbs/2_signals/03_heads.ipynb #4b625381
 Measure = Callable[[Tensor, slice], Tensor]  # logits (n, V) and which tokens they are → (n, …)
 
 @torch.no_grad()
@@ -40,14 +40,14 @@ def _pass(head: Head, hidden: Tensor, measures: Sequence[Measure], step: int) ->
     parts = [chunk(head(hidden[rows]), rows) for rows in _slices(len(hidden), step)]
     return tuple(torch.cat(part) for part in zip(*parts))
 
-# %% ../../nbs/2_signals/03_heads.ipynb #c012
+# %% ../../nbs/2_signals/03_heads.ipynb #070ac5e5
 def _logit_gradient(head: Head, hidden: Tensor, measure: Measure, rows: slice, grad: Tensor) -> Tensor:
     "Gradient of a chunk's measure with respect to the product of hidden states and weights, (n, V)."
     raw = head.raw(hidden[rows]).requires_grad_()
     with torch.enable_grad(): value = measure(head.finish(raw), rows)
     return torch.autograd.grad(value, raw, grad[rows])[0]
 
-# %% ../../nbs/2_signals/03_heads.ipynb #c014
+# %% ../../nbs/2_signals/03_heads.ipynb #da6da0a8
 class _Chunked(torch.autograd.Function):
     "Measures of all tokens: the first has a gradient, once; the others have none."
 
@@ -65,7 +65,8 @@ class _Chunked(torch.autograd.Function):
         hidden, weight, bias, *reads = ctx.saved_tensors
         head = _wide(replace(ctx.head, weight=weight, bias=bias), hidden.dtype)
         like = hidden, head.weight, head.bias
-        of_hidden, of_weight, of_bias = (torch.zeros_like(x) if n else None for x, n in zip(like, ctx.needs_input_grad[3:6]))
+        wanted = ctx.needs_input_grad[3:6]
+        of_hidden, of_weight, of_bias = (torch.zeros_like(x) if n else None for x, n in zip(like, wanted))
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _slices(len(hidden), ctx.step):
                 g = _logit_gradient(head, hidden, ctx.measure, rows, grad)
@@ -75,11 +76,18 @@ class _Chunked(torch.autograd.Function):
                 del g  # before the next chunk is made
         return None, None, None, of_hidden, of_weight, of_bias, *[None] * len(reads)
 
-# %% ../../nbs/2_signals/03_heads.ipynb #c016
-def _measured(head: Head, hidden: Tensor, measures: Sequence[Measure], chunk: int, reads: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    "Each measure of (…, H) hidden states as (…, …); the first with a gradient where hidden states or head ask for one."
+# %% ../../nbs/2_signals/03_heads.ipynb #5992fa33
+def _measured(
+    head: Head,
+    hidden: Tensor,  # (…, H)
+    measures: Sequence[Measure],  # the first has a gradient where hidden states or head ask for one
+    chunk: int,  # logits held at a time
+    reads: Sequence[Tensor | None],  # other tensors that the measures read
+) -> tuple[Tensor, ...]:  # (…, …) of each measure
+    "Each measure of hidden states, chunk by chunk."
     rows, step = hidden.reshape(-1, hidden.shape[-1]), max(1, chunk // len(head.weight))
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, head.weight, head.bias))
+    tensors = (x for x in (hidden, head.weight, head.bias) if x is not None)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     if not wanted: found = _pass(head, rows, measures, step)
     elif len(rows) > step:
         constants = (x if x is None else x.detach() for x in reads)
@@ -90,7 +98,7 @@ def _measured(head: Head, hidden: Tensor, measures: Sequence[Measure], chunk: in
         found = (measures[0](logits, everything), *others)
     return tuple(x.view(hidden.shape[:-1] + x.shape[1:]) for x in found)
 
-# %% ../../nbs/2_signals/03_heads.ipynb #c018
+# %% ../../nbs/2_signals/03_heads.ipynb #e6c65d2d
 def _mean(log_p: Tensor, x: Tensor) -> Tensor:
     "Mean of x under p, (…, V) twice → (…); one temporary, no gradient."
     return log_p.exp().mul_(x).sum(-1)
@@ -100,7 +108,7 @@ def _entropy(logits: Tensor, rows: slice) -> Tensor:
     log_p = logits.log_softmax(-1)
     return -_mean(log_p, log_p)
 
-# %% ../../nbs/2_signals/03_heads.ipynb #c020
+# %% ../../nbs/2_signals/03_heads.ipynb #dac2c3c6
 def _check_k(k: int, width: int) -> None:
     "ValueError unless that many ids exist."
     if not 1 <= k <= width: raise ValueError(f"k is {k}: with a vocabulary of {width} ids it must be 1 to that size")
@@ -113,10 +121,10 @@ def _top_ids(logits: Tensor, k: int) -> Tensor:
     ids = ids.sort(dim=-1).values
     return ids.gather(-1, logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices)
 
-# %% ../../nbs/2_signals/03_heads.ipynb #c022
+# %% ../../nbs/2_signals/03_heads.ipynb #99051df1
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    "What a policy says about given tokens."
+    "A policy's scores of given tokens."
     logp: Tensor  # (…,) nats, with a gradient
     entropy: Tensor | None = None  # (…,) nats, detached
     top_ids: Tensor | None = None  # (…, k), most likely first
@@ -129,7 +137,7 @@ def token_scores(
     k: int = 0,  # also the k most likely ids, 0 for none
     chunk: int = CHUNK,  # logits held at a time
 ) -> TokenScores:  # log-probabilities in fp32 (fp64 if hidden states or weights are)
-    "Log-probability of each id, with a gradient to hidden states and head; ValueError for ids of another shape or k > V."
+    "Log-probability of each id, with gradient to hidden states and head; ValueError for other shapes of ids or k > V."
     if ids.shape != hidden.shape[:-1]:
         shapes = f"ids of shape {tuple(ids.shape)} and hidden states of shape {tuple(hidden.shape)}"
         raise ValueError(f"{shapes}: ids must have all but the last dimension")

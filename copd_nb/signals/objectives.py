@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LARGEST_REWARD', 'LOG_RATIO_LIMIT', 'grpo_advantages', 'loss_denominator', 'reduce_loss', 'clipped_surrogate',
-           'clip_share', 'opd_advantages', 'delta_stats', 'unlikely_advantages', 'kl_estimator_loss',
+           'clip_share', 'opd_advantages', 'delta_stats', 'low_probability_advantages', 'kl_estimator_loss',
            'distillation_loss']
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c002
+# %% ../../nbs/2_signals/06_objectives.ipynb #a12d95db
 import math
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .divergences import divergence, topk_reverse_kl
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c004
+# %% ../../nbs/2_signals/06_objectives.ipynb #5bec5cb2
 LARGEST_REWARD = 1e15
 
 def _reward_groups(rewards: Tensor, group_size: int) -> Tensor:
@@ -23,17 +23,19 @@ def _reward_groups(rewards: Tensor, group_size: int) -> Tensor:
     if group_size < 1 or rewards.ndim != 1 or len(rewards) % group_size:
         raise ValueError(f"rewards of shape {tuple(rewards.shape)} cannot be cut into groups of {group_size}")
     bad = (~(rewards.abs() <= LARGEST_REWARD)).nonzero().flatten().tolist()
-    if bad: raise ValueError(f"the reward of row {bad[0]} is {rewards[bad[0]].item()}: rewards must be finite, of a size up to {LARGEST_REWARD:g}")
+    if bad:
+        value = rewards[bad[0]].item()
+        raise ValueError(f"the reward of row {bad[0]} is {value}: rewards must be finite, of a size up to {LARGEST_REWARD:g}")
     return rewards.to(torch.promote_types(rewards.dtype, torch.float32)).view(-1, group_size)
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c005
+# %% ../../nbs/2_signals/06_objectives.ipynb #291d1237
 def grpo_advantages(
     rewards: Tensor,  # (B,) one reward a completion
     group_size: int,  # G, completions of one prompt are consecutive rows
     eps: float = 1e-6,  # added to the standard deviation
     scale: str = "std",  # std: divide by the group's standard deviation, none: only centre
 ) -> Tensor:  # (B,) advantages, exactly 0 for groups without variance
-    "Group-relative advantages (B,) → (B,); ValueError for rows that do not fill groups, rewards that are not finite or too large, unknown scale."
+    "Group-relative advantages (B,) → (B,); ValueError for incomplete groups, bad rewards or an unknown scale."
     if scale not in ("std", "none"): raise ValueError(f"unknown scale {scale!r}: choose std or none")
     groups = _reward_groups(rewards, group_size)
     flat = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
@@ -41,7 +43,7 @@ def grpo_advantages(
     if scale == "none" or group_size == 1: return centred.flatten()
     return (centred / (groups.std(1, keepdim=True) + eps)).flatten()
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c010
+# %% ../../nbs/2_signals/06_objectives.ipynb #8de9405f
 def loss_denominator(
     mask: Tensor,  # (B, T) true or 1 for completion tokens, of a whole optimiser step
     reduction: str = "token",  # token, sequence or constant
@@ -51,16 +53,18 @@ def loss_denominator(
     if reduction == "token": return float(mask.bool().sum())
     if reduction == "sequence": return float(len(mask))
     if reduction != "constant": raise ValueError(f"unknown reduction {reduction!r}: choose token, sequence or constant")
-    if max_tokens is None or max_tokens < 1: raise ValueError(f"reduction 'constant' needs max_tokens ≥ 1, got {max_tokens}")
+    if max_tokens is None or max_tokens < 1:
+        raise ValueError(f"reduction 'constant' needs max_tokens ≥ 1, got {max_tokens}")
     return float(len(mask) * max_tokens)
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c011
+# %% ../../nbs/2_signals/06_objectives.ipynb #041f3f5e
 def _check_shapes(reference: Tensor, **others: Tensor) -> None:
     "ValueError naming the first tensor whose shape is not that of `reference`."
     for name, x in others.items():
-        if x.shape != reference.shape: raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {tuple(reference.shape)}")
+        if x.shape == reference.shape: continue
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {tuple(reference.shape)}")
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c012
+# %% ../../nbs/2_signals/06_objectives.ipynb #78f25bd7
 def reduce_loss(
     losses: Tensor,  # (B, T) token losses
     mask: Tensor,  # (B, T) true or 1 for completion tokens
@@ -68,20 +72,21 @@ def reduce_loss(
     denominator: float | None = None,  # of the whole optimiser step; None takes these rows for the step
     max_tokens: int | None = None,  # constant only: length limit of a completion
 ) -> Tensor:  # scalar
-    "Masked (B, T) losses → scalar sum / denominator; ValueError for shapes that disagree or a denominator that is not positive."
+    "Masked (B, T) losses → scalar sum / denominator; ValueError for shapes that disagree or a denominator ≤ 0."
     _check_shapes(losses, mask=mask)
     own = loss_denominator(mask, reduction, max_tokens)
     denominator = own if denominator is None else float(denominator)
-    if not denominator > 0: raise ValueError(f"the denominator is {denominator}: the step holds nothing to learn from")
+    if not denominator > 0:
+        raise ValueError(f"the denominator is {denominator}: the step holds nothing to learn from")
     keep = mask.bool()
     rows = torch.where(keep, losses, 0).sum(-1)
     if reduction == "sequence": rows = rows / keep.sum(-1).clamp(min=1)
     return rows.sum() / denominator
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c016
+# %% ../../nbs/2_signals/06_objectives.ipynb #7417c883
 LOG_RATIO_LIMIT = 20.0  # nats; e^20 is far beyond any clip range and far below float32's maximum
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c017
+# %% ../../nbs/2_signals/06_objectives.ipynb #bd79937d
 def _ratio_and_advantages(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     "Ratio and advantages as (B, T) in at least float32, 1 and 0 outside the mask; only `logp` carries a gradient."
     if advantages.ndim == 1: advantages = advantages[:, None].expand(-1, logp.shape[-1])
@@ -91,7 +96,7 @@ def _ratio_and_advantages(logp: Tensor, old_logp: Tensor, advantages: Tensor, ma
     ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     return ratio, torch.where(keep, advantages.detach().to(wide), 0)
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c018
+# %% ../../nbs/2_signals/06_objectives.ipynb #9eb25bf2
 def clipped_surrogate(
     logp: Tensor,  # (B, T) log-probabilities under the policy that is trained
     old_logp: Tensor,  # (B, T) the same tokens under the policy that sampled them
@@ -103,12 +108,13 @@ def clipped_surrogate(
     denominator: float | None = None,  # of the whole optimiser step; None takes these rows for the step
     max_tokens: int | None = None,  # constant only: length limit of a completion
 ) -> Tensor:  # scalar loss to minimise
-    "PPO's clipped surrogate with GRPO's reductions, (B, T) → scalar; ValueError for shapes that disagree or an empty step."
+    "PPO's clipped surrogate with GRPO's reductions, (B, T) → scalar; ValueError for bad shapes or an empty step."
     ratio, advantages = _ratio_and_advantages(logp, old_logp, advantages, mask)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return reduce_loss(-torch.minimum(ratio * advantages, clipped * advantages), mask, reduction, denominator, max_tokens)
+    losses = -torch.minimum(ratio * advantages, clipped * advantages)
+    return reduce_loss(losses, mask, reduction, denominator, max_tokens)
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c024
+# %% ../../nbs/2_signals/06_objectives.ipynb #79859f4f
 def clip_share(
     logp: Tensor,  # (B, T) log-probabilities under the policy that is trained
     old_logp: Tensor,  # (B, T) the same tokens under the policy that sampled them
@@ -117,78 +123,81 @@ def clip_share(
     clip_low: float = 0.2,  # as in clipped_surrogate
     clip_high: float = 0.28,  # as in clipped_surrogate
 ) -> Tensor:  # scalar in [0, 1]
-    "Share of masked tokens where the clip takes the gradient away; ValueError for shapes that disagree or an all-zero mask."
+    "Share of masked tokens where the clip removes the gradient; ValueError for bad shapes or an all-zero mask."
     ratio, advantages = _ratio_and_advantages(logp.detach(), old_logp, advantages, mask)
-    if not mask.bool().any(): raise ValueError("the mask selects no token: a share of nothing is undefined")
+    if not mask.bool().any():
+        raise ValueError("the mask selects no token: a share of nothing is undefined")
     clipped = ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
     return clipped.sum() / mask.bool().sum()
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c027
+# %% ../../nbs/2_signals/06_objectives.ipynb #85f431cd
 def _delta(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
     "log T − log s, (B, T), detached, in at least float32."
     _check_shapes(student_logp, teacher_logp=teacher_logp)
     wide = torch.promote_types(student_logp.dtype, torch.float32)
     return teacher_logp.detach().to(wide) - student_logp.detach().to(wide)
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c028
+# %% ../../nbs/2_signals/06_objectives.ipynb #6b68b790
 def _check_clip(clip: float | None) -> None:
     "ValueError for a clip that is not positive."
     if clip is not None and not clip > 0: raise ValueError(f"clip is {clip}: it must be > 0, or None for no clipping")
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c029
+# %% ../../nbs/2_signals/06_objectives.ipynb #3c6eba02
 def opd_advantages(
     teacher_logp: Tensor,  # (B, T) the sampled tokens under the teacher
     student_logp: Tensor,  # (B, T) the same tokens under the student that sampled them
     beta: float = 1.0,  # weight of the distillation
     clip: float | None = None,  # δ is clipped to ±clip nats before it is weighted
 ) -> Tensor:  # (B, T) advantages, detached
-    "Token-level OPD advantages β·δ, (B, T) twice → (B, T); ValueError for shapes that disagree or a clip that is not positive."
+    "Token-level OPD advantages β·δ, (B, T) twice → (B, T); ValueError for shapes that disagree or a clip ≤ 0."
     _check_clip(clip)
     delta = _delta(teacher_logp, student_logp)
     return beta * (delta if clip is None else delta.clamp(-clip, clip))
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c031
+# %% ../../nbs/2_signals/06_objectives.ipynb #0c43650a
 def delta_stats(
     teacher_logp: Tensor,  # (B, T)
     student_logp: Tensor,  # (B, T)
     mask: Tensor,  # (B, T) true or 1 for completion tokens
     clip: float | None = None,  # the clip that opd_advantages was given
 ) -> dict[str, float]:  # mean of δ; abs_p50, abs_p90, abs_p99 of |δ| (nearest rank), nats; clipped_share in [0, 1]
-    "What the log keeps of δ over completion tokens; ValueError for shapes that disagree, an all-zero mask or a bad clip."
+    "Statistics of δ over completion tokens, for the log; ValueError for bad shapes, an all-zero mask or a bad clip."
     _check_clip(clip)
     _check_shapes(student_logp, mask=mask)
     delta = _delta(teacher_logp, student_logp)[mask.bool()]
     if not len(delta): raise ValueError("the mask selects no token: statistics of nothing are undefined")
     ordered = delta.abs().sort().values
     ranks = {f"abs_p{q}": ordered[-(-q * len(ordered) // 100) - 1].item() for q in (50, 90, 99)}  # −(−a // b) rounds up
-    return {"mean": delta.mean().item()} | ranks | {"clipped_share": 0.0 if clip is None else (ordered > clip).float().mean().item()}
+    share = 0.0 if clip is None else (ordered > clip).float().mean().item()
+    return {"mean": delta.mean().item()} | ranks | {"clipped_share": share}
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c036
-def unlikely_advantages(
+# %% ../../nbs/2_signals/06_objectives.ipynb #89883027
+def low_probability_advantages(
     student_logp: Tensor,  # (B, T) the sampled tokens under the student that sampled them
     beta: float = 1.0,  # weight of the control
     below: float = 0.1,  # p₀, tokens of a smaller probability are pushed down, in (0, 1]
 ) -> Tensor:  # (B, T) advantages, detached
-    "−β on tokens that the student gave less than `below`, 0 elsewhere, (B, T) → (B, T); ValueError for a `below` outside (0, 1]."
+    "−β where the student gave less than `below`, 0 elsewhere, (B, T) → (B, T); ValueError for `below` outside (0, 1]."
     if not 0 < below <= 1: raise ValueError(f"below={below}: a probability in (0, 1]")
     return -beta * (student_logp.detach() < math.log(below)).to(student_logp.dtype)
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c039
+# %% ../../nbs/2_signals/06_objectives.ipynb #6fdfd8c4
 def kl_estimator_loss(
     student_logp: Tensor,  # (B, T) tokens sampled by the student, with gradient
     teacher_logp: Tensor,  # (B, T) the same tokens under the teacher
     estimator: str = "k2",  # k2: gradient of the reverse KL, k3: gradient of the forward KL
 ) -> Tensor:  # (B, T) token losses, for reduce_loss
-    "Differentiable KL estimators named by their gradient, (B, T) twice → (B, T); ValueError for k1 and unknown names."
+    "Differentiable KL estimators named by their gradient, (B, T) twice → (B, T); ValueError for k1 or unknown names."
     _check_shapes(student_logp, teacher_logp=teacher_logp)
     wide = torch.promote_types(student_logp.dtype, torch.float32)
     delta = teacher_logp.detach().to(wide) - student_logp.to(wide)
     if estimator == "k2": return delta.square() / 2
     if estimator == "k3": return torch.expm1(delta := delta.clamp(max=LOG_RATIO_LIMIT)) - delta
-    if estimator == "k1": raise ValueError("k1 as a loss has gradient ∇log s, of expectation zero: choose k2 (reverse) or k3 (forward)")
+    if estimator == "k1":
+        raise ValueError("k1 as a loss has gradient ∇log s, of expectation zero: choose k2 (reverse) or k3 (forward)")
     raise ValueError(f"unknown estimator {estimator!r}: choose k2 (reverse KL) or k3 (forward KL)")
 
-# %% ../../nbs/2_signals/06_objectives.ipynb #c044
+# %% ../../nbs/2_signals/06_objectives.ipynb #8d8a5154
 def distillation_loss(
     student_logits: Tensor,  # (B, T, V)
     teacher_logits: Tensor,  # (B, T, V), detached here
@@ -198,11 +207,13 @@ def distillation_loss(
     k: int | None = None,  # topk only: ids that are kept
     denominator: float | None = None,  # tokens of the whole optimiser step; None takes these rows for the step
 ) -> Tensor:  # scalar loss, nats a token
-    "Full-vocabulary distillation, Σ divergence / Σ mask, (B, T, V) → scalar; ValueError for an unknown kind, missing k or empty step."
-    if (kind == "topk") != (k is not None): raise ValueError(f"kind is {kind!r} and k is {k}: kind 'topk' needs k, the others take none")
+    "Full-vocabulary distillation, Σ divergence / Σ mask, (B, T, V) → scalar; ValueError for a bad kind, k or mask."
+    if (kind == "topk") != (k is not None):
+        raise ValueError(f"kind is {kind!r} and k is {k}: kind 'topk' needs k, the others take none")
     _check_shapes(student_logits[..., 0], mask=mask)
     denominator = loss_denominator(mask) if denominator is None else float(denominator)
-    if not denominator > 0: raise ValueError(f"the denominator is {denominator}: the step holds nothing to learn from")
+    if not denominator > 0:
+        raise ValueError(f"the denominator is {denominator}: the step holds nothing to learn from")
     s, t = student_logits[mask.bool()], teacher_logits[mask.bool()].detach()
     losses = topk_reverse_kl(s, t, k) if kind == "topk" else divergence(s, t, kind, alpha)
     return losses.sum() / denominator

@@ -1,4 +1,4 @@
-"A real JupyterLab and a real chromium. Without chromium the tier is skipped in plain sight; where it is required (CI) it fails."
+"A real JupyterLab and a real chromium. Without chromium the tests are skipped; where it is required (CI) they fail."
 import json
 import os
 import re
@@ -15,7 +15,8 @@ from urllib.request import urlopen
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHOTS = Path(os.environ.get("COPD_SHOTS", ROOT / "reports_out" / "browser"))  # screenshots of every widget, and of failures
+# screenshots of every widget, and of failures
+SHOTS = Path(os.environ.get("COPD_SHOTS", ROOT / "reports_out" / "browser"))
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -42,7 +43,8 @@ def chromium():
     try: from playwright.sync_api import sync_playwright
     except ImportError: missing("playwright is not installed")
     with sync_playwright() as play:
-        quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+                 "--disable-component-update", "--disable-sync"]
         browser = play.chromium.launch(executable_path=program, args=quiet)
         yield browser
         browser.close()
@@ -50,17 +52,19 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium, request):
-    "Opens pages that may talk to this machine only; remembers what they tried to load from elsewhere, and pictures them if the test fails."
+    "Opens pages that may reach this machine only; records other requests, and takes a screenshot if the test fails."
     SHOTS.mkdir(parents=True, exist_ok=True)
     pages = []
 
     def opened(width=1280, height=900, scale=1, scheme="light"):
-        context = chromium.new_context(viewport=dict(width=width, height=height), device_scale_factor=scale, color_scheme=scheme)
+        context = chromium.new_context(viewport=dict(width=width, height=height), device_scale_factor=scale,
+                                       color_scheme=scheme)
         page = context.new_page()
         page.elsewhere = []
 
         def judge(route):
-            if re.match(r"(https?|wss?)://127\.0\.0\.1[:/]|(file|data|blob|about):", route.request.url): return route.continue_()
+            if re.match(r"(https?|wss?)://127\.0\.0\.1[:/]|(file|data|blob|about):", route.request.url):
+                return route.continue_()
             page.elsewhere.append(route.request.url)
             route.abort()
         page.route("**/*", judge)
@@ -93,13 +97,15 @@ class Lab:
     def open(self, page, notebook: str):
         "Open a notebook and wait for its kernel."
         page.goto(f"{self.url}/lab/tree/{notebook}?token={self.token}&reset")
-        page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+        page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status "
+                               "=== 'idle'")
         return page
 
     def run_all(self, page):
         "Run all cells, and wait until the kernel has done so; an error in any of them is an error here."
         page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
+        page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === "
+                               "'idle'")
         errors = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
         assert not errors, errors[0][-2000:]
 
@@ -114,13 +120,18 @@ def lab(tmp_path_factory, chromium):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
     token, port = secrets.token_hex(16), free_port()
-    places = dict(HOME=home, JUPYTER_CONFIG_DIR=home / "config", JUPYTER_DATA_DIR=home / "data", JUPYTER_RUNTIME_DIR=home / "runtime", IPYTHONDIR=home / "ipython",
+    places = dict(HOME=home, JUPYTER_CONFIG_DIR=home / "config", JUPYTER_DATA_DIR=home / "data",
+                  JUPYTER_RUNTIME_DIR=home / "runtime", IPYTHONDIR=home / "ipython",
                   JUPYTERLAB_SETTINGS_DIR=home / "settings", JUPYTERLAB_WORKSPACES_DIR=home / "workspaces")
     environment = os.environ | {k: str(v) for k, v in places.items()} | dict(
-        PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYDEVD_DISABLE_FILE_VALIDATION="1")
-    words = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}",
-             f"--ServerApp.root_dir={home / 'work'}", "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True"]
-    with open(home / "log", "w") as log: server = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="1",
+        TOKENIZERS_PARALLELISM="false", PYDEVD_DISABLE_FILE_VALIDATION="1")
+    words = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+             f"--IdentityProvider.token={token}",
+             f"--ServerApp.root_dir={home / 'work'}", "--ServerApp.port_retries=0",
+             "--LabApp.expose_app_in_browser=True"]
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield _when_up(Lab(f"http://127.0.0.1:{port}", token, home / "work"), server, home / "log")
     finally:

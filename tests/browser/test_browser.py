@@ -1,4 +1,4 @@
-"Widgets in a real JupyterLab: controls moved by keyboard, tokens clicked, what the kernel answers. Saved pages: content, no network, dark mode, 200 % zoom."
+"Widgets in a real JupyterLab (keyboard, clicks, the kernel's answer) and saved pages (no network, dark mode, zoom)."
 import os
 import re
 import subprocess
@@ -15,9 +15,16 @@ pytestmark = pytest.mark.browser
 
 LIVE = ".jp-OutputArea-output:has(> .widget-vbox)"  # a live view, not its static frame
 CONTRAST = """elements => elements.map(e => {
-  const ctx = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
-  const rgb = color => { ctx.fillStyle = color; ctx.fillRect(0, 0, 1, 1); return [...ctx.getImageData(0, 0, 1, 1).data].slice(0, 3); };
-  const light = color => rgb(color).map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1});
+  const ctx = canvas.getContext('2d', {willReadFrequently: true});
+  const rgb = color => {
+    ctx.fillStyle = color;
+    ctx.fillRect(0, 0, 1, 1);
+    return [...ctx.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = color => rgb(color).map(v => linear(v / 255))
+    .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
   const style = getComputedStyle(e), a = light(style.color), b = light(style.backgroundColor);
   return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 })"""
@@ -28,21 +35,24 @@ def widget(page, *words):
     found = page.locator(LIVE)
     for word in words: found = found.filter(has_text=word)
     found.first.scroll_into_view_if_needed()
-    cards = found.first.locator(".copd").evaluate_all("es => es.map(e => e.getBoundingClientRect().right - e.closest('.widget-vbox').getBoundingClientRect().right)")
+    cards = found.first.locator(".copd").evaluate_all("es => es.map(e => e.getBoundingClientRect().right - "
+                                                      "e.closest('.widget-vbox').getBoundingClientRect().right)")
     assert max(cards) <= 1, "what does not fit is cut off instead of scrolled"
     return found.first
 
 
 def slide(view, label, key):
     "Move a slider by keyboard."
-    handle = view.locator(".widget-slider", has=view.page.locator(f".widget-label:text-is('{label}')")).locator(".noUi-handle")
+    handle = view.locator(".widget-slider",
+                          has=view.page.locator(f".widget-label:text-is('{label}')")).locator(".noUi-handle")
     handle.focus()
     view.page.keyboard.press(key)
 
 
 def menu(view, label):
     "The list with this label."
-    return view.locator(".widget-dropdown", has=view.page.locator(f".widget-label:text-is('{label}')")).locator("select")
+    return view.locator(".widget-dropdown",
+                        has=view.page.locator(f".widget-label:text-is('{label}')")).locator("select")
 
 
 def test_schedule_designer(lab, open_page):
@@ -124,15 +134,18 @@ from copd_nb.engine.train import train
 from copd_nb.view.monitor import RunMonitor
 from copd_nb.policy.toys import minis_base, text
 start, folder = base(), Path("long")
-def go(): return train(expert("text", 10_000), [text(64)], start, Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu"), folder, progress=False)
+config = Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu")
+def go(): return train(expert("text", 10_000), [text(64)], start, config, folder, progress=False)
 monitor = RunMonitor(folder, go, every=0.3)
 monitor"""
 
 
 def test_a_run_is_watched_stopped_and_resumed(lab, open_page):
-    "First while a cell of the same kernel trains and another process asks to stop, then in the background with the buttons."
+    "First while a cell of the same kernel trains and another process asks to stop, then by the buttons."
     cells = [nbformat.v4.new_code_cell(c) for c in (LONG, "run = go()")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), lab.folder / "long.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells,
+                                            metadata=dict(kernelspec=dict(name="python3", display_name="python3",
+                                            language="python"))), lab.folder / "long.ipynb")
     page = lab.open(open_page(), "long.ipynb")
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
     view = page.locator(LIVE)
@@ -142,7 +155,8 @@ def test_a_run_is_watched_stopped_and_resumed(lab, open_page):
     request_stop(lab.folder / "long")
     view.get_by_text("long: stopped").wait_for()
     done = int(re.search(r"step (\d+) of", view.inner_text())[1])
-    page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
+    page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
     view.get_by_role("button", name="resume").click()
     page.wait_for_function(f"() => +(document.body.innerText.match(/step (\\d+) of 10000/)?.[1]) > {done}")
     view.get_by_role("button", name="stop").click()
@@ -152,15 +166,20 @@ def test_a_run_is_watched_stopped_and_resumed(lab, open_page):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    "The committed tutorial with widgets, as the HTML page that anybody would save; and a token view as a page of its own."
+    "The committed tutorial with widgets as a saved HTML page, and a token view as a page of its own."
     folder = tmp_path_factory.mktemp("saved")
-    code = ("import sys\nfrom pathlib import Path\nfrom shutil import copy\nfrom copd_nb.report.driver import _to_html\n"
-            "for name in ('102_dynamics', '202_schedule'): _to_html(Path(copy(f'nbs/tutorials/{name}.ipynb', sys.argv[1])))\n"
-            "from copd_nb.policy.toys import image, text, tiny_policy\nfrom copd_nb.view.token_views import token_view\n"
+    code = ("import sys\nfrom pathlib import Path\nfrom shutil import copy\nfrom copd_nb.report.driver import "
+            "_to_html\n"
+            "for name in ('102_dynamics', '202_schedule'): _to_html(Path(copy(f'nbs/tutorials/{name}.ipynb', "
+            "sys.argv[1])))\n"
+            "from copd_nb.policy.toys import image, text, tiny_policy\nfrom copd_nb.view.token_views import "
+            "token_view\n"
             "prompts = [*text(8).test[:2], *image(8, 8).test[:1]]\n"
-            "view = token_view(tiny_policy(), tiny_policy(seed=1), prompts, ['<script>document.title=1</script>', 'a<b>b', '7'], k=5)\n"
+            "view = token_view(tiny_policy(), tiny_policy(seed=1), prompts, ['<script>document.title=1</script>', "
+            "'a<b>b', '7'], k=5)\n"
             "view.save(Path(sys.argv[1]) / 'tokens.html')\n")
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT, env=os.environ | dict(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="PASSIVE"), timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT, env=os.environ
+                   | dict(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="PASSIVE"), timeout=120)
     return folder
 
 
@@ -174,8 +193,10 @@ def test_a_saved_token_page_answers_without_script_and_network(saved, open_page,
     page = open_page(640, 450, scale=2) if look == "zoom" else open_page(scheme=look)
     page.goto(f"file://{saved}/tokens.html")
     assert page.title() == "Tokens of tiny and tiny" and page.locator(".t").count() > 30
-    assert min(page.locator(".t").evaluate_all(CONTRAST)) >= 4.5 and min(page.locator(".copd").evaluate_all(CONTRAST)) >= 7
-    assert fits(page) and float(page.locator(".t").first.evaluate("e => parseFloat(getComputedStyle(e).fontSize)")) >= 13
+    assert min(page.locator(".t").evaluate_all(CONTRAST)) >= 4.5 and min(page.locator(".copd").evaluate_all(
+        CONTRAST)) >= 7
+    assert fits(page) and float(page.locator(".t").first.evaluate(
+        "e => parseFloat(getComputedStyle(e).fontSize)")) >= 13
     page.locator(".t").nth(3).click()
     assert page.locator(".d:visible").count() == 1 and page.locator(".d:visible").get_by_text("token 4 of").is_visible()
     page.keyboard.press("ArrowRight")
@@ -199,8 +220,13 @@ def test_a_saved_notebook_shows_its_static_frames(saved, open_page, name, look):
     assert frames.first.is_visible() and frames.locator("img, svg").count() >= 1
     assert all(w > 0 for w in frames.locator("img").evaluate_all("es => es.map(e => e.naturalWidth)"))
     assert "Error displaying" not in page.inner_text("body")
-    assert page.locator(".scale:visible").count() == page.locator("form.copd").count()  # the legend of the chosen metric alone
-    assert {e for e in page.locator(".copd tbody td:not(.n)").evaluate_all("es => es.map(e => getComputedStyle(e).textAlign)")} == {"left"}
-    if look == "zoom": assert all(page.locator(".copd").evaluate_all("es => es.map(e => e.getBoundingClientRect().right <= innerWidth + 1)"))
+    # the legend of the chosen metric alone
+    assert page.locator(".scale:visible").count() == page.locator("form.copd").count()
+    assert {e for e in page.locator(".copd tbody td:not(.n)").evaluate_all("es => es.map(e => "
+                                                                           "getComputedStyle(e).textAlign)")} == {
+        "left"}
+    if look == "zoom":
+        assert all(page.locator(".copd").evaluate_all("es => es.map(e => e.getBoundingClientRect().right <= innerWidth "
+                                                      "+ 1)"))
     page.screenshot(path=SHOTS / f"{name}-{look}.png", full_page=True)
     assert page.elsewhere == []

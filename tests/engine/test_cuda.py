@@ -6,12 +6,13 @@ import torch
 
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import step as step_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine.accelerator import accelerator_for, machine
+from copd_nb.engine.request import placed
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.scale.trl import TrlLearner
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.config import Config
-from copd_nb.engine.passes import answer, collect
+from copd_nb.engine.passes import collect, hear, teacher_scores
 from copd_nb.engine.state import Batch, Training, model_shape
 from copd_nb.engine.step import train_step
 from copd_nb.engine.train import train
@@ -69,9 +70,9 @@ def stirred(policy, seed=0, size=0.02):
 
 
 def test_what_the_card_is(tmp_path):
-    said = train_module.machine(train_module.accelerator_for(TINY))
+    said = machine(accelerator_for(TINY))
     assert said["device"] == torch.cuda.get_device_name() and fitted(preset("smollm2-cpu"), "cuda").config.precision == ("bf16" if said["native_bf16"] else "fp32")
-    assert train_module.machine(train_module.accelerator_for(replace(TINY, device="cpu")))["device"] == "cpu"
+    assert machine(accelerator_for(replace(TINY, device="cpu")))["device"] == "cpu"
 
 
 # Forward passes
@@ -109,16 +110,16 @@ def test_gap_between_two_policies(start, suite):
 
 # Gradients: the rollouts of the processor, learned from on both
 
-ESTIMATORS = ["sampled", "topk", "reverse", "forward", "jsd", "unlikely"]
+ESTIMATORS = ["sampled", "topk", "reverse", "forward", "jsd", "low_probability"]
 CHANGES = [dict(pack=False), dict(micro_prompts=2, micro_tokens=24), dict(recompute=True, micro_prompts=2), dict(shared_prompt=False), dict(max_new_tokens=64), dict(reduction="sequence")]
 
 
 def training_of(schedule, policy, suite, config, folder) -> Training:
     "A training before its first step."
-    run, accelerator = Run.__new__(Run), train_module.accelerator_for(config)
+    run, accelerator = Run.__new__(Run), accelerator_for(config)
     run.path = folder
     (folder / "events.jsonl").touch()
-    return Training(schedule, suite, train_module._placed("base", policy, config, accelerator), config, accelerator, run)
+    return Training(schedule, suite, placed("base", policy, config, accelerator), config, accelerator, run)
 
 
 def begun(policy, suite, config, folder, estimator="sampled") -> Training:
@@ -143,7 +144,7 @@ def moved(training, batch) -> Batch:
     tensors = {n: getattr(out, n).cuda() for n in ("ids", "mask", "finished", "logp", "entropy", "top_ids") if getattr(out, n) is not None}
     there = Batch(batch.signals, replace(out, start=None, prompts=training.branch("a").policy.encode(out.prompts.examples), **tensors))
     if batch.advantages is not None: there.advantages = batch.advantages.cuda()
-    if isinstance(batch.signals[0], OPD) and batch.taught: passes_module._hear(there, answer(training, batch.signals[0], there.rollouts))
+    if isinstance(batch.signals[0], OPD) and batch.taught: hear(there, teacher_scores(training, batch.signals[0], there.rollouts))
     return there
 
 
@@ -165,7 +166,7 @@ def test_bf16_points_where_fp32_does(start, suite, tmp_path):
     plain, half = (begun(start, suite, replace(TINY, precision=p), tmp_path) for p in ("fp32", "bf16"))
     batches = [moved(plain, b) for b in drawn(begun(start, suite, replace(TINY, **CPU), tmp_path))]
     exact, _ = gradients_of(plain, "a", batches)
-    half.accelerator = train_module.accelerator_for(half.config)
+    half.accelerator = accelerator_for(half.config)
     found, _ = gradients_of(half, "a", [moved(half, b) for b in batches])
     for stream in exact:
         a, b = flat(exact[stream]), flat(found[stream])

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.engine import config as config_module
-from copd_nb.engine import passes as passes_module
+from copd_nb.engine import phase as phase_module
 from copd_nb.engine import step as step_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine.accelerator import accelerator_for
+from copd_nb.engine.manifest import manifest_of
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
@@ -52,7 +53,7 @@ def begin(schedule, suite, start, config, tmp_path) -> Training:
     (tmp_path / "events.jsonl").touch()
     run = Run.__new__(Run)
     run.path = tmp_path
-    return Training(schedule, suite, start.clone("base"), config, train_module.accelerator_for(config), run)
+    return Training(schedule, suite, start.clone("base"), config, accelerator_for(config), run)
 
 
 def weights(policy) -> torch.Tensor: return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
@@ -123,7 +124,7 @@ def test_shared_experts_are_exact(schedule, suite, start, tmp_path):
 
 def test_experts_in_the_store_are_not_trained_again(suite, start, tmp_path, monkeypatch):
     train(expert("text", 3), suite, start, TINY, tmp_path / "text", experts=tmp_path / "experts", progress=False)
-    monkeypatch.setattr(step_module, "train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(phase_module, "train_step", lambda *a: pytest.fail("trained again"))
     again = train(Schedule("renamed", ["text"], expert("text", 3).phases, "text"), suite, start, TINY, tmp_path / "again",
                   experts=tmp_path / "experts", progress=False)
     assert (again.events.kind == "train").sum() == 3
@@ -257,12 +258,12 @@ def test_hub_routing(start, tmp_path):
 
 def test_routing_goes_by_name(suite, start, tmp_path, monkeypatch):
     "The teacher of the signal scores the prompts of the signal's capability."
-    seen, real = [], passes_module.answer
+    seen, real = [], step_module.teacher_scores
 
-    def answer(training, signal, out):
+    def teacher_scores(training, signal, out):
         seen.append((signal, {e.capability for e in out.examples}))
         return real(training, signal, out)
-    monkeypatch.setattr(passes_module, "answer", answer)
+    monkeypatch.setattr(step_module, "teacher_scores", teacher_scores)
     train(copd(PAIR, 1, 1, 1), suite, start, TINY, tmp_path / "run", progress=False)
     assert len(seen) == 2 and all(capabilities == {s.capability} for s, capabilities in seen)
 
@@ -384,7 +385,7 @@ def test_other_config_in_the_same_folder_is_refused(suite, start, tmp_path):
 
 def test_finished_run_is_loaded(suite, start, tmp_path, monkeypatch):
     train(expert("text", 1), suite, start, TINY, tmp_path / "run", progress=False)
-    monkeypatch.setattr(step_module, "train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(phase_module, "train_step", lambda *a: pytest.fail("trained again"))
     assert train(expert("text", 1), suite, start, TINY, tmp_path / "run", progress=False).finished
 
 
@@ -416,12 +417,12 @@ def test_manifest_says_what_was_run(suite, start, tmp_path):
 
 def asked_to_stop(monkeypatch, path, steps: int):
     "Ask a run to stop while its n-th step is computed."
-    real, count = step_module.train_step, iter(range(steps - 1))
+    real, count = phase_module.train_step, iter(range(steps - 1))
 
     def asking(*args):
         if next(count, None) is None: request_stop(path)
         return real(*args)
-    monkeypatch.setattr(step_module, "train_step", asking)
+    monkeypatch.setattr(phase_module, "train_step", asking)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8], ids=["first step", "end of a phase", "next phase", "last step"])
@@ -471,7 +472,7 @@ def altered(name, value):
 
 def test_every_field_of_a_config_but_those_on_checkpoints_and_monitors_makes_another_run(suite, start):
     config = Config()
-    def identity(config): return train_module._manifest(COPD, suite, start, config, {})["content_hash"]
+    def identity(config): return manifest_of(COPD, suite, start, config, {})["content_hash"]
     def name(config): return Job(COPD, config).name
     changed = {f.name: replace(config, **{f.name: altered(f.name, getattr(config, f.name))}) for f in fields(config)}
     hashes, names = {f: identity(c) for f, c in changed.items()}, {f: name(c) for f, c in changed.items()}
@@ -480,5 +481,5 @@ def test_every_field_of_a_config_but_those_on_checkpoints_and_monitors_makes_ano
     assert len({*names.values(), name(config)}) == len(names) + 1 and name(config) == name(replace(config))
     assert identity(replace(config, probe_k=10)) != identity(replace(config, probe_k=(10, 5)))
     others = [replace(COPD, phases=COPD.phases[:2]), replace(COPD, result="text"), copd(PAIR, cycles=2, s_rl=2, s_opd=2, beta=0.25)]
-    assert len({train_module._manifest(s, suite, start, config, {})["content_hash"] for s in (COPD, *others)}) == len({Job(s, config).name for s in (COPD, *others)}) == 4
-    assert identity(config) == train_module._manifest(replace(COPD, name="other"), suite, start, config, {})["content_hash"]  # the display name is no content
+    assert len({manifest_of(s, suite, start, config, {})["content_hash"] for s in (COPD, *others)}) == len({Job(s, config).name for s in (COPD, *others)}) == 4
+    assert identity(config) == manifest_of(replace(COPD, name="other"), suite, start, config, {})["content_hash"]  # the display name is no content

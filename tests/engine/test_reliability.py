@@ -17,7 +17,8 @@ import torch
 from copd_nb.engine import config as config_module
 from copd_nb.engine import step as step_module
 from copd_nb.engine import update as update_module
-from copd_nb.signals import sampling as sampling_module
+from copd_nb.engine import phase as phase_module
+from copd_nb.engine import streams as streams_module
 from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
@@ -95,15 +96,15 @@ def test_a_log_that_lost_rows_the_checkpoint_counts_on_is_an_error(suite, start,
 
 def interrupted(suite, start, path, config) -> Run:
     "A run that a KeyboardInterrupt cut off in its second step."
-    real, calls = step_module.train_step, []
+    real, calls = phase_module.train_step, []
     def step(*args):
         calls.append(1)
         if len(calls) == 2: raise KeyboardInterrupt
         return real(*args)
-    step_module.train_step = step
+    phase_module.train_step = step
     try:
         with pytest.raises(KeyboardInterrupt): train(COPD, suite, start, config, path, progress=False)
-    finally: step_module.train_step = real
+    finally: phase_module.train_step = real
     return Run(path)
 
 
@@ -111,7 +112,7 @@ def test_how_a_run_ended_is_told(suite, start, tmp_path, monkeypatch):
     run = interrupted(suite, start, tmp_path / "run", TINY)
     assert run.status == "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "train_step", lambda *a: 1 / 0)
+        patch.setattr(phase_module, "train_step", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError): train(COPD, suite, start, TINY, run.path, progress=False)
     assert run.status == "failed" and "ZeroDivisionError" in run.manifest["reason"]
     again = train(COPD, suite, start, TINY, run.path, progress=False)
@@ -177,8 +178,8 @@ def size_of_disk() -> str:
 def poisoned(monkeypatch, at, poison):
     "Spoil the gradient or the loss of some updates of the branch text."
     real = update_module.stream_gradient
-    def spoilt(training, policy, batch):
-        gradient, loss = real(training, policy, batch)
+    def spoilt(training, policy, batch, limits):
+        gradient, loss = real(training, policy, batch, limits)
         return poison(gradient, loss) if policy.name == "text" and training.branch("text").updates in at else (gradient, loss)
     monkeypatch.setattr(update_module, "stream_gradient", spoilt)
 
@@ -190,13 +191,13 @@ POISONS = {"NaN gradient": lambda g, x: ([None if t is None else t * math.nan fo
 @pytest.mark.parametrize("poison", POISONS)
 def test_an_update_that_is_not_finite_is_left_out_and_logged(poison, suite, start, tmp_path, monkeypatch):
     before = {}
-    real = update_module._skip
+    real = step_module._skip
     def watched(training, name, fault):
         before["weights"] = weights(training.branch(name).policy).clone()
         found = real(training, name, fault)
         assert torch.equal(before["weights"], weights(training.branch(name).policy))
         return found
-    monkeypatch.setattr(update_module, "_skip", watched)
+    monkeypatch.setattr(step_module, "_skip", watched)
     poisoned(monkeypatch, {1}, POISONS[poison])
     run = train(COPD, suite, start, TINY, tmp_path / "run", progress=False)
     skipped, trained = rows(run, "skipped"), rows(run, "train")
@@ -226,7 +227,7 @@ def test_single_ones_do_not_add_up(suite, start, tmp_path, monkeypatch):
 
 def short_of_memory(monkeypatch, most: int):
     "Let every pass over more than so many completion rows fail like a full GPU."
-    hidden, decode = Policy.completion_hidden, sampling_module.sample_many
+    hidden, decode = Policy.completion_hidden, streams_module.sample_many
     def passed(self, prompts, ids, *args):
         if len(ids) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return hidden(self, prompts, ids, *args)
@@ -234,7 +235,7 @@ def short_of_memory(monkeypatch, most: int):
         if min(rows or 1000, sum(len(r.prompts) * r.group_size for r in requests)) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return decode(policy, requests, max_new_tokens, temperature, drop, rows)
     monkeypatch.setattr(Policy, "completion_hidden", passed)
-    monkeypatch.setattr(sampling_module, "sample_many", decoded)
+    monkeypatch.setattr(streams_module, "sample_many", decoded)
 
 
 @pytest.mark.parametrize("switches", [{}, dict(skip_flat=False), dict(epochs=2), dict(shared_prompt=False)], ids=str)
@@ -244,7 +245,7 @@ def test_half_as_much_at_once_when_memory_runs_out(switches, suite, start, tmp_p
     short_of_memory(monkeypatch, 5)
     run = train(COPD, suite, start, config, tmp_path / "short", progress=False)
     noted = rows(run, "memory")
-    assert set(noted.part) >= {"rollouts", "update"} and noted.reason.str.contains("out of memory").all()
+    assert set(noted.part) >= {"rollouts", "gradients"} and noted.reason.str.contains("out of memory").all()
     assert noted.query("part == 'rollouts'").rollout_rows.tolist()[-1] <= 5 and len(noted) <= 12
     close(run.result, whole.result)
     columns = ["global_step", "branch", "stream", "reward", "length"]
@@ -273,7 +274,7 @@ def test_other_errors_are_not_taken_for_memory(suite, start, tmp_path, monkeypat
     def fail(*args, **kwargs):
         calls.append(1)
         raise RuntimeError("shapes do not match")
-    monkeypatch.setattr(sampling_module, "sample_many", fail)
+    monkeypatch.setattr(streams_module, "sample_many", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"): train(COPD, suite, start, TINY, tmp_path / "run", progress=False)
     assert len(calls) == 1
 
@@ -408,14 +409,15 @@ import json, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from crashing import *
-from copd_nb import engine, policies
-policies.KEPT_BYTES = 2 ** 20  # filled within the steps that are left out below
+from copd_nb.engine import config as config_module, phase as phase_module
+from copd_nb.policy import core as core_module
+core_module.KEPT_BYTES = 2 ** 20  # filled within the steps that are left out below
 def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
-found, real = [], step_module.train_step
+found, real = [], phase_module.train_step
 def step(*args):
     found.append(resident())
     return real(*args)
-step_module.train_step = step
+phase_module.train_step = step
 small = dict(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=4, probe_every=200, eval_every=500, learning_rate=1e-4)
 train(copd(["text", "image"], cycles=100, s_rl=10, s_opd=10), SUITE, START, config_module.config_from(vars(CONFIG) | small), Path(sys.argv[1]), progress=False)
 print(json.dumps(found))

@@ -19,6 +19,7 @@ from copd_nb.policy.toys import minis_base as shipped
 from copd_nb.policy.toys import image, text, tiny_policy, video
 from copd_nb.policy.core import Policy, weights_hash
 from copd_nb.policy.lora import LoraPolicy, lora
+from copd_nb.engine import phase as phase_module
 from copd_nb.policy.processors import character_tokenizer
 from copd_nb.engine.runs import request_stop
 from copd_nb.schedule.core import Schedule
@@ -244,16 +245,15 @@ def test_a_run_trains_adapters_and_merges_them_exactly(whole, trained):
 
 
 def test_a_stopped_run_of_adapters_goes_on_bit_for_bit(whole, trained, suite, tmp_path, monkeypatch):
-    from copd_nb.engine import step as step_module
     base, run = whole
-    steps, step = iter(range(99)), step_module.train_step
+    steps, step = iter(range(99)), phase_module.train_step
     def stopping(training, phase, at):
         if next(steps) == 1: request_stop(training.run.path)
         return step(training, phase, at)
-    monkeypatch.setattr(step_module, "train_step", stopping)
+    monkeypatch.setattr(phase_module, "train_step", stopping)
     begun = train(copd_plan(), suite, base, CONFIG, tmp_path / "run", progress=False)
     assert not begun.finished
-    monkeypatch.setattr(step_module, "train_step", step)
+    monkeypatch.setattr(phase_module, "train_step", step)
     again = train(copd_plan(), suite, lora(trained, rank=2), CONFIG, tmp_path / "run", progress=False)
     assert weights_hash(again.result) == weights_hash(run.result)
     drop = ["seconds"]

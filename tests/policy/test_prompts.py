@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from copd_nb.engine import step as step_module
+from copd_nb.engine import phase as phase_module
 from copd_nb.policy import templates as templates_module
 from copd_nb.signals import rollouts as rollouts_module
 from copd_nb.study import jobs as jobs_module
@@ -23,7 +23,8 @@ from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Capability, Example
 from copd_nb.policy.problems import problems
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import prompt_prints, train
+from copd_nb.engine.manifest import prompt_fingerprints
+from copd_nb.engine.train import train
 from copd_nb.analysis.token_gap import behavior_gap, same_format
 from copd_nb.scale.vllm import VllmSampler
 from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
@@ -527,13 +528,13 @@ def test_the_clock_is_true_again_after_a_template_that_fails(clock):
 
 def halfway(monkeypatch, plan, policy, path, step=2, **more):
     "A run that is asked to stop in one of its steps."
-    real, count = step_module.train_step, iter(range(step - 1))
+    real, count = phase_module.train_step, iter(range(step - 1))
 
     def asking(*args):
         if next(count, None) is None: request_stop(path)
         return real(*args)
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "train_step", asking)
+        patch.setattr(phase_module, "train_step", asking)
         run = train(plan, [sums()], policy, TINY, path, progress=False, **more)
     assert not run.finished
     return run
@@ -570,7 +571,7 @@ def test_a_given_teacher_has_the_date_of_the_run(clock, tmp_path, monkeypatch):
 
 def test_a_teacher_that_can_not_read_a_capability_has_no_prints_of_it(tmp_path):
     mixed = dict(sums=sums(), image=image(8, 4))
-    found = prompt_prints(dated(), mixed, 0)
+    found = prompt_fingerprints(dated(), mixed, 0)
     assert len(found["sums"]) == 8 and found["image"] == {}
 
 

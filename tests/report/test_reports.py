@@ -23,7 +23,8 @@ def test_reports_are_found_and_have_parameters():
 
 
 def test_unknown_parameter_lists_the_known_ones(capsys):
-    with pytest.raises(ValueError, match=r"no parameters \['presets'\].*'preset'"): check_parameters("comparison", dict(presets="quick"))
+    with pytest.raises(ValueError, match=r"no parameters \['presets'\].*'preset'"):
+        check_parameters("comparison", dict(presets="quick"))
     assert main(["report", "comparison", "-p", "presets", "quick"]) == 2
     error = capsys.readouterr().err
     assert "presets" in error and "'preset'" in error and "Traceback" not in error
@@ -35,8 +36,10 @@ def test_unknown_report_lists_the_known_ones(capsys):
 
 
 def test_help_and_lists(capsys, tmp_path):
-    with pytest.raises(SystemExit) as end: main(["--help"])
-    assert end.value.code == 0 and "report" in capsys.readouterr().out
+    assert main(["--help"]) == 0 and "  report  " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end: main(["report", "--help"])
+    assert end.value.code == 0 and "-p PARAMETER VALUE" in capsys.readouterr().out
+    assert main(["reprot"]) == 2 and "unknown command 'reprot': train" in capsys.readouterr().err
     assert main(["reports"]) == 0 and "-p preset" in capsys.readouterr().out
     assert main(["runs", str(tmp_path)]) == 0
 
@@ -50,13 +53,18 @@ def smoke(tmp_path_factory):
 def test_smoke_run_of_the_comparison(smoke):
     results = read_results(smoke["results"])
     assert results["parameters"]["preset"] == "smoke" and set(results["verdicts"]) == set(results["tables"])
-    measured = {"copd_over_mixed_two", "copd_over_mixed_three", "copd_over_static_opd", "copd_over_mopd", "copd_over_merged", "copd_over_own_expert", "hub_three_branches", "mixed_seesaw"}
-    assert set(results["claims"]) == measured | {f"{c}/greedy" for c in measured} and {c.id for c in CLAIMS if c.report == "comparison"} == measured
+    measured = {"copd_over_mixed_two", "copd_over_mixed_three", "copd_over_static_opd", "copd_over_mopd",
+                "copd_over_merged", "copd_over_own_expert", "hub_three_branches", "mixed_seesaw"}
+    assert set(results["claims"]) == measured | {f"{c}/greedy"
+                                                 for c in measured} and {c.id for c in CLAIMS if c.report
+                                                 == "comparison"} == measured
     two = next(r for r in results["verdicts"]["two_branch/sampled"] if r["other"] == "mixed RLVR")
-    assert [results["claims"]["copd_over_mixed_two"][k] for k in ("value", "low", "high")] == pytest.approx([two[k] for k in ("difference", "low", "high")])
+    assert [results["claims"]["copd_over_mixed_two"][k]
+            for k in ("value", "low", "high")] == pytest.approx([two[k] for k in ("difference", "low", "high")])
     assert set(results["tables"]) == {f"{s}/{m}" for s in ("two_branch", "three_branch") for m in ("greedy", "sampled")}
     labels = {r["paradigm"] for r in results["tables"]["three_branch/sampled"]}
-    assert {"base", "text expert", "image expert", "video expert", "mixed RLVR", "MOPD", "MOPD from text", "merged experts", "CoPD"} == labels
+    assert {"base", "text expert", "image expert", "video expert", "mixed RLVR", "MOPD", "MOPD from text",
+            "merged experts", "CoPD"} == labels
     assert {"OPD text→image", "OPD image→text"} <= {r["paradigm"] for r in results["tables"]["two_branch/greedy"]}
     for table in results["tables"].values():
         for row in table: assert row["low"] <= row["mean"] <= row["high"]
@@ -83,24 +91,30 @@ def test_html_is_whole_and_needs_no_network(smoke):
 def test_progress_bars_leave_no_trace_and_other_widgets_stay(tmp_path):
     bar, view = "  0%|          | 0/60 [00:00<?, ?it/s]", "application/vnd.jupyter.widget-view+json"
     output = lambda text, **more: nbformat.v4.new_output("display_data", {"text/plain": text} | more)
-    shown = [output(bar, **{view: {"model_id": "a"}}), output("Slider()", **{view: {"model_id": "b"}}), output("50%|so it says"), nbformat.v4.new_output("stream", name="stderr", text=bar), nbformat.v4.new_output("stream", name="stdout", text=bar)]
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=shown)]), tmp_path / "a.ipynb")
+    shown = [output(bar, **{view: {"model_id": "a"}}), output("Slider()", **{view: {"model_id": "b"}}),
+             output("50%|so it says"), nbformat.v4.new_output("stream", name="stderr", text=bar),
+             nbformat.v4.new_output("stream", name="stdout", text=bar)]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=shown)]),
+                   tmp_path / "a.ipynb")
     _tidy(tmp_path / "a.ipynb")
     kept = nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[0].outputs
     assert [o.get("name") or o.data["text/plain"] for o in kept] == ["Slider()", "50%|so it says", "stdout"]
 
 
 def test_unknown_preset_is_an_error(tmp_path):
-    with pytest.raises(Exception, match="unknown preset 'fast'"): run_report("comparison", dict(preset="fast"), tmp_path, progress=False)
+    with pytest.raises(Exception, match="unknown preset 'fast'"):
+        run_report("comparison", dict(preset="fast"), tmp_path, progress=False)
 
 
 HOSTILE = '<script>alert("x")</script><img src=https://example.org/x.png onerror=alert(1)>'
 
 
-def made(folder, report, headline="Found *it*.", claims=None, preset="quick", limits=("It is made up.",), page=True, **parameters):
+def made(folder, report, headline="Found *it*.", claims=None, preset="quick", limits=("It is made up.",), page=True,
+         **parameters):
     "A report folder without a run."
     out = folder / f"{re.sub(r'[^a-z]', '', report)}-{preset}"
-    record = write_results(out, report, dict(preset=preset, seeds=[0, 1], **parameters), headline, dict(main=pd.DataFrame(dict(a=[1.0]))), ["It is."], list(limits), claims)
+    record = write_results(out, report, dict(preset=preset, seeds=[0, 1], **parameters), headline,
+                           dict(main=pd.DataFrame(dict(a=[1.0]))), ["It is."], list(limits), claims)
     if page and "/" not in report: (out / f"{report}.html").write_text("<p>page</p>")
     return record
 
@@ -117,30 +131,42 @@ class Page(HTMLParser):
 
 
 def test_the_index_shows_every_report_and_all_claims(tmp_path):
-    made(tmp_path, "pilot", "# Big\n\n| a | b |\n|---|---|\n| 1 | 2 |", dict(overlap_predicts_gain=finding("overlap_predicts_gain", 0.5, 0.1, 0.8, 2)))
-    made(tmp_path, "comparison", claims={"copd_over_mopd": finding("copd_over_mopd", 1.0, -1.0, 3.0, 1, "sampled"), "copd_over_mopd/greedy": finding("copd_over_mopd", 1.0, 0.5, 3.0, 2, "greedy")})
+    made(tmp_path, "pilot", "# Big\n\n| a | b |\n|---|---|\n| 1 | 2 |",
+         dict(overlap_predicts_gain=finding("overlap_predicts_gain", 0.5, 0.1, 0.8, 2)))
+    made(tmp_path, "comparison", claims={"copd_over_mopd": finding("copd_over_mopd", 1.0, -1.0, 3.0, 1, "sampled"),
+                                         "copd_over_mopd/greedy": finding("copd_over_mopd", 1.0, 0.5, 3.0, 2,
+                                         "greedy")})
     page = Page(write_index(tmp_path).read_text())
     assert [e.name for e in entries(tmp_path)] == ["comparison", "pilot"]  # as studies are ordered
-    assert {"comparison-quick/comparison.html", "comparison-quick/results.json", "pilot-quick/pilot.html"} <= set(page.hrefs())
+    assert {"comparison-quick/comparison.html", "comparison-quick/results.json",
+            "pilot-quick/pilot.html"} <= set(page.hrefs())
     for href in page.hrefs(): assert href.startswith("#") or (tmp_path / href).is_file()
-    assert "Every paradigm, one budget" in page.text and "preset quick · seeds 0, 1 · 20" in page.text  # the title of the report's notebook
+    # the title of the report's notebook
+    assert "Every paradigm, one budget" in page.text and "preset quick · seeds 0, 1 · 20" in page.text
     for c in CLAIMS: assert c.text in page.text
-    assert f"{len(CLAIMS) - 2} × not run" in page.text and "2 × holds" in page.text and "1 × not detected" in page.text and "(examples only)" in page.text
-    assert "It is made up." in page.text and "Big" in page.text and not any(tag in ("script", "img", "link", "iframe") for tag, _ in page.elements)
+    for text in (f"{len(CLAIMS) - 2} × not run", "2 × holds", "1 × not detected", "(examples only)"):
+        assert text in page.text
+    assert "It is made up." in page.text and "Big" in page.text and not any(tag in ("script", "img", "link", "iframe")
+            for tag, _ in page.elements)
 
 
 def test_hostile_names_stay_text(tmp_path):
     found = finding("copd_over_mopd", 1.0, -1.0, 3.0, 2, HOSTILE)
-    made(tmp_path, "x", HOSTILE + "\n\n![p](https://example.org/p.png) [l](javascript:alert(1))", {"copd_over_mopd": found, HOSTILE: found}, preset="q", limits=[HOSTILE], page=False)
+    made(tmp_path, "x", HOSTILE + "\n\n![p](https://example.org/p.png) [l](javascript:alert(1))",
+         {"copd_over_mopd": found, HOSTILE: found}, preset="q", limits=[HOSTILE], page=False)
     record = json.loads((tmp_path / "x-q" / "results.json").read_text())
-    record |= dict(report=HOSTILE, environment=dict(started=HOSTILE, commit=HOSTILE, versions=dict(copd_nb=HOSTILE)), parameters=dict(preset=HOSTILE, seeds=[HOSTILE]))
+    record |= dict(report=HOSTILE, environment=dict(started=HOSTILE, commit=HOSTILE, versions=dict(copd_nb=HOSTILE)),
+                   parameters=dict(preset=HOSTILE, seeds=[HOSTILE]))
     (tmp_path / "x-q" / "results.json").write_text(json.dumps(record))
     (tmp_path / 'a"><b>').mkdir()
     (tmp_path / 'a"><b>' / "results.json").write_text("{}")
     source = write_index(tmp_path).read_text()
     page = Page(source)
-    assert {tag for tag, _ in page.elements} <= set("html head meta title style body main h1 h2 p nav a bdi section span table thead tbody tr th td article ul li details summary div strong em".split())
-    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes) and "javascript:" not in "".join(page.hrefs())
+    assert {tag for tag, _ in page.elements} <= set("html head meta title style body main h1 h2 p nav a bdi section "
+                                                    "span table thead tbody tr th td article ul li details summary div "
+                                                    "strong em".split())
+    assert not any(name.startswith("on") for _, attributes in page.elements
+                   for name in attributes) and "javascript:" not in "".join(page.hrefs())
     assert HOSTILE in page.text and "can't be read: not a results record" in page.text
     assert "default-src 'none'" in source and not re.search(r"url\(|@import", source)
 
@@ -155,7 +181,8 @@ def test_the_title_is_that_of_the_executed_notebook(tmp_path):
     made(tmp_path, "comparison")
     cells = [nbformat.v4.new_markdown_cell("intro\n\n# My <own> title\n\n> sub")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "comparison-quick" / "comparison.ipynb")
-    assert entries(tmp_path)[0].title == "My <own> title" and "My &lt;own&gt; title" in write_index(tmp_path).read_text()
+    assert entries(tmp_path)[0].title == "My <own> title" and "My &lt;own&gt; title" in write_index(
+        tmp_path).read_text()
 
 
 def test_no_reports_is_an_error(tmp_path, capsys):
@@ -172,8 +199,10 @@ def test_publishing_copies_pages_and_records(tmp_path, capsys):
     made(tmp_path / "later", "pilot")
     publish(tmp_path / "later", target)  # what is there already stays
     files = {f.relative_to(target).as_posix() for f in target.rglob("*") if f.is_file()}
-    assert files == {"index.html", "claims.md", *(f"{r}-quick/{f}" for r in ("comparison", "pilot") for f in (f"{r}.html", "results.json"))}
-    for href in Page((target / "index.html").read_text()).hrefs(): assert href.startswith("#") or (target / href).is_file()
+    assert files == {"index.html", "claims.md", *(f"{r}-quick/{f}" for r in ("comparison", "pilot")
+                                                  for f in (f"{r}.html", "results.json"))}
+    for href in Page((target / "index.html").read_text()).hrefs():
+        assert href.startswith("#") or (target / href).is_file()
 
 
 def test_publishing_has_a_limit_and_leaves_all_as_it_was(tmp_path):
@@ -181,7 +210,9 @@ def test_publishing_has_a_limit_and_leaves_all_as_it_was(tmp_path):
     for report, size in (("comparison", 300_000), ("pilot", 900_000)):
         made(source, report)
         (source / f"{report}-quick" / f"{report}.html").write_text("x" * size)
-    with pytest.raises(ValueError, match=r"1\.2 MB are too much to publish \(at most 1\.0\): the largest are pilot-quick/pilot\.html \(0\.9 MB\), comparison-quick/comparison\.html \(0\.3 MB\)"):
+    with pytest.raises(ValueError, match=r"1\.2 MB are too much to publish \(at most 1\.0\): the largest are "
+                                         r"pilot-quick/pilot\.html \(0\.9 MB\), comparison-quick/comparison\.html "
+                                         r"\(0\.3 MB\)"):
         publish(source, target, limit=1_000_000)
     assert not target.exists() and publish(source, target, limit=1_300_000).is_file()
     (source / "pilot-quick" / "results.json").write_text("{}")
@@ -200,11 +231,17 @@ def fakes(tmp_path, monkeypatch):
     "A checkout with tiny studies: one is fine, one fails, one isn't a study."
     folder = tmp_path / "nbs" / "reports"
     folder.mkdir(parents=True)
-    bodies = dict(pilot=("size = 1", FAKE.format(name="pilot", extra="size")), comparison=("wide = 1", "raise RuntimeError('no base\\nat all')"), tuning=("deep = 1", "raise ValueError('never run')"))
+    bodies = dict(pilot=("size = 1", FAKE.format(name="pilot", extra="size")),
+                  comparison=("wide = 1", "raise RuntimeError('no base\\nat all')"),
+                  tuning=("deep = 1", "raise ValueError('never run')"))
     for name, (parameter, body) in bodies.items():
-        cells = [nbformat.v4.new_markdown_cell(f"# {name}\n\n> fake"), nbformat.v4.new_code_cell(f'preset = "quick"\nout_dir = ""\n{parameter}', metadata=dict(tags=["parameters"])),
+        cells = [nbformat.v4.new_markdown_cell(f"# {name}\n\n> fake"),
+                 nbformat.v4.new_code_cell(f'preset = "quick"\nout_dir = ""\n{parameter}',
+                                           metadata=dict(tags=["parameters"])),
                  nbformat.v4.new_code_cell(body)]
-        nb = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"), language_info=dict(name="python")))
+        nb = nbformat.v4.new_notebook(cells=cells,
+                                      metadata=dict(kernelspec=dict(name="python3", display_name="python3",
+                                      language="python"), language_info=dict(name="python")))
         nbformat.write(nb, folder / f"{name}.ipynb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
@@ -217,9 +254,11 @@ def test_all_studies_run_and_one_failure_stops_none(fakes, capsys):
     assert main(["report", "all", "-p", "preset", "tiny", "-p", "size", "7"]) == 1
     out, err = capsys.readouterr()
     assert err.splitlines()[-1] == "copd: report comparison failed: RuntimeError: no base" and "Traceback" not in err
-    assert re.search(r"comparison +failed +\d+ s\n", out) and re.search(r"pilot +done +\d+ s\n", out) and "runs/reports/index.html" in out
+    assert re.search(r"comparison +failed +\d+ s\n", out) and re.search(r"pilot +done +\d+ s\n",
+            out) and "runs/reports/index.html" in out
     assert read_results("runs/reports/pilot-tiny/results.json")["headline"] == "ran with 7"
-    assert not Path("runs/reports/comparison-tiny/results.json").exists()  # an older result doesn't stand for a failed run
+    # an older result doesn't stand for a failed run
+    assert not Path("runs/reports/comparison-tiny/results.json").exists()
     index = Path("runs/reports/index.html").read_text()
     assert "ran with 7" in index and "comparison-tiny" not in index
 
@@ -227,13 +266,15 @@ def test_all_studies_run_and_one_failure_stops_none(fakes, capsys):
 def test_a_parameter_that_no_study_knows_is_an_error_before_anything_runs(fakes, capsys):
     for words in (["deep", "3"], ["sizes", "7"], ["out_dir", "x"]):
         assert main(["report", "all", "-p", *words]) == 2
-        assert f"no study has the parameters ['{words[0]}']: known to some are ['preset', 'size', 'wide']" in capsys.readouterr().err
+        error = f"no study has the parameters ['{words[0]}']: known to some are ['preset', 'size', 'wide']"
+        assert error in capsys.readouterr().err
     assert not (fakes / "runs").exists()
 
 
 def test_where_all_is_well_nothing_is_told(fakes):
     (fakes / "nbs" / "reports" / "comparison.ipynb").unlink()
-    assert run_all(dict(preset="tiny"), fakes / "out", progress=False) == {} and (fakes / "out" / "index.html").is_file()
+    assert run_all(dict(preset="tiny"), fakes / "out",
+                   progress=False) == {} and (fakes / "out" / "index.html").is_file()
 
 
 def test_claims_are_measured_by_studies():
@@ -248,13 +289,19 @@ def test_check_prints_all_problems_and_a_summary(tmp_path, capsys):
     assert main(["check", str(data), "--column", "prompt=question"]) == 1
     out = capsys.readouterr().out
     assert "'question' is 7" in out and "is no JSON" in out and out.splitlines()[-1] == "2 problems in 2 rows"
-    assert main(["check", str(test), "--column", "prompt=question", "--reward", "numeric"]) == 0 and "no problems found in test.jsonl" in capsys.readouterr().out
-    assert main(["check", str(test), "--column", "prompt=question", "--test", str(test)]) == 1 and "is held out in row 1 of test.jsonl" in capsys.readouterr().out
+    assert main(["check", str(test), "--column", "prompt=question", "--reward",
+                 "numeric"]) == 0 and "no problems found in test.jsonl" in capsys.readouterr().out
+    assert main(["check", str(test), "--column", "prompt=question", "--test",
+                 str(test)]) == 1 and "is held out in row 1 of test.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words, message", [
-    (["none.jsonl"], "there is no data file none.jsonl"), (["{data}", "--reward", "exakt"], "there is no reward 'exakt'"), (["{data}", "--column", "question"], "NAME=COLUMN is needed"),
-    (["{data}", "--column", "where=x"], "names are prompt, answer"), (["{data}", "--recipe", "gsm"], "there is no recipe 'gsm': aime-2024"), (["{data}", "--model", "none"], "there is no checkpoint in none")])
+    (["none.jsonl"], "there is no data file none.jsonl"),
+    (["{data}", "--reward", "exakt"], "there is no reward 'exakt'"),
+    (["{data}", "--column", "question"], "NAME=COLUMN is needed"),
+    (["{data}", "--column", "where=x"], "names are prompt, answer"),
+    (["{data}", "--recipe", "gsm"], "there is no recipe 'gsm': aime-2024"),
+    (["{data}", "--model", "none"], "there is no checkpoint in none")])
 def test_check_refuses_what_is_misspelt(tmp_path, capsys, words, message):
     (tmp_path / "data.jsonl").write_text('{"prompt": "2+3=", "answer": "5"}')
     assert main(["check", *(w.format(data=tmp_path / "data.jsonl") for w in words)]) == 2
@@ -267,13 +314,16 @@ def test_check_knows_recipes(tmp_path, capsys):
     data.write_text('{"question": "2+3=", "answer": "It is 5.\\n#### 5"}\n{"question": "3+3=", "answer": "6"}')
     assert main(["check", str(data), "--recipe", "gsm8k"]) == 1
     assert "holds no answer" in (out := capsys.readouterr().out) and "1 problems in 1 rows" in out
-    assert main(["check", str(data), "--recipe", "gsm8k", "--column", "images=a,b", "--reward", "exact"]) == 1 and "'a'" in capsys.readouterr().out
+    assert main(["check", str(data), "--recipe", "gsm8k", "--column", "images=a,b", "--reward",
+                 "exact"]) == 1 and "'a'" in capsys.readouterr().out
 
 
 def test_the_gpu_preset_is_rehearsed_where_there_is_no_gpu(tmp_path):
-    files = run_report("real", dict(preset="qwen3-vl-4b-gpu", store=str(tmp_path / "store"), dry_run=True), tmp_path / "out", progress=False)
+    files = run_report("real", dict(preset="qwen3-vl-4b-gpu", store=str(tmp_path / "store"), dry_run=True),
+                       tmp_path / "out", progress=False)
     record = read_results(files["results"])
-    assert record["parameters"]["rehearsal"] and record["shown"][0].startswith("Planned: ") and "on a model of" in record["shown"][1]
+    assert record["parameters"]["rehearsal"] and record["shown"][0].startswith(
+        "Planned: ") and "on a model of" in record["shown"][1]
     memory = {r["item"]: r["GiB"] for r in record["tables"]["memory"]}
     assert memory["sum"] < 80 and {r["branch"] for r in record["tables"]["rewards"]} == {"text", "image", "video"}
     page = files["html"].read_text()
@@ -284,11 +334,14 @@ def test_the_gpu_preset_is_rehearsed_where_there_is_no_gpu(tmp_path):
 def test_the_laptop_preset_trains_adapters_of_any_model(tmp_path):
     folder = text_policy(hidden=32, layers=2).save(tmp_path / "model")
     small = dict(prompts=2, opd_prompts=1, group_size=2, max_new_tokens=4, probe_every=1, probe_prompts=2, device="cpu")
-    asked = dict(preset="smollm2-cpu", model=str(folder), plan=dict(cycles=1, s_rl=1, s_opd=1), config=small, prompts=4, samples=1, store=str(tmp_path / "store"))
+    asked = dict(preset="smollm2-cpu", model=str(folder), plan=dict(cycles=1, s_rl=1, s_opd=1), config=small, prompts=4,
+                 samples=1, store=str(tmp_path / "store"))
     record = read_results(run_report("real", asked, tmp_path / "out", progress=False)["results"])
     assert not record["parameters"]["rehearsal"] and record["parameters"]["rank"] == 16
     assert {r["paradigm"] for r in record["tables"]["greedy"]} == {"base", "sums branch", "products branch", "merged"}
-    assert {(r["metric"], r["capability"]) for r in record["tables"]["changes"]} == {(m, c) for m in ("greedy", "sampled") for c in ("sums", "products")}
+    assert {(r["metric"], r["capability"])
+            for r in record["tables"]["changes"]} == {(m, c) for m in ("greedy", "sampled")
+                                                      for c in ("sums", "products")}
     assert (tmp_path / "store" / "smollm2-cpu" / "branches" / "sums" / "adapter_model.safetensors").exists()
     assert any(s.startswith("Between the branches: top-10 overlap") for s in record["shown"])
 

@@ -12,17 +12,20 @@ import torch
 from accelerate import DistributedType
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from copd_nb.engine.resume import resume as resume_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine import resume as resume_module
+from copd_nb.engine.accelerator import accelerator_for
+from copd_nb.engine import phase as phase_module
 from copd_nb.engine import update as update_module
-from copd_nb.scale.trl import OURS, TrlLearner, _share, lent, settings_of
+from copd_nb.scale import trl as trl_module
+from copd_nb.scale.trl import TrlLearner, _share
+from copd_nb.scale.trl_model import OURS, lent, settings_of
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.passes import collect
 from copd_nb.engine.state import Training
 from copd_nb.engine.train import train
-from copd_nb.engine.update import gradients_of, move
+from copd_nb.engine.update import gradients_of, optimizer_step
 from copd_nb.policy.toys import minis_base, image, minis, text, tiny_policy, video
 from copd_nb.signals.objectives import clip_share
 from copd_nb.policy.core import Policy
@@ -58,7 +61,7 @@ def begin(kind, config, folder, size=0.03) -> Training:
     run, source, names = Run.__new__(Run), torch.Generator().manual_seed(1), list(SUITES[suite])
     run.path = folder
     (folder / "events.jsonl").touch()
-    training = Training(copd(names, cycles=1, s_rl=1, s_opd=1, beta=0.5), SUITES[suite], make(), config, train_module.accelerator_for(config), run)
+    training = Training(copd(names, cycles=1, s_rl=1, s_opd=1, beta=0.5), SUITES[suite], make(), config, accelerator_for(config), run)
     with torch.no_grad():
         for name in names:
             for p in training.branch(name).policy.parameters(): p.add_(torch.randn(p.shape, generator=source) * size)
@@ -83,9 +86,9 @@ def near(a, b, size=1e-4): return (a - b).norm() <= size * max(1, b.norm())
 
 
 def check(training, name, learner, batches):
-    "Weigh copies of the batches with both; returns what the learner found."
+    "Gradients of copies of the batches with both; returns those of the learner."
     ours, theirs = ([copy.copy(b) for b in batches] for _ in range(2))
-    (g, l), (h, m) = gradients_of(training, name, ours), learner.weigh(training, name, theirs)
+    (g, l), (h, m) = gradients_of(training, name, ours), learner.gradients(training, name, theirs)
     assert list(g) == list(h) and {s.split(":")[0] for s in g} == {"rl", "opd"}
     for stream in g:
         assert [x is None for x in g[stream]] == [x is None for x in h[stream]] and flat(g[stream]).norm() > 1e-4
@@ -108,18 +111,18 @@ def test_one_rl_and_one_opd_step_give_the_engines_loss_and_gradient(kind, name, 
     check(training, name, TrlLearner(), scored(training, name))
 
 
-def test_the_control_without_a_teacher_is_weighed_too(tmp_path):
+def test_the_control_without_a_teacher_has_gradients_too(tmp_path):
     training = begin("qwen3", CONFIG, tmp_path)
     batches = scored(training, "text")
     for batch in batches:
-        if isinstance(batch.signals[0], OPD): batch.signals = (replace(batch.signals[0], estimator="unlikely"),)
+        if isinstance(batch.signals[0], OPD): batch.signals = (replace(batch.signals[0], estimator="low_probability"),)
     check(training, "text", TrlLearner(), batches)
 
 
 def test_later_epochs_clip_as_the_engine_does(tmp_path):
     training, learner = begin("qwen3", replace(CONFIG, clip_low=0.01, clip_high=0.012), tmp_path), TrlLearner()
     batches, found = check(training, "text", learner, scored(training, "text"))
-    learner.move(training, "text", found, 0.1)
+    learner.optimizer_step(training, "text", found, 0.1)
     again, _ = check(training, "text", learner, batches)
     rl = next(b for b in again if b.stream == "rl")
     assert 0 < clip_share(rl.logp, rl.old_logp, rl.advantages, rl.rollouts.mask, 0.01, 0.012) < 1
@@ -129,11 +132,11 @@ def test_later_epochs_clip_as_the_engine_does(tmp_path):
 def test_two_steps_end_where_the_engine_does(kind, decay, tmp_path):
     "Weight decay included: it acts on norms, too, as in the engine."
     losses, ends, norms, starts = [], [], [], []
-    for weigh, step in ((gradients_of, move), ((learner := TrlLearner()).weigh, learner.move)):
+    for gradients, step in ((gradients_of, optimizer_step), ((learner := TrlLearner()).gradients, learner.optimizer_step)):
         training = begin(kind, replace(CONFIG, weight_decay=decay, learning_rate=1e-4), tmp_path)
         starts.append(weights(training, "text"))
         for n in range(2):
-            found, lost = weigh(training, "text", scored(training, "text", n))
+            found, lost = gradients(training, "text", scored(training, "text", n))
             losses.append(lost)
             norms.append(step(training, "text", found, 1.0))
         ends.append(weights(training, "text"))
@@ -150,11 +153,11 @@ def test_equal_gradients_take_equal_steps_and_moments_travel(tmp_path):
     training, learner = begin("qwen3", replace(CONFIG, weight_decay=0.1), tmp_path), TrlLearner()
     gradients, _ = gradients_of(training, "text", scored(training, "text"))
     files = {stem.split("~")[1]: {k: v.clone() for k, v in named.items()} for stem, named in resume_module._pack(training, "text").items()}
-    counters, _ = resume_module._counters(training, "text")
+    counters, _ = resume_module.counters(training, "text")
     def begun(learner, **more):
         training.learner = learner
         resume_module._restore(training, "text", files | more, counters)
-        for _ in range(2 - bool(more)): learner.move(training, "text", gradients, 1.0)
+        for _ in range(2 - bool(more)): learner.optimizer_step(training, "text", gradients, 1.0)
         return weights(training, "text")
     assert torch.equal(begun(update_module.Learner()), begun(learner))
     kept = copy.deepcopy(moments(training))
@@ -166,11 +169,11 @@ def test_equal_gradients_take_equal_steps_and_moments_travel(tmp_path):
 
 def test_fresh_moments_at_a_phase_if_asked_for(tmp_path):
     training, learner = begin("qwen3", replace(CONFIG, optimizer_state="reset"), tmp_path), TrlLearner()
-    gradients, _ = learner.weigh(training, "text", scored(training, "text"))
-    learner.move(training, "text", gradients, 1.0)
-    train_module._fresh(training, "text")
+    gradients, _ = learner.gradients(training, "text", scored(training, "text"))
+    learner.optimizer_step(training, "text", gradients, 1.0)
+    phase_module._fresh(training, "text")
     assert moments(training) == {}
-    learner.move(training, "text", gradients, 1.0)
+    learner.optimizer_step(training, "text", gradients, 1.0)
     assert float(moments(training)["0/step"]) == 1
 
 
@@ -195,7 +198,7 @@ def test_the_model_is_left_as_it_was(kind, tmp_path):
     before, random, bias = weights(training, "text"), torch.random.get_rng_state(), head.bias
     prompts = policy.encode(SUMS.test[:2])
     logits = policy.completion_logits(prompts, torch.full((2, 3), 30))
-    learner.weigh(training, "text", batches)
+    learner.gradients(training, "text", batches)
     assert torch.equal(before, weights(training, "text")) and torch.equal(random, torch.random.get_rng_state())
     assert "forward" not in vars(policy.model) and head.bias is bias and "bias" in head._parameters and not policy.model.training
     assert torch.equal(logits, policy.completion_logits(prompts, torch.full((2, 3), 30))) and sorted(p.name for p in tmp_path.iterdir()) == ["events.jsonl"]
@@ -206,10 +209,12 @@ def test_the_model_is_left_as_it_was(kind, tmp_path):
 def test_precision_and_device_stay_those_of_the_run(tmp_path):
     for precision in ("bf16", "fp32"):
         training = begin("qwen3", replace(CONFIG, precision=precision), tmp_path)
-        said, batches = training.accelerator.mixed_precision, scored(training, "text")
-        gradients, losses = TrlLearner().weigh(training, "text", batches)
+        batches, learner = scored(training, "text"), TrlLearner()
+        gradients, losses = learner.gradients(training, "text", batches)
         ours, expected = gradients_of(training, "text", [replace(b, old_logp=None) for b in batches])
-        assert training.accelerator.mixed_precision == said and training.accelerator.device.type == "cpu"
+        of_trainer = learner.trainer(training, "text").accelerator
+        assert of_trainer.mixed_precision == ("bf16" if training.accelerator.bf16 else "no")
+        assert of_trainer.device == training.accelerator.device == torch.device("cpu")
         assert all(near(flat(gradients[s]), flat(ours[s]), 0.2 if precision == "bf16" else 1e-4) and abs(losses[s] - expected[s]) < 0.05 for s in ours)
 
 
@@ -238,13 +243,13 @@ def test_what_trl_can_not_express_is_refused(tmp_path):
     training, learner = begin("vision", CONFIG, tmp_path), TrlLearner()
     batch = next(b for b in scored(training, "text") if isinstance(b.signals[0], OPD))
     for signal in (OPD("image", "image", estimator="reverse"), OPD("image", "image", estimator="topk"), SFT("text")):
-        refused("allowed are RL and OPD with estimator 'sampled' or 'unlikely'", lambda: learner.weigh(training, "text", [replace(batch, signals=(signal,))]))
+        refused("allowed are RL and OPD with an estimator by advantages, such as 'sampled'", lambda: learner.gradients(training, "text", [replace(batch, signals=(signal,))]))
     seen = video(4, 4).test[:1]
     film = replace(batch, rollouts=replace(batch.rollouts, prompts=training.base.encode(seen)))
-    refused(f"prompt {seen[0].id} of stream .* has a video", lambda: learner.weigh(training, "text", [film]))
+    refused(f"prompt {seen[0].id} of stream .* has a video", lambda: learner.gradients(training, "text", [film]))
     refused(r"options \['beta', 'use_vllm'\]", lambda: TrlLearner(beta=0.1, use_vllm=True))
     training.config = replace(CONFIG, optimizer_state="separate")
-    refused("allowed are 'keep' and 'reset'", lambda: TrlLearner().weigh(training, "text", [batch]))
+    refused("allowed are 'keep' and 'reset'", lambda: TrlLearner().gradients(training, "text", [batch]))
 
 
 def test_models_that_trl_would_compute_otherwise_are_refused(tmp_path):
@@ -257,9 +262,9 @@ def test_models_that_trl_would_compute_otherwise_are_refused(tmp_path):
     refused("'gpt' has no rotary positions", lambda: TrlLearner().trainer(training, "text"))
 
 
-def test_deepspeed_is_refused(tmp_path):
-    training = begin("qwen3", CONFIG, tmp_path)
-    training.accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+def test_deepspeed_is_refused(tmp_path, monkeypatch):
+    training, deepspeed = begin("qwen3", CONFIG, tmp_path), SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    monkeypatch.setattr(trl_module, "_configured", lambda config: deepspeed)
     refused("shard the model with FSDP2", lambda: TrlLearner().trainer(training, "text"))
 
 

@@ -15,13 +15,15 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from test_crews import PAIR, TINY, same
+from test_executors import PAIR, TINY, same
 
 from copd_nb.engine import executors as executors_module
 from copd_nb.scale import cluster as cluster_module
+from copd_nb.scale import connection as connection_module
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.executors import Cluster, Lost, NoPlace
-from copd_nb.scale.cluster import RayCrew, connect, ray_address
+from copd_nb.scale.cluster import RayExecutor
+from copd_nb.scale.connection import connect, ray_address
 from copd_nb.engine.train import train
 from copd_nb.study.jobs import Job, do_all, run_of, scores_of
 from copd_nb.policy.toys import minis_base, minis
@@ -84,8 +86,8 @@ def stall(work):
     return broken
 
 
-class Breaking(RayCrew):
-    "A crew in which some pieces of work break, each once: (work, how often it was sent before) → fault(work), what is sent instead."
+class Breaking(RayExecutor):
+    "An executor in which some pieces of work break, each once: (work, how often it was sent before) → fault(work), what is sent instead."
     plan: dict = {}
     count: dict = {}
 
@@ -99,7 +101,7 @@ class Breaking(RayCrew):
 @pytest.fixture
 def breaking(monkeypatch):
     "Sets what breaks."
-    monkeypatch.setattr(cluster_module, "RayCrew", Breaking)
+    monkeypatch.setattr(cluster_module, "RayExecutor", Breaking)
 
     def plan(faults):
         Breaking.plan, Breaking.count = dict(faults), {}
@@ -112,10 +114,10 @@ def restarts(run) -> list[str]: return [r for r in run.events.query("kind == 're
 
 def test_workers_give_the_events_of_one_process_though_one_is_killed(suite, start, alone, tmp_path, two_processors, breaking):
     "Two branches in two workers, a teacher killed while it scores: the same events and weights, bit for bit, each once, and a row that says so."
-    breaking({("answer", 3): die})
+    breaking({("teacher_scores", 3): die})
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster="ray")
     same(alone, run)
-    assert len(restarts(run)) == 1 and "answer of" in restarts(run)[0]
+    assert len(restarts(run)) == 1 and "teacher_scores of" in restarts(run)[0]
     assert run.manifest["workers"] == {n: dict(cpus=1, gpus=0, ranks=1) for n in PAIR}
 
 
@@ -137,13 +139,13 @@ def test_jobs_go_as_tasks(tmp_path, two_processors):
     with pytest.raises(ValueError, match="can't be loaded"): do_all([(replace(jobs[0], suite="copd_nb.minis:nothing"), [])], tmp_path / "cluster", workers="ray")
 
 
-PIECES = dict(_roll="rolling out", answer="scoring", _weigh="gradients", _move="the update", _probe="a probe", _score="an evaluation", _pack="a checkpoint", _piece="weights for a merge")
+PIECES = dict(rollouts="rolling out", teacher_scores="scoring", gradients="gradients", update="the update", _probe="a probe", _score="an evaluation", _pack="a checkpoint", _piece="weights for a merge")
 
 
 @pytest.mark.slow
 def test_a_worker_killed_in_any_piece_of_work(suite, start, alone, tmp_path, two_processors, breaking):
     "One run in which every piece of work is once the last one of its worker; no step is in the log twice, and nothing differs."
-    breaking({(work, number): die for work, number in dict(_roll=2, answer=2, _weigh=6, _move=8, _probe=60, _score=1, _pack=9, _piece=4).items()})
+    breaking({(work, number): die for work, number in dict(rollouts=2, teacher_scores=2, gradients=6, update=8, _probe=60, _score=1, _pack=9, _piece=4).items()})
     began = time.perf_counter()
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(restarts=8))
     same(alone, run)
@@ -155,7 +157,7 @@ def test_a_worker_killed_in_any_piece_of_work(suite, start, alone, tmp_path, two
 @pytest.mark.slow
 def test_a_stalled_teacher_is_replaced(suite, start, alone, tmp_path, two_processors, breaking):
     "A worker that answers no more is given up after `call_seconds`."
-    breaking({("answer", 2): stall})
+    breaking({("teacher_scores", 2): stall})
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(call_seconds=25))
     same(alone, run)
     assert len(restarts(run)) == 1 and "has not ended after 25 s" in restarts(run)[0]
@@ -164,7 +166,7 @@ def test_a_stalled_teacher_is_replaced(suite, start, alone, tmp_path, two_proces
 @pytest.mark.slow
 def test_a_run_that_gets_nowhere_gives_up(suite, start, tmp_path, two_processors, breaking):
     "As many losses as are allowed without a checkpoint in between, and one more; the next call goes on."
-    breaking({("_roll", 2 * n): die for n in range(3)})
+    breaking({("rollouts", 2 * n): die for n in range(3)})
     with pytest.raises(Lost, match="roll of"): train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(restarts=2))
     assert Run(tmp_path / "run").status == "failed"
     assert train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster="ray").finished
@@ -207,11 +209,11 @@ def test_a_node_that_is_removed(suite, start, alone, tmp_path, two_nodes, breaki
     def removed(work):
         nodes.remove_node(next(iter(nodes.worker_nodes)))
         return work
-    breaking({("answer", 2): moved})
+    breaking({("teacher_scores", 2): moved})
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=spread)
     same(alone, run)
     print(restarts(run))
-    breaking({("answer", 2): removed})
+    breaking({("teacher_scores", 2): removed})
     with pytest.raises(NoPlace, match="2 CPU are needed, the cluster has 1") as caught: train(COPD, suite, start, SMALL, tmp_path / "again", progress=False, cluster=spread)
     print(caught.value)
     nodes.add_node(num_cpus=1)
@@ -324,7 +326,7 @@ def test_a_client_tries_again(monkeypatch, failures):
         tried.append(words["address"])
         if len(tried) <= failures: raise ConnectionAbortedError("no server")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `connect` may set it for the tests that follow
-    monkeypatch.setattr(cluster_module, "_ray", lambda: SimpleNamespace(init=init, is_initialized=lambda: False, util=ray.util))
+    monkeypatch.setattr(connection_module, "ray_package", lambda: SimpleNamespace(init=init, is_initialized=lambda: False, util=ray.util))
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ConnectionAbortedError) if failures == 3 else nullcontext():
         connect(Cluster(address=f"ray://127.0.0.1:{server.getsockname()[1]}"))
     assert len(tried) == min(failures + 1, 3)
@@ -334,9 +336,9 @@ def test_a_client_that_gave_up_is_a_cluster_that_is_gone():
     "A handle of Ray's client waits for its number when it is hashed; where the client has given up, that fails, and not as a file that can't be written."
     class Handle:
         def __hash__(self): raise ConnectionError("Failed to reconnect within the reconnection grace period (30s)")
-    crew = RayCrew.__new__(RayCrew)
-    crew.calls, crew.cluster = [executors_module._Call("text", "pack", Handle())], Cluster()
-    with pytest.raises(Lost, match="the Ray cluster is gone"): crew.settle()
+    executor = RayExecutor.__new__(RayExecutor)
+    executor.calls, executor.cluster = [executors_module.Call("text", "pack", Handle())], Cluster()
+    with pytest.raises(Lost, match="the Ray cluster is gone"): executor.settle()
 
 
 def test_a_note_of_a_cluster_that_is_gone(tmp_path, monkeypatch):
@@ -353,7 +355,7 @@ def test_a_note_of_a_cluster_that_is_gone(tmp_path, monkeypatch):
     assert ray_address(Cluster(address="local")) == "local"
 
 
-def joined(place, crew):
+def joined(place, executor):
     "The state of a worker that is one of several: its group."
     rank, size, address = place
     return join_group(rank, size, f"tcp://{address}", timeout=200)
@@ -375,12 +377,12 @@ def one_dies(group):
 @pytest.mark.slow
 def test_a_worker_that_fails_lets_go_of_the_others(three_processors):
     "Whoever waits for it gets an error at once; what is raised is what went wrong, and a lost worker is a lost worker."
-    crew, began = RayCrew(Cluster(ranks=2), joined, (), {"text": ()}), time.monotonic()
-    assert crew.get(crew.at("text", added)) == 3
-    with pytest.raises(ValueError, match="no such thing"): crew.get(crew.at("text", one_raises))
-    crew.again()
-    with pytest.raises(Lost, match="one_dies"): crew.get(crew.at("text", one_dies))
-    crew.close()
+    executor, began = RayExecutor(Cluster(ranks=2), joined, (), {"text": ()}), time.monotonic()
+    assert executor.get(executor.at("text", added)) == 3
+    with pytest.raises(ValueError, match="no such thing"): executor.get(executor.at("text", one_raises))
+    executor.again()
+    with pytest.raises(Lost, match="one_dies"): executor.get(executor.at("text", one_dies))
+    executor.close()
     assert time.monotonic() - began < 150
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.schedule.paradigms import expert
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.config import Config
@@ -173,8 +173,7 @@ def test_the_update_takes_the_learners_own_log_probs(skip, sampler, tiny, tmp_pa
     config = Config(group_size=3, max_new_tokens=5, skip_flat=skip, device="cpu")
     run = Run.__new__(Run)
     run.path = tmp_path
-    training = Training(expert("text", 1), {"text": text(8)}, tiny.clone("base"), config,
-                        train_module.accelerator_for(config), run)
+    training = Training(expert("text", 1), {"text": text(8)}, tiny.clone("base"), config, accelerator_for(config), run)
     out, = sampler(training.branch("text").policy, [request(tiny, [EXAMPLES[0], EXAMPLES[3]], 3, "rl")], 5, 1.0)
     advantages = grpo_advantages(torch.tensor([1.0, 0, 0, 1, 1, 1]), 3)  # the second group is flat
     def weighed(**said):

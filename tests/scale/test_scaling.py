@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pass
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd
 from copd_nb.schedule.copd import copd
 from copd_nb.schedule.costs import ModelShape, Workload
@@ -27,12 +26,15 @@ ZERO = {"learn/stream": 0.0, "rows": 0.0, "rows/signal": 0.0}
 
 def costs(names, roll=0.1, answer=0.05, weigh=0.1, learn=0.2, **of):
     "Seconds a prompt; `of` has factors of single capabilities."
-    seconds = {f"{s}/{k}/{c}": v * of.get(c, 1) for s, v in dict(roll=roll, answer=answer, weigh=weigh).items() for k in KINDS[s] for c in names}
-    return Costs(seconds | ZERO | {"roll": 0.0, "learn": learn}, dict.fromkeys(names, 5.0), weights=1e6, hidden=16, vocabulary=100)
+    seconds = {f"{s}/{k}/{c}": v * of.get(c, 1) for s, v in dict(roll=roll, answer=answer, weigh=weigh).items()
+               for k in KINDS[s] for c in names}
+    return Costs(seconds | ZERO | {"roll": 0.0, "learn": learn}, dict.fromkeys(names, 5.0), weights=1e6, hidden=16,
+                 vocabulary=100)
 
 
 def names(k): return [f"c{i}" for i in range(k)]
-def exchange(k, topology="pairwise", estimator="sampled"): return copd(names(k), cycles=1, topology=topology, estimator=estimator).phases[1]
+def exchange(k, topology="pairwise", estimator="sampled"):
+    return copd(names(k), cycles=1, topology=topology, estimator=estimator).phases[1]
 def each(phase): return [Place(u.branch, (u.branch,)) for u in phase.updates]
 
 
@@ -77,12 +79,14 @@ def test_a_slow_teacher_is_what_its_pupil_waits_for():
 
 def test_latency_is_spent_four_times_a_step():
     "Question, reply, rows to the driver, and the driver's word."
-    free, far = (steps(exchange(2), costs(names(2)), network=Network(Link(latency))).step_seconds for latency in (0, 0.25))
+    free, far = (steps(exchange(2), costs(names(2)), network=Network(Link(latency))).step_seconds
+                 for latency in (0, 0.25))
     assert math.isclose(far - free, 4 * 0.25)
 
 
 def test_a_message_takes_its_bytes_over_the_bandwidth_and_the_way_in_is_shared():
-    calls = [Call("a", "x", "roll", 1.0), Call("b", "y", "roll", 1.0), Call("c", "z", "answer", 1.0, (("a", 100.0), ("b", 100.0)))]
+    calls = [Call("a", "x", "roll", 1.0), Call("b", "y", "roll", 1.0),
+             Call("c", "z", "answer", 1.0, (("a", 100.0), ("b", 100.0)))]
     places = [Place(w, (w,)) for w in "xyz"]
     assert math.isclose(simulate(calls, places, Network(Link(0.5, 50.0))).seconds, 1 + 2 + 2 + 0.5 + 1)
     assert math.isclose(simulate(calls, [Place("all", ("x", "y", "z"))], Network(Link(0.5, 50.0))).seconds, 3)
@@ -104,7 +108,8 @@ def test_a_group_of_devices_is_faster_by_what_its_doublings_keep():
 @pytest.mark.parametrize("k", [2, 3, 5])
 @pytest.mark.parametrize("topology", ["pairwise", "hub"])
 def test_pairwise_sends_k_times_k_minus_1_and_a_hub_twice_k_minus_1(k, topology):
-    between = steps(exchange(k, topology), costs(names(k))).messages.query("sender != 'driver' and receiver != 'driver' and step == 0")
+    between = steps(exchange(k, topology), costs(names(k))).messages.query("sender != 'driver' and receiver != "
+                                                                           "'driver' and step == 0")
     links = k * (k - 1) if topology == "pairwise" else 2 * (k - 1)
     tokens = CONFIG.opd_prompts * CONFIG.group_size * 5
     assert len(between) == 2 * links and between["bytes"].sum() == links * tokens * (4 + 4)
@@ -115,15 +120,19 @@ def test_what_an_estimator_sends():
     for e in ("sampled", "topk", "reverse"):
         signal = exchange(2, estimator=e).updates[0].opd[0]
         sizes[e] = costs(names(2)).question(signal, CONFIG), costs(names(2)).reply(signal, CONFIG)
-    assert sizes["sampled"] == (4 * tokens, 4 * tokens) and sizes["reverse"] == (4 * tokens, 4 * (tokens + 16 * (tokens + 100)))
+    assert sizes["sampled"] == (4 * tokens, 4 * tokens) and sizes["reverse"] == (4 * tokens,
+            4 * (tokens + 16 * (tokens + 100)))
     assert sizes["topk"] == (4 * 17 * tokens, 4 * 18 * tokens)
 
 
 def test_the_base_is_everywhere_and_frozen_teachers_have_workers():
     phase = mopd(["c0", "c1"], 3, 4).phases[-1]
     calls = step_calls(phase, CONFIG, costs(names(2)))
-    assert {c.worker for c in calls if c.stage == "answer"} == {"c0", "c1"} and {c.worker for c in calls if c.stage == "learn"} == {"student"}
-    asks_base = replace(phase, updates=[replace(u, signals=[replace(s, teacher="base") for s in u.signals]) for u in phase.updates])
+    assert {c.worker for c in calls if c.stage == "answer"} == {"c0",
+                                                                "c1"} and {c.worker for c in calls if c.stage
+                                                                == "learn"} == {"student"}
+    asks_base = replace(phase, updates=[replace(u, signals=[replace(s, teacher="base") for s in u.signals])
+                                        for u in phase.updates])
     assert {c.worker for c in step_calls(asks_base, CONFIG, costs(names(2)))} == {"student", DRIVER}
 
 
@@ -153,7 +162,8 @@ def test_work_is_conserved_and_no_step_is_shorter_than_what_it_needs(drawn):
     speed = {w: p.speed for p in found.places for w in p.workers}
     assert math.isclose(found.busy().sum(), sum(s / speed[b] for b, s in load.items()))
     assert found.step_seconds >= found.busy().max() - 1e-9
-    chains = [sum(c.seconds for c in step_calls(phase, CONFIG, money) if c.worker == u.branch and c.stage != "answer") / speed[u.branch] for u in phase.updates]
+    chains = [sum(c.seconds for c in step_calls(phase, CONFIG, money) if c.worker == u.branch and c.stage != "answer")
+              / speed[u.branch] for u in phase.updates]
     assert found.step_seconds >= max(chains) - 1e-9
     for p in found.places:  # one call at a time, in the order of submission for each worker
         spans = sorted(found.spans[c.name][:2] for c in calls if c.worker in p.workers)
@@ -184,7 +194,8 @@ def test_more_bandwidth_is_never_slower_with_a_device_a_branch(drawn, factor):
 def test_one_process_takes_the_sum_of_all_work_and_sends_nothing(drawn):
     phase, money, network, _ = drawn
     found = simulate(calls_of(phase, CONFIG, money, 2), [Place("local", (*names(4), DRIVER))], network)
-    assert math.isclose(found.step_seconds, sum(c.seconds for c in step_calls(phase, CONFIG, money))) and found.messages.empty
+    assert math.isclose(found.step_seconds,
+                        sum(c.seconds for c in step_calls(phase, CONFIG, money))) and found.messages.empty
 
 
 def test_one_step_behind_hides_the_way_to_the_teacher():
@@ -198,15 +209,20 @@ def test_one_step_behind_hides_the_way_to_the_teacher():
 def test_the_critical_path_runs_from_the_start_to_the_end_without_a_gap():
     found = steps(exchange(3, "hub"), costs(names(3)), network=Network(Link(0.1, 1e4)))
     path = critical_calls(found)
-    assert found.spans[path[0]][0] == 0 and math.isclose(found.spans[path[-1]][1], found.seconds) and math.isclose(critical_stages(found).sum(), 1)
+    assert found.spans[path[0]][0] == 0 and math.isclose(found.spans[path[-1]][1],
+                                                         found.seconds) and math.isclose(critical_stages(found).sum(),
+                                                         1)
 
 
 def test_what_can_not_be_simulated_is_said():
     a, b = Call("a", "x", "roll", 1.0, (("b", 0.0),)), Call("b", "y", "roll", 1.0, (("a", 0.0),))
-    with pytest.raises(ValueError, match="wait for each other"): simulate([a, b], [Place("x", ("x",)), Place("y", ("y",))])
-    with pytest.raises(ValueError, match=r"without a place: \['y'\]"): simulate([replace(b, needs=())], [Place("x", ("x",))])
+    with pytest.raises(ValueError, match="wait for each other"):
+        simulate([a, b], [Place("x", ("x",)), Place("y", ("y",))])
+    with pytest.raises(ValueError, match=r"without a place: \['y'\]"):
+        simulate([replace(b, needs=())], [Place("x", ("x",))])
     with pytest.raises(ValueError, match=r"two places: \['x'\]"): simulate([], [Place("p", ("x",)), Place("q", ("x",))])
-    with pytest.raises(KeyError, match="no cost for 'roll/rl/c9'"): step_calls(expert("c9", 1).phases[0], CONFIG, costs(["c0"]))
+    with pytest.raises(KeyError, match="no cost for 'roll/rl/c9'"):
+        step_calls(expert("c9", 1).phases[0], CONFIG, costs(["c0"]))
     with pytest.raises(ValueError, match="devices must be 1 or more"): placed(dict(a=1.0), 0)
     with pytest.raises(ValueError, match="bandwidth positive"): Link(0, 0)
 
@@ -219,41 +235,53 @@ def test_heavy_branches_get_devices_first():
 
 def test_new_capabilities_cost_what_they_resemble():
     wide = spread(costs(["c0", "c1"], c1=3), ["d0", "d1", "d2"])
-    assert wide.seconds["roll/rl/d1"] == 3 * wide.seconds["roll/rl/d2"] and wide.tokens["d2"] == 5 and "roll/rl/c0" in wide.seconds
+    assert wide.seconds["roll/rl/d1"] == 3 * wide.seconds["roll/rl/d2"] and wide.tokens[
+        "d2"] == 5 and "roll/rl/c0" in wide.seconds
     assert costs_from(asdict(wide)) == wide
 
 
 def test_a_forecast_adds_what_happens_between_steps():
-    schedule, config = copd(names(2), cycles=2, s_rl=6, s_opd=3), replace(CONFIG, probe_every=2, eval_every=4, checkpoint_every=5, eval_prompts=10, probe_prompts=10)
-    more = {f"{k}/{c}": v for k, v in dict(probe=0.01, evaluate=0.1).items() for c in names(2)} | dict(checkpoint=0.5, merge=2.0)
+    schedule, config = copd(names(2), cycles=2, s_rl=6, s_opd=3), replace(CONFIG, probe_every=2, eval_every=4,
+            checkpoint_every=5, eval_prompts=10, probe_prompts=10)
+    more = {f"{k}/{c}": v for k, v in dict(probe=0.01, evaluate=0.1).items()
+            for c in names(2)} | dict(checkpoint=0.5, merge=2.0)
     money = replace(costs(names(2)), seconds=costs(names(2)).seconds | more, start=7.0)
     found = forecast(schedule, config, money, placed(dict(c0=1, c1=1)))
     rows = found.table.set_index("what")
-    assert dict(rows["times"]) == {"cycle 1 · I RLVR": 6, "probe": 10, "evaluate": 6, "checkpoint": 6, "cycle 1 · II OPD": 3, "cycle 2 · I RLVR": 6, "cycle 2 · II OPD": 3, "merge": 1, "start": 1}
-    assert math.isclose(rows.loc["evaluate", "seconds"], 2 * 10 * 0.1) and math.isclose(rows.loc["checkpoint", "seconds"], 1.0)
+    assert dict(rows["times"]) == {"cycle 1 · I RLVR": 6, "probe": 10, "evaluate": 6, "checkpoint": 6,
+                                   "cycle 1 · II OPD": 3, "cycle 2 · I RLVR": 6, "cycle 2 · II OPD": 3, "merge": 1,
+                                   "start": 1}
+    assert math.isclose(rows.loc["evaluate", "seconds"],
+                        2 * 10 * 0.1) and math.isclose(rows.loc["checkpoint", "seconds"], 1.0)
     assert rows.loc["checkpoint", "bytes"] == 2 * 3 * 4 * 1e6 and rows.loc["merge", "bytes"] == 4e6
     bare = forecast(schedule, config, money, placed(dict(c0=1, c1=1)), between=False)
-    assert math.isclose(bare.seconds, 12 * 2.2 + 6 * 4.7) and math.isclose(found.seconds, bare.seconds + rows.drop(index=[i for i in rows.index if "cycle" in i])["total"].sum())
+    assert math.isclose(bare.seconds, 12 * 2.2 + 6 * 4.7) and math.isclose(found.seconds,
+            bare.seconds + rows.drop(index=[i for i in rows.index if "cycle" in i])["total"].sum())
     assert "Costs:" in found._repr_html_() and "9.7" not in steps(exchange(2), costs(names(2)))._repr_html_()
 
 
 def test_assumed_costs_say_so_and_follow_the_flops():
     load = Workload(4, 4, 8, dict(c0=100.0), dict(c0=50.0), ModelShape(10 ** 9, 0, 10, 1000, vocabulary=1000))
     found = assumed(load, 1e14, dict(roll=0.1, answer=0.5, weigh=0.5), 1e12, "a device")
-    assert math.isclose(found.seconds["roll/rl/c0"], 5 * found.seconds["answer/topk/c0"]) and "nothing measured" in found.origin
+    assert math.isclose(found.seconds["roll/rl/c0"],
+                        5 * found.seconds["answer/topk/c0"]) and "nothing measured" in found.origin
     flops = load.rl_cost("c0", 1).flops
     assert math.isclose((0.1 * found.seconds["roll/rl/c0"] + 0.5 * found.seconds["weigh/rl/c0"]) * 1e14, flops)
-    with pytest.raises(ValueError, match="shares in"): assumed(load, 1e14, dict(roll=2.0, answer=0.5, weigh=0.5), 1e12, "a device")
+    with pytest.raises(ValueError, match="shares in"):
+        assumed(load, 1e14, dict(roll=2.0, answer=0.5, weigh=0.5), 1e12, "a device")
 
 
 def test_a_sweep_keeps_what_it_was_asked():
-    found = sweep(dict(k=k, phase=exchange(k), config=CONFIG, costs=costs(names(k)), stale=s) for k in (2, 3) for s in (False, True))
+    found = sweep(dict(k=k, phase=exchange(k), config=CONFIG, costs=costs(names(k)), stale=s) for k in (2, 3)
+                  for s in (False, True))
     assert list(found["k"]) == [2, 2, 3, 3] and found["step_seconds"].notna().all() and (found["idle"] < 1e-6).all()
 
 
 def test_the_drawing_has_a_bar_for_each_call_and_a_legend():
     ax = gantt(steps(exchange(2), costs(names(2))))
-    assert len(ax.patches) == 3 * 8 and [t.get_text() for t in ax.get_legend().get_texts()] == ["roll", "answer", "weigh", "learn"] and ax.get_xlabel() == "time (s)"
+    assert len(ax.patches) == 3 * 8 and [t.get_text()
+                                         for t in ax.get_legend().get_texts()] == ["roll", "answer", "weigh",
+                                         "learn"] and ax.get_xlabel() == "time (s)"
     plt.close(ax.figure)
 
 
@@ -264,24 +292,29 @@ def test_measured_stages_add_up_to_measured_steps_and_give_costs():
     base = tiny_policy(hidden=32, layers=1)
     before = {name: getattr(engine, name) for name in WATCHED}
     reads = itertools.count()
-    table = measure(copd(["text", "image"], cycles=1, s_rl=2, s_opd=2), minis(("text", "image")), base, TINY, clock=lambda: float(next(reads)))
+    table = measure(copd(["text", "image"], cycles=1, s_rl=2, s_opd=2), minis(("text", "image")), base, TINY,
+                    clock=lambda: float(next(reads)))
     assert {name: getattr(engine, name) for name in WATCHED} == before
     by = table.assign(part=table["stage"] != "step").groupby(["phase", "step", "part"])["seconds"].sum().unstack()
     assert len(by) == 2 and (by[True] - by[False]).abs().max() < 1e-9 and (table["seconds"] >= 0).all()
     assert table[table["phase"].str.contains("II")].groupby("stage")["call"].count()["answer"] == 2
     found = fitted([table], base)
-    assert found.hidden == 32 and set(found.tokens) == {"text", "image"} and found.price((("answer/sampled/text", 2),)) > 0
+    assert found.hidden == 32 and set(found.tokens) == {"text",
+                                                        "image"} and found.price((("answer/sampled/text", 2),)) > 0
     local = copd(["text", "image"], cycles=1)
     inside = table[~table["stage"].isin(["step", "rest"])].groupby("phase")["seconds"].sum()
-    assert [simulate(calls_of(p, TINY, found, 2), alone(local)).step_seconds for p in local.phases] == pytest.approx(list(inside[[p.title for p in local.phases]]))
+    assert [simulate(calls_of(p, TINY, found, 2), alone(local)).step_seconds
+            for p in local.phases] == pytest.approx(list(inside[[p.title for p in local.phases]]))
     assert list(inside) == [7, 9]  # each call reads the clock at its start and its end: one second a call
 
 
 def test_a_fit_finds_the_costs_that_made_the_measurements():
     "Pairs are enough to know what three branches cost."
-    true = replace(costs(names(3), c1=2, c2=3), seconds=costs(names(3), c1=2, c2=3).seconds | {"roll": 0.4, "rows": 0.1, "rows/signal": 0.01, "rest": 0.05})
+    true = replace(costs(names(3), c1=2, c2=3), seconds=costs(names(3), c1=2, c2=3).seconds
+                   | {"roll": 0.4, "rows": 0.1, "rows/signal": 0.01, "rest": 0.05})
     def table(pair):
-        rows = [dict(phase=p.title, step=1, stage=c.stage, call=c.name, work=c.work, seconds=c.seconds) for p in copd(pair, cycles=1).phases for c in step_calls(p, CONFIG, true)]
+        rows = [dict(phase=p.title, step=1, stage=c.stage, call=c.name, work=c.work, seconds=c.seconds)
+                for p in copd(pair, cycles=1).phases for c in step_calls(p, CONFIG, true)]
         made = pd.DataFrame(rows)
         made.attrs["tokens"] = dict.fromkeys(pair, 5.0)
         return made
@@ -289,11 +322,13 @@ def test_a_fit_finds_the_costs_that_made_the_measurements():
     wide = exchange(3)
     one = [Place("local", (*names(3), DRIVER))]
     seconds = {k: true.seconds[k] for k in true.seconds}
-    assert math.isclose(steps(wide, found, one).step_seconds, steps(wide, replace(true, seconds=seconds), one).step_seconds, rel_tol=1e-6)
+    assert math.isclose(steps(wide, found, one).step_seconds,
+                        steps(wide, replace(true, seconds=seconds), one).step_seconds, rel_tol=1e-6)
 
 
 def test_an_engine_that_makes_other_calls_than_planned_is_noticed(monkeypatch):
-    monkeypatch.setattr("copd_nb.scale.calls.step_calls", lambda phase, config, costs, step: [Call("a", "text", "roll", 0.0), Call("b", "text", "roll", 0.0)])
+    monkeypatch.setattr("copd_nb.scale.calls.step_calls", lambda phase, config, costs,
+                        step: [Call("a", "text", "roll", 0.0), Call("b", "text", "roll", 0.0)])
     with pytest.raises(ValueError, match="the plan has 2 calls a step and the engine made 1"):
         measure(expert("text", 2), minis(("text",)), tiny_policy(hidden=32, layers=1), TINY)
 

@@ -12,11 +12,12 @@ import torch
 from torch import multiprocessing
 
 from copd_nb.engine import memory as memory_module
-from copd_nb.engine.resume import resume as resume_module
+from copd_nb.engine import resume as resume_module
 from copd_nb.engine import step as step_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine.accelerator import accelerator_for
+from copd_nb.engine.request import placed
 from copd_nb.data.capability import Capability
-from copd_nb.engine.config import Config
+from copd_nb.engine.config import Config, Limits
 from copd_nb.engine.passes import portions
 from copd_nb.engine.state import Training
 from copd_nb.engine.step import train_step
@@ -67,14 +68,13 @@ def begin(group: Group, folder: Path, case: str) -> tuple[Training, Phase]:
     schedule = Schedule("pair", dict(a="base", b="base"),
                         [Phase("both", 3, updates if case == "sampled" else updates[:1])], "a")
     (folder / "events.jsonl").touch()
-    run, accelerator = Run.__new__(Run), train_module.accelerator_for(config)
+    run, accelerator = Run.__new__(Run), accelerator_for(config)
     run.path = folder
-    base, other = (train_module._placed(name, tiny(seed), config, accelerator, group)
-                   for seed, name in enumerate(("base", "other")))
+    base, other = (placed(name, tiny(seed), config, accelerator, group) for seed, name in enumerate(("base", "other")))
     return Training(schedule, suite(), base, config, accelerator, run, starts=dict(b=other)), schedule.phases[0]
 
 
-def packed(training: Training) -> dict: return dict(resume_module._packed(training, training.begun))
+def packed(training: Training) -> dict: return dict(resume_module.packed(training, training.begun))
 
 
 def numbers(batch) -> dict:
@@ -95,7 +95,7 @@ def trained(group: Group, folder: Path, case: str) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_module, "learn", noted)
         rows = [row for step in range(3) for row in train_step(training, phase, step)]
-    tensors, counters = packed(training), {n: resume_module._counters(training, n)[0] for n in training.begun}
+    tensors, counters = packed(training), {n: resume_module.counters(training, n)[0] for n in training.begun}
     if group.rank == 0 and case == "sampled":
         save_checkpoint(folder / f"on{group.size}", tensors, dict(branches=counters))
     return dict(rows=rows, batches=[numbers(b) for b in batches], tensors=tensors)
@@ -105,7 +105,7 @@ def resumed(group: Group, folder: Path, path: Path) -> dict:
     "The state after loading a checkpoint, and what the next step gives."
     training, phase = begin(group, folder, "sampled")
     tensors, state = load_checkpoint(path)
-    resume_module._unpack(training, tensors, state["branches"])
+    resume_module.unpack(training, tensors, state["branches"])
     return dict(tensors=copy.deepcopy(packed(training)), rows=train_step(training, phase, 0))
 
 
@@ -270,12 +270,16 @@ def test_a_group_of_one_changes_nothing():
 
 
 def test_a_group_does_not_lower_its_limits():
-    training = SimpleNamespace(base=SimpleNamespace(group=Group(0, 2)), config=TINY, notes=[])
-    assert not memory_module._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError())
-    assert training.config is TINY and not training.notes
+    training = SimpleNamespace(base=SimpleNamespace(group=Group(0, 2)), limits=Limits(), notes=[])
+
+    def attempt():
+        with memory_module.Attempt(training, "gradients", dict(micro_tokens=8), {}): raise MemoryError
+    with pytest.raises(MemoryError): attempt()
+    assert training.limits == Limits() and not training.notes
     training.base.group = Group()
-    assert memory_module._shrink(training, "update", dict(micro_tokens=8), {}, MemoryError())
-    assert training.config.micro_tokens == 4
+    attempt()
+    assert training.limits.micro_tokens == 4 and training.notes[0]["part"] == "gradients"
+
 
 
 def test_a_lora_policy_is_not_spread():

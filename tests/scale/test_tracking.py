@@ -18,17 +18,22 @@ from copd_nb.report.command import main
 from copd_nb.engine.runs import request_stop
 from copd_nb.scale.trackers import Stream, follow, scalars
 
-CONFIG = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=2, eval_every=1, eval_prompts=2, eval_samples=1, checkpoint_every=1, device="cpu")
+CONFIG = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=2, eval_every=1,
+                eval_prompts=2, eval_samples=1, checkpoint_every=1, device="cpu")
 
 
-def trained(path): return train(copd(["text", "image"], cycles=1, s_rl=1, s_opd=1), [text(8), image(8, 8)], tiny_policy(), CONFIG, path, progress=False)
+def trained(path):
+    return train(copd(["text", "image"], cycles=1, s_rl=1, s_opd=1), [text(8), image(8, 8)], tiny_policy(), CONFIG,
+                 path, progress=False)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory): return trained(tmp_path_factory.mktemp("track") / "run")
 
 
-def expected(run): return [(r["global_step"], scalars(r)) for r in map(json.loads, (run.path / "events.jsonl").read_text().splitlines())]
+def expected(run):
+    return [(r["global_step"], scalars(r))
+            for r in map(json.loads, (run.path / "events.jsonl").read_text().splitlines())]
 
 
 def test_every_row_is_sent_once_at_its_step(run):
@@ -42,7 +47,8 @@ def test_rows_of_a_step_do_not_share_names(run):
         assert names and len(names) == len(set(names))
 
 
-@given(st.dictionaries(st.text(), st.one_of(st.none(), st.booleans(), st.integers(-10**6, 10**6), st.floats(), st.text())))
+@given(st.dictionaries(st.text(), st.one_of(st.none(), st.booleans(), st.integers(-10**6, 10**6), st.floats(),
+                                            st.text())))
 def test_scalars_are_finite_numbers_of_any_row(row):
     found = scalars(row | dict(kind="train", global_step=1))
     assert all(isinstance(v, float) and abs(v) < float("inf") for v in found.values())
@@ -55,12 +61,14 @@ def test_tensorboard_holds_what_the_log_holds_and_a_second_stream_adds_nothing(r
     held.Reload()
     points = {(name, e.step): e.value for name in held.Tags()["scalars"] for e in held.Scalars(name)}
     numbers = {(name, step): value for step, found in expected(run) for name, value in found.items()}
-    assert points == pytest.approx(numbers, rel=1e-6) and sum(len(held.Scalars(n)) for n in held.Tags()["scalars"]) == len(numbers)
+    assert points == pytest.approx(numbers, rel=1e-6) and sum(len(held.Scalars(n))
+                                                              for n in held.Tags()["scalars"]) == len(numbers)
 
 
 def test_a_stopped_and_resumed_run_is_streamed_without_gap_or_repetition(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setitem(trackers_module.TRACKERS, "tensorboard", lambda run, folder: ((lambda numbers, step: seen.append((step, numbers))), lambda: None))
+    monkeypatch.setitem(trackers_module.TRACKERS, "tensorboard", lambda run,
+                        folder: ((lambda numbers, step: seen.append((step, numbers))), lambda: None))
     schedule, path = expert("text", 6), tmp_path / "run"
     go = lambda: train(schedule, [text(8)], tiny_policy(), CONFIG, path, progress=False)
     with Stream(path, "tensorboard", every=0.01):
@@ -77,7 +85,9 @@ def test_a_stopped_and_resumed_run_is_streamed_without_gap_or_repetition(tmp_pat
 
 def test_a_tracker_that_fails_is_given_up_with_one_warning_and_the_run_finishes(tmp_path):
     def broken(numbers, step): raise OSError("disk full")
-    with pytest.warns(UserWarning, match="run are not sent.*OSError: disk full") as seen, Stream(tmp_path / "run", broken, every=0.01): run = trained(tmp_path / "run")
+    with pytest.warns(UserWarning, match="run are not sent.*OSError: disk full") as seen, Stream(tmp_path / "run",
+            broken, every=0.01):
+        run = trained(tmp_path / "run")
     assert run.finished and len([w for w in seen if "not sent" in str(w.message)]) == 1
 
 
@@ -89,7 +99,8 @@ def test_a_tracker_that_fails_at_its_end_harms_nobody(run, monkeypatch):
 
 
 def test_what_is_unknown_or_not_installed_is_said_before_anything_starts(tmp_path, run, monkeypatch, capsys):
-    with pytest.raises(ValueError, match="unknown tracker 'mlflow': one of trackio, tensorboard, wandb"): Stream(tmp_path, "mlflow")
+    with pytest.raises(ValueError, match="unknown tracker 'mlflow': one of trackio, tensorboard, wandb"):
+        Stream(tmp_path, "mlflow")
     def absent(name): raise ImportError(name)
     monkeypatch.setattr(trackers_module.importlib, "import_module", absent)
     with pytest.raises(ImportError, match=r"pip install 'copd_nb\[track\]'"): Stream(tmp_path, "wandb")
@@ -100,7 +111,8 @@ def test_what_is_unknown_or_not_installed_is_said_before_anything_starts(tmp_pat
 def test_the_command_sends_a_finished_run(tmp_path, capsys):
     made = trained(tmp_path / "run")
     assert main(["track", str(made.path), "--to", "tensorboard"]) == 0
-    assert f"{len(expected(made)):,} rows sent" in capsys.readouterr().out and list((made.path / "tracking" / "tensorboard").iterdir())
+    assert f"{len(expected(made)):,} rows sent" in capsys.readouterr().out and list((made.path / "tracking"
+            / "tensorboard").iterdir())
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
@@ -111,4 +123,5 @@ def test_other_trackers_where_installed(name, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*are not sent")
         assert follow(made.path, name) == len(expected(made))
-    assert any((tmp_path / "trackio").glob("*.db")) if name == "trackio" else any((made.path / "tracking" / "wandb").glob("offline-run-*"))
+    assert any((tmp_path / "trackio").glob("*.db")) if name == "trackio" else any((made.path / "tracking"
+            / "wandb").glob("offline-run-*"))

@@ -1,7 +1,7 @@
 "Controls: what each rule makes of a cycle, what it leaves alone, and that a run which is cut off decides the same."
-import inspect
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd_nb.engine import step as step_module
+from copd_nb.engine import train as train_module
 from copd_nb.schedule.paradigms import mixed_rlvr, mopd
-from copd_nb.schedule.control import capability_progress, divergence_band, gradient_share, share_steps, token_share
-from copd_nb.schedule.controllers import _MAKERS, check_control, controlled, realised
+from copd_nb.schedule.changes import scale_beta, share_steps
+from copd_nb.schedule.control import capability_progress, divergence_band, gradient_share, token_share
+from copd_nb.schedule.controllers import check_control, controlled, realised
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.train import train
@@ -23,6 +24,7 @@ from copd_nb.engine.runs import Run, request_stop
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import CONTROLS, OPD, RL, Control, Phase, Update
 from copd_nb.schedule.price import budget_curve
+from copd_nb.schedule.rules import Rule, Setting, control_from, control_rule, rule_of
 
 PAIR = ["text", "image"]
 
@@ -59,12 +61,17 @@ def test_a_control_is_data(control):
     assert Schedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule and hash(schedule) == hash(copd(PAIR, control=control))
     assert schedule.content_hash() != copd(PAIR).content_hash() and schedule != copd(PAIR)
     assert Control(control.rule, dict(reversed(control.settings))) == control
-    assert str(control) in schedule.describe() and str(control) in schedule.svg().replace("&lt;", "<")
+    assert control.words in schedule.describe() and control.words.startswith(f"{control}: ")
+    assert str(control) in schedule.svg().replace("&lt;", "<")
     assert check_control(schedule) is schedule and schedule.total_steps == copd(PAIR).total_steps
 
 
-def test_the_table_of_settings_is_that_of_the_constructors():
-    assert {name: tuple(inspect.signature(maker).parameters) for name, maker in _MAKERS.items()} == CONTROLS
+def test_built_in_rules_are_found_by_name_and_are_their_own_constructors():
+    rules = [divergence_band, gradient_share, capability_progress, token_share]
+    assert [rule.__name__ for rule in rules] == list(CONTROLS) and all(rule_of(r.__name__) is r for r in rules)
+    assert {c.rule for c in CONTROLLED} == set(CONTROLS) and all(control_from(c) == c for c in CONTROLLED)
+    assert all(control_from({"rule": c.rule, "settings": dict(c.settings)}) == c for c in CONTROLLED)
+    assert token_share() == control_from("token_share") == control_from(token_share) == Control(token_share, {"floor": 0.5})
 
 
 @pytest.mark.parametrize("control, words", [
@@ -101,6 +108,111 @@ def test_a_control_that_does_not_fit_the_phases_is_refused(schedule, words):
 def test_cycles_must_rise():
     backwards = replace(copd(PAIR, cycles=2, control=gradient_share(0.5)), phases=copd(PAIR, cycles=2).phases[::-1])
     with pytest.raises(ValueError, match=r"rising numbers, not \[2, 1\]"): check_control(backwards)
+
+
+# A rule of one's own
+
+def halve(schedule, cycle, rows, factor=0.5):
+    "Multiplies every β."
+    factors = dict.fromkeys(schedule.starts, factor)
+    return scale_beta(schedule, cycle, factors, {b: dict(measure="none", measured=0, target=0) for b in factors})
+
+
+@control_rule(needs=("evals",), words="ends with factor {factor:g}", line="× {factor:g}")
+def careful(schedule, cycle, rows, factor=Setting(0.5, above=0, most=1), note="x", window=Setting(None, least=1, whole=True)):
+    "Not shown."
+    return halve(schedule, cycle, rows, factor)
+
+
+SEEN = []
+
+
+def looks(schedule, cycle, rows):
+    "Notes what it is shown."
+    SEEN.append([(row["kind"], row["cycle"]) for row in rows])
+    return schedule, []
+
+
+def rewrites(schedule, cycle, rows): return replace(schedule, phases=schedule.phases[1:]), []
+def renames(schedule, cycle, rows): return replace(schedule, name="other"), []
+def forgets(schedule, cycle, rows): return None
+
+
+HERE = f"{__name__}:"
+
+
+@pytest.mark.parametrize("rule", [halve, HERE + "halve", careful, HERE + "careful"], ids=str)
+def test_a_rule_of_ones_own_is_named_like_a_built_in_one(rule):
+    plan = copd(PAIR, cycles=3, control=rule)
+    assert plan.control.rule == (rule if isinstance(rule, str) else HERE + rule.__name__)
+    assert Schedule.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan == copd(PAIR, cycles=3, control=plan.control)
+    after, decisions = controlled(plan, 1, [])
+    assert betas(after, 1) == {"text": [0.1], "image": [0.1]} and betas(after, 3) == {"text": [0.05], "image": [0.05]}
+    assert [d["new"] for d in decisions] == [0.05, 0.05] and betas(realised(plan, []), 3)["text"] == [0.025]
+
+
+def test_words_and_settings_of_ones_own_rule():
+    assert control_from(halve).words.endswith("halve (factor 0.5): Multiplies every β")
+    assert careful(0.25).line == "× 0.25" and careful(0.25).words.endswith(": ends with factor 0.25")
+    assert dict(careful(note="y", window=3).settings) == dict(factor=0.5, note="y", window=3)
+    for wrong, words in ((lambda: careful(2), r"factor=2: must be in \(0, 1\]"), (lambda: careful(note=1), "note=1: must be a text"),
+                         (lambda: careful(window=0), "window=0: must be None or an integer"), (lambda: careful(1, 2, 3, 4), "once"),
+                         (lambda: careful(1, factor=1), "once"), (lambda: careful(facto=1), "'facto' is unknown.*factor"),
+                         (lambda: control_from({"settings": {}}), "a rule and settings"), (lambda: Rule(halve, needs=("sleep",)), "'sleep'")):
+        with pytest.raises(ValueError, match=words): wrong()
+
+
+def test_what_a_rule_needs_must_be_measured():
+    plan = copd(PAIR, control=careful())
+    assert check_control(plan) is plan and check_control(plan, Config(eval_every=1)) is plan
+    with pytest.raises(ValueError, match="config eval_every=0: control .*careful' needs evals"): check_control(plan, Config(eval_every=0))
+
+
+def test_a_rule_sees_the_cycles_so_far_and_not_its_own_decisions():
+    SEEN.clear()
+    rows = [dict(kind=k, cycle=c) for c in (None, 1, 2, 3) for k in ("train", "control")]
+    controlled(copd(PAIR, cycles=3, control=looks), 2, rows)
+    assert SEEN == [[("train", 1), ("control", 1), ("train", 2)]]
+
+
+@pytest.mark.parametrize("rule, words", [(rewrites, "phases of later cycles"), (renames, "phases of later cycles"), (forgets, "returned a NoneType")])
+def test_a_rule_that_changes_more_than_later_cycles_is_refused(rule, words):
+    with pytest.raises(ValueError, match=words): controlled(copd(PAIR, cycles=3, control=rule), 2, [])
+
+
+def test_a_rule_without_a_name_works_but_is_not_written():
+    plan = copd(PAIR, cycles=2, control=lambda schedule, cycle, rows: halve(schedule, cycle, rows))
+    assert betas(controlled(plan, 1, [])[0], 2)["text"] == [0.05] and "lambda" in plan.describe() and "lambda" in plan.svg()
+    for write in (plan.to_dict, plan.content_hash):
+        with pytest.raises(ValueError, match="no name to be written by: define it in a module"): write()
+
+
+def test_reading_a_schedule_imports_nothing(tmp_path, monkeypatch):
+    (tmp_path / "own_rule.py").write_text("def rule(schedule, cycle, rows): return schedule, []")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = copd(PAIR).to_dict() | {"control": {"rule": "own_rule:rule", "settings": {}}}
+    plan = Schedule.from_dict(data).validate()
+    assert "own_rule" in plan.describe() and "own_rule" in plan.svg() and "own_rule" not in sys.modules
+    assert check_control(plan) is plan and "own_rule" in sys.modules
+
+
+@pytest.mark.parametrize("rule, error, words", [
+    ("no_such_module:rule", ValueError, "no module no_such_module"), ("math:nothing", ValueError, "math has no nothing"),
+    ("math:pi", TypeError, "float: expected something callable"), ("nothing", ValueError, "divergence_band.*package.module:name")])
+def test_a_rule_that_is_not_there_is_named(rule, error, words):
+    with pytest.raises(error, match=words): copd(PAIR, control=rule)
+
+
+def test_a_run_with_a_rule_of_ones_own_is_replayed(suite, start, tmp_path, monkeypatch):
+    plan = copd(PAIR, cycles=3, s_rl=1, s_opd=1, beta=0.5, control=halve)
+    whole = train(plan, suite, start, TINY, tmp_path / "whole", progress=False)
+    assert betas(whole.schedule, 3) == {b: [0.125] for b in PAIR} and whole.planned == plan
+    with monkeypatch.context() as patch:
+        cut(patch, "_follow", 2)
+        with pytest.raises(KeyboardInterrupt): train(plan, suite, start, TINY, tmp_path / "cut", progress=False)
+    again = train(plan, suite, start, TINY, tmp_path / "cut", progress=False)
+    assert rows_of(again) == rows_of(whole) and again.schedule == whole.schedule == realised(plan, rows_of(whole))
 
 
 # The rules, on rows made by hand
@@ -322,7 +434,7 @@ def test_the_new_beta_is_the_one_that_is_trained_with(straight, suite, start, tm
 
 def cut(monkeypatch, name: str, calls: int, after: bool = False):
     "Make the n-th call of one of the engine's functions die like a killed process, before or after its work."
-    real, left = getattr(engine, name), [calls]
+    real, left = getattr(train_module, name), [calls]
 
     def dying(*args, **options):
         left[0] -= 1
@@ -330,7 +442,7 @@ def cut(monkeypatch, name: str, calls: int, after: bool = False):
             if after: real(*args, **options)
             raise KeyboardInterrupt
         return real(*args, **options)
-    monkeypatch.setattr(engine, name, dying)
+    monkeypatch.setattr(train_module, name, dying)
 
 
 PLACES = {"in the first cycle": ("train_step", 2, False), "before the first decision": ("controlled", 1, False), "decided, not logged": ("controlled", 1, True),
@@ -354,13 +466,13 @@ def test_an_interrupted_run_decides_the_same(plan, place, straight, suite, start
 
 
 def test_a_run_that_is_stopped_at_the_end_of_a_cycle_decides_when_it_goes_on(straight, suite, start, tmp_path, monkeypatch):
-    real, count = step_module.train_step, iter(range(2))
+    real, count = train_module.train_step, iter(range(2))
 
     def asking(*args):
         if next(count, None) is None: request_stop(tmp_path / "run")
         return real(*args)
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "train_step", asking)
+        patch.setattr(train_module, "train_step", asking)
         stopped = train(SHARE, suite, start, TINY, tmp_path / "run", progress=False)
     assert stopped.manifest["status"] == "stopped" and stopped.schedule == SHARE and "control" not in set(stopped.events.kind)
     again = train(SHARE, suite, start, TINY, tmp_path / "run", progress=False)
@@ -369,7 +481,7 @@ def test_a_run_that_is_stopped_at_the_end_of_a_cycle_decides_when_it_goes_on(str
 
 def test_a_finished_run_is_loaded_with_what_was_realised(straight, suite, start, monkeypatch):
     run = straight["gradient_share"]
-    monkeypatch.setattr(step_module, "train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(train_module, "train_step", lambda *a: pytest.fail("trained again"))
     assert train(SHARE, suite, start, TINY, run.path, progress=False).schedule == run.schedule
     with pytest.raises(ValueError, match="holds another run"): train(replace(SHARE, control=gradient_share(0.4)), suite, start, TINY, run.path, progress=False)
 

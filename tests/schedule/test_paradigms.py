@@ -1,11 +1,12 @@
 "CoPD and its baselines: who is linked to whom, totals, names, errors."
+import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd_nb.schedule.paradigms import equal_steps, expert, expert_phase, merged_experts, mixed_rlvr, mopd, static_opd
+from copd_nb.schedule.paradigms import equal_steps, expert, expert_phase, merged_experts, mixed_rlvr, mopd, static_opd, schedule_from
 from copd_nb.schedule.copd import copd, cycle_phases, link_table
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, Merge
@@ -213,3 +214,73 @@ def test_all_paradigms_can_have_equal_totals(k):
     schedules = [copd(names), merged_experts(names, 100), mixed_rlvr(names, 100 * k), mopd(names, each, distil)]
     assert {schedule.total_steps for schedule in schedules} == {100 * k}
     assert all(Schedule.from_dict(schedule.to_dict()) == schedule for schedule in schedules)
+
+
+# A topology of one's own
+
+RING = {"a": ["b"], "b": ["c"], "c": ["d"], "d": ["a"]}
+
+
+def test_a_ring_links_each_branch_with_the_next():
+    ring = copd("abcd", cycles=2, topology=RING)
+    assert ring.name == "copd-table" and ring.links() == {("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")}
+    assert link_table("abcd", RING) == {k: ((v[0], v[0]),) for k, v in RING.items()}
+    assert ring.total_steps == copd("abcd", cycles=2).total_steps and ring.result.branches == tuple("abcd")
+    assert copd("abcd", topology=json.loads(json.dumps(RING))).content_hash() == copd("abcd", topology=RING).content_hash()
+
+
+def test_a_table_like_a_named_topology_gives_the_same_links():
+    everybody = {a: [b for b in NAMES if b != a] for a in NAMES}
+    assert link_table(NAMES, everybody) == link_table(NAMES) and copd(NAMES, topology=everybody).phases == copd(NAMES).phases
+    assert link_table(NAMES, {"image": ("text",)})["text"] == () and copd(NAMES, topology={"image": ["text"]}).links() == {("image", "text")}
+
+
+@pytest.mark.parametrize("table, message", [
+    ({"e": ["a"]}, r"unknown branch 'e'; allowed: \['a', 'b', 'c', 'd'\]"), ({"a": ["e"]}, r"branch 'a': unknown teacher 'e'"),
+    ({"a": ["b", "a"]}, "branch 'a': a branch cannot teach itself"), ({"a": ["b", "c", "b"]}, "branch 'a': teacher 'b' is listed twice"),
+    ({"a": "b"}, "branch 'a': its teachers must be a list"), ({"a": 3}, "must be a list"), ({}, "has no links"), ({"a": []}, "has no links"),
+    ({"a": ["base"]}, "unknown teacher 'base'"), ({"a": [["b"]]}, "unknown teacher")])
+def test_a_table_that_is_wrong_is_named(table, message):
+    with pytest.raises(ValueError, match=message): copd("abcd", topology=table)
+
+
+def test_a_table_has_no_hub():
+    with pytest.raises(ValueError, match="hub='a' needs topology='hub', not a table"): copd("abcd", topology=RING, hub="a")
+
+
+# A schedule by name
+
+def wrong(): return {}
+
+
+def once(capabilities=("text",), steps=1): return mixed_rlvr(capabilities, steps)
+
+
+FIXED = mixed_rlvr(["text"], 3)
+
+
+@pytest.mark.parametrize("value, values, expected", [
+    ("copd", dict(capabilities=["text", "image"], cycles=1), copd(["text", "image"], cycles=1)),
+    (copd, dict(capabilities=list("abcd"), topology=RING), copd("abcd", topology=RING)), (FIXED, {}, FIXED), (once, {}, once()),
+    (f"{__name__}:FIXED", {}, FIXED), (f"{__name__}:once", dict(steps=2), once(steps=2)), ("copd_nb:expert", dict(capability="text", steps=2), expert("text", 2))])
+def test_a_schedule_is_named_in_four_ways(value, values, expected, tmp_path):
+    assert schedule_from(value, values) == expected
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(expected.to_dict()))
+    assert schedule_from(path) == schedule_from(str(path)) == expected
+    with pytest.raises(ValueError, match=r"is fixed and has no parameters: \['cycles'\]"): schedule_from(path, dict(cycles=2))
+
+
+@pytest.mark.parametrize("value, values, error, message", [
+    ("grpo", {}, ValueError, "unknown paradigm 'grpo': one of copd, .*merged_experts, a .json file, or package.module:name"),
+    ("copd", dict(capabilities="ab", branches=2), ValueError, "copd: .*branches.*it takes .*topology"), ("no_such:thing", {}, ValueError, "no module no_such"),
+    ("math:sqrt", dict(x=4), ValueError, "math:sqrt: .*"), ("math:pi", {}, TypeError, "float: expected Schedule or Callable"),
+    (wrong, {}, TypeError, "schedule 'wrong' returned a dict"), (FIXED, dict(steps=2), ValueError, r"fixed.*\['steps'\]"), (3, {}, TypeError, "int: expected")])
+def test_a_schedule_that_is_not_there_is_named(value, values, error, message):
+    with pytest.raises(error, match=message): schedule_from(value, values)
+
+
+@pytest.mark.parametrize("text, message", [("{", "plan.json"), ("[]", "plan.json: schema is"), ('{"schema": "copd_nb.schedule/1"}', "plan.json: .*name")])
+def test_a_schedule_file_that_is_wrong_is_named(text, message, tmp_path):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match=message): schedule_from(tmp_path / "plan.json")

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from copd_nb.engine import passes as passes_module
 from copd_nb.engine import state as state_module
-from copd_nb.engine.train import train as train_module
+from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.data.capability import Example
 from copd_nb.signals.divergences import (
     divergence, entropy, kl, overlap_mass, sequence_mean, symmetric_kl, token_logprobs, token_mean, topk_mask,
     topk_overlap, topk_reverse_kl)
 from copd_nb.engine.config import Config
-from copd_nb.engine.passes import collect
+from copd_nb.engine.passes import collect, hear, teacher_scores
 from copd_nb.engine.state import Batch, Training
 from copd_nb.engine.update import gradients_of
 from copd_nb.signals.compare import compare_tokens
@@ -30,7 +30,7 @@ from copd_nb.schedule.merging import METHODS, merge
 from copd_nb.policy.toys import minis_base, minis
 from copd_nb.signals.objectives import (
     LARGEST_REWARD, clip_share, clipped_surrogate, delta_stats, distillation_loss, grpo_advantages,
-    kl_estimator_loss, loss_denominator, opd_advantages, reduce_loss, unlikely_advantages)
+    kl_estimator_loss, loss_denominator, opd_advantages, reduce_loss, low_probability_advantages)
 from copd_nb.policy.head import BANNED_LOGIT, Head, common_ids
 from copd_nb.signals.rollouts import completion_mask, generator
 from copd_nb.signals.sampling import _choose, _invert, sample
@@ -248,7 +248,7 @@ def test_distillation_advantages_and_their_statistics_in_float32(clip):
         size = ((teacher - student).abs() * keep).sum().item() / keep.sum().item()
         assert narrow.pop("mean") == pytest.approx(wide.pop("mean"), rel=0, abs=UNITS * EPS * size), case
         assert narrow == pytest.approx(wide, rel=UNITS * EPS), case
-        assert torch.equal(unlikely_advantages(student.float(), 0.5), unlikely_advantages(student, 0.5).float()), case
+        assert torch.equal(low_probability_advantages(student.float(), 0.5), low_probability_advantages(student, 0.5).float()), case
 
 
 @pytest.mark.parametrize("name, rewards", [("right and wrong", [1.0, 0, 0, 1, 0, 0, 0, 1]), ("offset", [1e6, 1e6 + 1, 1e6, 1e6 + 3]), ("small", [1e-30, 0, 0, 2e-30]),
@@ -361,13 +361,13 @@ def begin(signal, precision, suite, student, folder):
     run = Run.__new__(Run)
     run.path = folder
     config = replace(PRECISION, precision=precision)
-    return Training(schedule, suite, student[0], config, train_module.accelerator_for(config), run, {"a": state_module.Branch(student[1].clone("a"))})
+    return Training(schedule, suite, student[0], config, accelerator_for(config), run, {"a": state_module.Branch(student[1].clone("a"))})
 
 
 def again(training, batch):
     "The same rollouts, to be scored and learnt from in the precision of a training."
     new = Batch(batch.signals, replace(batch.rollouts, start=None), advantages=batch.advantages)
-    if isinstance(new.signals[0], OPD): passes_module._hear(new, passes_module.answer(training, new.signals[0], new.rollouts))
+    if isinstance(new.signals[0], OPD): hear(new, teacher_scores(training, new.signals[0], new.rollouts))
     return new
 
 

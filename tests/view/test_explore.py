@@ -27,13 +27,15 @@ from copd_nb.view.saved import WIDGET, drop_live_views
 from copd_nb.view.token_inspector import TokenInspector, TokenState
 from copd_nb.policy.toys import minis_base, minis
 from copd_nb.engine.log import EventLog
-from copd_nb.engine.runs import Run, is_written, request_stop
+from copd_nb.engine.runs import Run, request_stop
+from copd_nb.engine.storage import is_written
 from copd_nb.engine.storage import locked
 from copd_nb.schedule.core import Schedule
 from copd_nb.view.token_views import METRICS, PAGE, Choice, Completion, TokenView
 
 ROOT = Path(__file__).parents[2]
-SMALL = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=1, probe_prompts=4, probe_k=(10, 1), eval_every=2, eval_prompts=4, eval_samples=1,
+SMALL = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=1, probe_prompts=4,
+               probe_k=(10, 1), eval_every=2, eval_prompts=4, eval_samples=1,
                device="cpu", warmup=1, learning_rate=2e-4)
 LOAD = Workload(4, 2, 4, {"text": 20, "image": 24}, {"text": 8, "image": 6}, ModelShape(1000, 0, 1, 8, vocabulary=10))
 
@@ -49,7 +51,9 @@ def start(): return minis_base()
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, suite, start):
     folder = tmp_path_factory.mktemp("store")
-    for seed in (0, 1): train(copd(["text", "image"], cycles=1, s_rl=1, s_opd=2), suite, start, replace(SMALL, seed=seed), folder / f"copd-{seed}", progress=False)
+    for seed in (0, 1):
+        train(copd(["text", "image"], cycles=1, s_rl=1, s_opd=2), suite, start, replace(SMALL, seed=seed),
+              folder / f"copd-{seed}", progress=False)
     train(expert("text", 2), suite, start, replace(SMALL, learning_rate=1e-3), folder / "expert", progress=False)
     return folder
 
@@ -57,7 +61,8 @@ def store(tmp_path_factory, suite, start):
 def view_of(*texts):
     def one(words):
         top = [[Choice(i, f"c{i}", 0.5) for i in range(2)] for _ in words]
-        return Completion(Example("p<b>", "a", "text"), True, list(range(len(words))), list(words), {m: [(-1) ** i * i / 10 for i in range(len(words))] for m in METRICS}, top, top)
+        return Completion(Example("p<b>", "a", "text"), True, list(range(len(words))), list(words),
+                          {m: [(-1) ** i * i / 10 for i in range(len(words))] for m in METRICS}, top, top)
     return TokenView("s", "t", "given", 1.0, 2, [one(t) for t in texts])
 
 
@@ -67,11 +72,13 @@ def bundle(explorer): return explorer._repr_mimebundle_()
 # --- designing
 
 def test_exported_code_makes_the_schedule_that_is_shown():
-    for arguments in (dict(), dict(topology="hub", hub="image"), dict(topology="student", beta=0.5, estimator="reverse", cycles=1, s_rl=0)):
+    for arguments in (dict(), dict(topology="hub", hub="image"),
+                      dict(topology="student", beta=0.5, estimator="reverse", cycles=1, s_rl=0)):
         design = Design(("text", "image", "video"), **arguments)
         made = {}
         exec(design.code, made)
-        assert made["schedule"].content_hash() == design.schedule.content_hash() and isinstance(design.schedule, Schedule)
+        assert made["schedule"].content_hash() == design.schedule.content_hash() and isinstance(design.schedule,
+                Schedule)
 
 
 def test_controls_change_the_schedule():
@@ -87,7 +94,8 @@ def test_controls_change_the_schedule():
 def test_prices_are_those_of_the_schedule():
     design = Design(("text", "image"), cycles=2, workload=LOAD)
     total, price = design.price().set_index("branch").loc["all"], design.schedule.price(LOAD)
-    for column in ("updates", "generated", "scored", "trained", "tokens", "flops"): assert total[column] == pytest.approx(price[column].sum())
+    for column in ("updates", "generated", "scored", "trained", "tokens", "flops"):
+        assert total[column] == pytest.approx(price[column].sum())
     with pytest.raises(ValueError, match="no workload"): Design(("text", "image")).price()
     assert "Pass a workload" in Design(("text", "image")).html()
 
@@ -95,7 +103,8 @@ def test_prices_are_those_of_the_schedule():
 def test_what_is_refused_is_a_sentence_and_is_over_when_it_is_mended():
     designer = ScheduleDesigner(["text", "image"])
     designer.controls["beta"].value = 0
-    assert "beta must be" in designer.output.value and "<svg" not in designer.output.value and "beta must be" in bundle(designer)["text/html"]
+    assert "beta must be" in designer.output.value and "<svg" not in designer.output.value and "beta must be" in bundle(
+        designer)["text/html"]
     designer.controls["beta"].value = 0.1
     assert "<svg" in designer.output.value
 
@@ -105,14 +114,16 @@ def test_what_is_refused_is_a_sentence_and_is_over_when_it_is_mended():
 def test_gap_state_equals_the_events(store):
     run = Run(store / "copd-0")
     state = gap_state(run)
-    assert state.ks == (10, 1) and state.k == 10 and state.step == 3 and set(state.steps) == {1, 2, 3} | ({0} & set(state.steps))
+    assert state.ks == (10, 1) and state.k == 10 and state.step == 3 and set(state.steps) == {1, 2,
+            3} | ({0} & set(state.steps))
     probes = run.events.query("kind == 'probe' and global_step == 3 and capability == 'text' and owner == 'text'")
     state.pair, state.capability = "image – text", "text"
     direct = probes[((probes.a == "text") & (probes.b == "image")) | ((probes.a == "image") & (probes.b == "text"))]
     for k, column in ((10, "overlap"), (1, "overlap@1")):
         state.k = k
         now = state.now().query("owner == 'text'")
-        assert now.value.item() == pytest.approx(direct[column].mean()) and now.low.item() == now.high.item() == now.value.item()
+        assert now.value.item() == pytest.approx(direct[column].mean()) and now.low.item() == now.high.item(
+            ) == now.value.item()
     state.metric, state.step = "symmetric_kl", 3
     row, before = (state.now().query("owner == 'text'") for state.step in (3, 2))
     assert row.change.item() == pytest.approx(row.value.item() - before.value.item())
@@ -139,9 +150,11 @@ def test_gap_explorer_answers_its_controls(store):
 
 
 def test_gaps_refuse_what_has_none(store, suite, start, tmp_path):
-    run = train(expert("text", 1), suite, start, replace(SMALL, probe_every=0, eval_every=0), tmp_path / "run", progress=False)
+    run = train(expert("text", 1), suite, start, replace(SMALL, probe_every=0, eval_every=0), tmp_path / "run",
+                progress=False)
     with pytest.raises(ValueError, match=r"no probe in \['run'\].*probe_every"): GapExplorer(run)
-    other = train(expert("text", 1), suite, start, replace(SMALL, probe_k=5, eval_every=0), tmp_path / "other", progress=False)
+    other = train(expert("text", 1), suite, start, replace(SMALL, probe_k=5, eval_every=0), tmp_path / "other",
+                  progress=False)
     with pytest.raises(ValueError, match="different top-k"): gap_state([Run(store / "copd-0"), other])
     state = gap_state(other)
     state.k = 3
@@ -156,20 +169,23 @@ def test_a_click_chooses_a_token():
     assert inspector.state.token == 1 and inspector.chosen["text"] == "b" and "token 2 of 3" in inspector.output.value
     assert "button:nth-child(2){outline" in inspector.colors.value
     inspector.controls["row"].value = 1
-    assert inspector.state.row == 1 and [label for label, _ in inspector.state.labels()] == ["d", "e"] and inspector.state.token == 1
+    assert inspector.state.row == 1 and [label for label,
+                                         _ in inspector.state.labels()] == ["d", "e"] and inspector.state.token == 1
     inspector.controls["metric"].value = "overlap"
     assert inspector.state.metric == "overlap" and "no id in common" in inspector.output.value
 
 
 def test_twenty_thousand_tokens_are_paged():
     inspector = TokenInspector(view_of("x" * 20_000, "y"))
-    assert len(inspector.strip.options) == PAGE and inspector.controls["page"].max == 78 and inspector.controls["page"].layout.display != "none"
+    assert len(inspector.strip.options) == PAGE and inspector.controls["page"].max == 78 and inspector.controls[
+        "page"].layout.display != "none"
     inspector.controls["page"].value = 78
     assert list(inspector.state.shown) == list(range(19_968, 20_000)) and inspector.state.token >= 19_968
     inspector.strip.index = 5
     assert inspector.chosen["position"] == 19_973
     inspector.controls["row"].value = 1
-    assert inspector.state.page == 0 and inspector.controls["page"].layout.display == "none" and inspector.strip.options[0][0] == "y"
+    assert inspector.state.page == 0 and inspector.controls[
+        "page"].layout.display == "none" and inspector.strip.options[0][0] == "y"
     assert len(inspector.frame()) < 1_000_000
 
 
@@ -241,7 +257,8 @@ def test_monitor_starts_stops_and_resumes(tmp_path, suite, start, monkeypatch):
     path, config = tmp_path / "run", replace(SMALL, probe_every=0, eval_every=0)
     monitor = RunMonitor(path, lambda: train(expert("text", 8), suite, start, config, path, progress=False), every=0.05)
     assert monitor.state.status == "absent" and "nothing is logged" in monitor.output.value
-    assert monitor.buttons["resume"].description == "start" and monitor.buttons["stop"].disabled and not monitor.buttons["resume"].disabled
+    assert monitor.buttons["resume"].description == "start" and monitor.buttons[
+        "stop"].disabled and not monitor.buttons["resume"].disabled
     monitor.buttons["resume"].click()
     until(lambda: monitor.state.tail.rows and not monitor.buttons["stop"].disabled)
     assert monitor.buttons["resume"].disabled
@@ -252,7 +269,8 @@ def test_monitor_starts_stops_and_resumes(tmp_path, suite, start, monkeypatch):
     assert monitor.wait(status=("finished",)) == "finished" and monitor.state.progress == (8, 8)
     until(lambda: not monitor.thread.is_alive())
     straight = train(expert("text", 8), suite, start, config, tmp_path / "straight", progress=False)
-    pd.testing.assert_frame_equal(pd.DataFrame(monitor.state.tail.rows).drop(columns="seconds"), straight.events.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(pd.DataFrame(monitor.state.tail.rows).drop(columns="seconds"),
+                                  straight.events.drop(columns="seconds"))
 
 
 def test_monitor_watches_another_process(tmp_path, store):
@@ -261,9 +279,12 @@ def test_monitor_watches_another_process(tmp_path, store):
     path.mkdir()
     manifest = json.loads((store / "expert" / "manifest.json").read_text()) | dict(status="running")
     (path / "manifest.json").write_text(json.dumps(manifest))
-    code = ("import sys, time\nfrom pathlib import Path\nfrom copd_nb.engine.log import EventLog\nfrom copd_nb.engine.storage import locked\nfrom copd_nb.engine.runs import stop_requested\npath = Path(sys.argv[1])\n"
+    code = ("import sys, time\nfrom pathlib import Path\nfrom copd_nb.engine.log import EventLog\nfrom "
+            "copd_nb.engine.storage import locked\nfrom copd_nb.engine.runs import stop_requested\npath = "
+            "Path(sys.argv[1])\n"
             "with locked(path):\n    step = 0\n    while not stop_requested(path) and step < 2000:\n        step += 1\n"
-            "        EventLog(path / 'events.jsonl').append([dict(kind='train', global_step=step, step=step, branch='text', stream='rl', phase='expert', phase_index=0, reward=.5)])\n        time.sleep(.03)\n")
+            "        EventLog(path / 'events.jsonl').append([dict(kind='train', global_step=step, step=step, "
+            "branch='text', stream='rl', phase='expert', phase_index=0, reward=.5)])\n        time.sleep(.03)\n")
     child = subprocess.Popen([sys.executable, "-c", code, str(path)], env=os.environ | dict(PYTHONPATH=str(ROOT)))
     monitor = RunMonitor(path, every=0.05)
     until(lambda: monitor.state.tail.rows)
@@ -287,7 +308,8 @@ def test_a_failing_training_is_shown(tmp_path):
 def test_interrupted_and_locked_folders_are_told_apart(tmp_path, store):
     path = tmp_path / "run"
     path.mkdir()
-    (path / "manifest.json").write_text(json.dumps(json.loads((store / "expert" / "manifest.json").read_text()) | dict(status="running")))
+    (path / "manifest.json").write_text(json.dumps(json.loads((store / "expert" / "manifest.json").read_text())
+                                                   | dict(status="running")))
     state = MonitorState(path)
     assert state.status == "interrupted"
     with locked(path):
@@ -301,7 +323,9 @@ def test_interrupted_and_locked_folders_are_told_apart(tmp_path, store):
 def test_finished_runs_show_every_metric(store):
     monitor = RunMonitor(store / "copd-0")
     monitor.thread.join(20)
-    assert monitor.state.status == "finished" and all(b.disabled for b in monitor.buttons.values()) and not monitor.thread.is_alive()
+    assert monitor.state.status == "finished" and all(b.disabled
+                                                      for b in monitor.buttons.values(
+        )) and not monitor.thread.is_alive()
     for metric in monitor.controls["metric"].options:
         monitor.controls["metric"].value = metric
         assert "data:image/png" in monitor.output.value, metric
@@ -359,7 +383,8 @@ def test_browser_menus_filter(store):
 
 def test_runs_of_one_name_and_seed_but_other_schedules_keep_their_own_curve(tmp_path, suite, start):
     for name, beta in (("a", 0.1), ("b", 0.9)):
-        train(copd(["text", "image"], cycles=1, s_rl=1, s_opd=1, beta=beta), suite, start, SMALL, tmp_path / name, progress=False)
+        train(copd(["text", "image"], cycles=1, s_rl=1, s_opd=1, beta=beta), suite, start, SMALL, tmp_path / name,
+              progress=False)
     browser = Store(tmp_path)
     browser.metric = "reward"
     assert set(browser.curves().paradigm) == {"a", "b"} and "data:image/png" in browser.html()
@@ -372,7 +397,8 @@ def test_an_empty_store_is_refused(tmp_path):
 # --- static frames
 
 def explorers(store):
-    return [ScheduleDesigner(["text", "image"], LOAD), GapExplorer(Run(store / "copd-0")), TokenInspector(view_of("abc")), RunBrowser(store), RunMonitor(store / "expert")]
+    return [ScheduleDesigner(["text", "image"], LOAD), GapExplorer(Run(store / "copd-0")),
+            TokenInspector(view_of("abc")), RunBrowser(store), RunMonitor(store / "expert")]
 
 
 def test_every_explorer_has_a_live_view_and_a_true_static_frame(store):
@@ -380,7 +406,8 @@ def test_every_explorer_has_a_live_view_and_a_true_static_frame(store):
         shown = bundle(explorer)
         assert shown[WIDGET]["model_id"] == explorer.view.model_id
         html = shown["text/html"]
-        assert "<script" not in html and "http" not in html.replace("http://www.w3.org/2000/svg", "") and "Static picture" in html
+        assert "<script" not in html and "http" not in html.replace("http://www.w3.org/2000/svg",
+                "") and "Static picture" in html
         assert ("data:image/png" in html) or ("<svg" in html) or ("<label" in html), explorer
         assert shown["text/plain"].startswith(type(explorer).__name__)
 
@@ -396,11 +423,14 @@ def test_nbconvert_shows_the_static_frame(store, tmp_path):
 
 def test_live_views_are_dropped_from_saved_notebooks(tmp_path, store):
     data = bundle(ScheduleDesigner(["text", "image"]))
-    notebook = nbformat.v4.new_notebook(metadata=dict(widgets={"x": 1}), cells=[nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("display_data", data=data)])])
+    notebook = nbformat.v4.new_notebook(metadata=dict(widgets={"x": 1}),
+                                        cells=[nbformat.v4.new_code_cell("x",
+                                        outputs=[nbformat.v4.new_output("display_data", data=data)])])
     nbformat.write(notebook, tmp_path / "n.ipynb")
     assert drop_live_views(tmp_path / "n.ipynb") == 1
     saved = (tmp_path / "n.ipynb").read_text()
-    assert WIDGET not in saved and "text/html" in saved and drop_live_views(tmp_path / "n.ipynb") == 0 and (tmp_path / "n.ipynb").read_text() == saved
+    assert WIDGET not in saved and "text/html" in saved and drop_live_views(tmp_path
+            / "n.ipynb") == 0 and (tmp_path / "n.ipynb").read_text() == saved
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda p: p.name)
@@ -408,12 +438,14 @@ def test_committed_notebooks_hold_no_live_views(path):
     "They would be shown as errors where there is no kernel."
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert "widgets" not in notebook["metadata"]
-    assert not [1 for c in notebook["cells"] for o in c.get("outputs", []) if WIDGET in o.get("data", {})], "run copd_nb.view.saved.drop_live_views"
+    assert not [1 for c in notebook["cells"] for o in c.get("outputs", [])
+                if WIDGET in o.get("data", {})], "run copd_nb.view.saved.drop_live_views"
 
 
 def test_states_need_no_widgets():
     "States are plain Python: their classes call nothing of ipywidgets."
     tree = ast.parse((ROOT / "copd_nb" / "explore.py").read_text(encoding="utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name in ("Design", "GapState", "TokenState", "MonitorState", "Store", "Tail"):
+        if isinstance(node, ast.ClassDef) and node.name in ("Design", "GapState", "TokenState", "MonitorState", "Store",
+                                                            "Tail"):
             assert not [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == "widgets"], node.name

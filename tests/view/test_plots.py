@@ -10,23 +10,31 @@ import pytest
 from copd_nb.view import plots
 
 SCORES = pd.DataFrame([dict(paradigm=p, capability=c, mean=m, low=m - 1, high=m + 1) for p, row in
-                       dict(base=(40, 50), expert=(48, 55), copd=(47, 58), mopd=(39, 52)).items() for c, m in zip(("text", "image"), row)])
+                       dict(base=(40, 50), expert=(48, 55), copd=(47, 58), mopd=(39, 52)).items() for c,
+                       m in zip(("text", "image"), row)])
 CURVES = pd.DataFrame([dict(paradigm=p, seed=s, tokens=t, accuracy=50 + s + t / 100)
                        for p, end in (("copd", 300), ("mopd", 200)) for s in (0, 1)
                        for t in range(0, end + 1, 100)])
 PROBES = pd.DataFrame([dict(global_step=t, pair=p, capability="text", value=0.9 + s / 100, phase_index=t > 4,
                             phase="II OPD" if t > 4 else "I RLVR", seed=s)
                        for t in range(1, 9) for p in ("a – b", "a – c") for s in (0, 1)]).astype({"phase_index": int})
-TRAIN = pd.DataFrame([dict(kind="train", global_step=t, branch=b, stream=s, reward=t / 10 if s == "rl" else None, gradient_norm=1.0)
+TRAIN = pd.DataFrame([dict(kind="train", global_step=t, branch=b, stream=s, reward=t / 10 if s == "rl" else None,
+                           gradient_norm=1.0)
                       for t in range(1, 5) for b in ("text", "image") for s in ("rl", "opd:text")])
-STUDENTS = pd.DataFrame(dict(overlap=[0.7, 0.8, 0.9, 0.95], gain=[1.0, 3.5, 4.0, 6.0], low=[0.0, 2.5, 3.0, 5.0], high=[2.0, 4.5, 5.0, 7.0]))
+STUDENTS = pd.DataFrame(dict(overlap=[0.7, 0.8, 0.9, 0.95], gain=[1.0, 3.5, 4.0, 6.0], low=[0.0, 2.5, 3.0, 5.0],
+                             high=[2.0, 4.5, 5.0, 7.0]))
 EFFECTS = pd.DataFrame([dict(trained=i, measured=j, value=v, low=v - 1, high=v + 1) for (i, j), v in
-                        {("text", "text"): 5.0, ("text", "image"): -2.0, ("image", "text"): -0.5, ("image", "image"): 6.0}.items()])
-POSITIONS = pd.DataFrame([dict(position=t, line=c, value=1 - t / 20, low=0.9 - t / 20, high=1.0) for t in range(5) for c in ("text", "image")])
-SPENT = pd.DataFrame(dict(paradigm=["a", "b", "c", "d"], tokens=[1e5, 2e5, 2e5, 3e5], accuracy=[50.0, 55.0, 54.0, 52.0])).assign(low=lambda t: t.accuracy - 1, high=lambda t: t.accuracy + 2)
+                        {("text", "text"): 5.0, ("text", "image"): -2.0, ("image", "text"): -0.5,
+                         ("image", "image"): 6.0}.items()])
+POSITIONS = pd.DataFrame([dict(position=t, line=c, value=1 - t / 20, low=0.9 - t / 20, high=1.0) for t in range(5)
+                          for c in ("text", "image")])
+SPENT = pd.DataFrame(dict(paradigm=["a", "b", "c", "d"], tokens=[1e5, 2e5, 2e5, 3e5],
+                          accuracy=[50.0, 55.0, 54.0, 52.0])).assign(low=lambda t: t.accuracy - 1,
+                          high=lambda t: t.accuracy + 2)
 COSTS = pd.DataFrame(dict(paradigm=["copd", "mopd"], generated=[1e6, 2e6], scored=[5e5, 0], trained=[1e6, 2e6]))
 DECISIONS = pd.DataFrame([dict(kind="control", cycle=n, branch=b, setting="beta", old=o, new=w, seed=s)
-                          for s in (0, 1) for b, values in (("text", (0.1, 0.2, 0.8)), ("image", (0.1, 0.1, 0.05))) for n, (o, w) in enumerate(zip(values, values[1:]), 1)])
+                          for s in (0, 1) for b, values in (("text", (0.1, 0.2, 0.8)), ("image", (0.1, 0.1, 0.05)))
+                          for n, (o, w) in enumerate(zip(values, values[1:]), 1)])
 
 CASES = dict(intervals=(plots.intervals, (SCORES,), "low", ("(%)", "paradigm")),
              capability_gap=(plots.capability_gap, (SCORES,), "high", ("points", "capability")),
@@ -63,7 +71,8 @@ def test_plots_return_their_axes_label_units_and_leave_settings_alone(name):
 @pytest.mark.parametrize("name", CASES)
 def test_missing_columns_are_named(name):
     plot, args, column, _ = CASES[name]
-    with pytest.raises(ValueError, match=rf"lacks columns \['{column}'\]"): plot(args[0].drop(columns=column), *args[1:])
+    with pytest.raises(ValueError, match=rf"lacks columns \['{column}'\]"):
+        plot(args[0].drop(columns=column), *args[1:])
 
 
 def test_inputs_are_not_changed():
@@ -82,7 +91,8 @@ def test_palette_is_stable_and_distinct():
 def test_table_marks_best_and_worst_by_shape():
     html, md = plots.accuracy_table(SCORES)._repr_html_(), plots.accuracy_markdown(SCORES)
     for best in ("48.0 [47.0, 49.0] ▲", "58.0 [57.0, 59.0] ▲"): assert f"<b>{best}</b>" in html and f"**{best}**" in md
-    for worst in ("39.0 [38.0, 40.0] ▼", "50.0 [49.0, 51.0] ▼"): assert f"<td>{worst}</td>" in html and f"| {worst} |" in md
+    for worst in ("39.0 [38.0, 40.0] ▼", "50.0 [49.0, 51.0] ▼"):
+        assert f"<td>{worst}</td>" in html and f"| {worst} |" in md
     assert html.count("▲") == 3 and md.count("▲") == md.count("▼") == 2  # one more in the caption
 
 
@@ -98,7 +108,8 @@ def test_table_edges():
 
 def test_capability_gap_is_relative_to_the_expert():
     ax = plots.capability_gap(SCORES)
-    dots = {round(float(line.get_xdata()[0]), 6) for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1}
+    dots = {round(float(line.get_xdata()[0]), 6) for line in ax.lines if line.get_marker() == "o"
+            and len(line.get_xdata()) == 1}
     assert dots == {-1, 3, -9, -3, -8, -5}  # copd and mopd against the expert, and the base twice
     with pytest.raises(ValueError, match="expert"): plots.capability_gap(SCORES[SCORES.paradigm != "expert"])
 
@@ -109,11 +120,13 @@ def test_dynamics_shades_opd_only_and_names_phases():
     spans = [p.get_extents().transformed(ax.transData.inverted()) for p in ax.patches]
     assert len(spans) == 1 and spans[0].x0 == pytest.approx(4) and spans[0].x1 == pytest.approx(8)
     assert "min–max\nof 2 seeds" in ax.get_legend().get_title().get_text()
-    assert "one seed" in plots.dynamics(PROBES[PROBES.seed == 0].drop(columns="seed"), "overlap").get_legend().get_title().get_text()
+    assert "one seed" in plots.dynamics(PROBES[PROBES.seed == 0].drop(columns="seed"),
+                                        "overlap").get_legend().get_title().get_text()
 
 
 def test_probe_values_average_owners_and_join_both_directions():
-    rows = pd.DataFrame([dict(kind="probe", a=a, b=b, owner=o, capability="text", global_step=1, phase_index=0, phase="I RLVR", overlap=v)
+    rows = pd.DataFrame([dict(kind="probe", a=a, b=b, owner=o, capability="text", global_step=1, phase_index=0,
+                              phase="I RLVR", overlap=v)
                          for a, b, o, v in [("t", "i", "t", 0.8), ("t", "i", "i", 0.9), ("i", "t", "i", 0.7)]]
                         + [dict(kind="train", global_step=1)])
     out = plots.probe_values(rows, "overlap")
@@ -128,7 +141,9 @@ def test_learning_curves_mark_the_common_budget():
 
 
 def test_training_curves_split_streams_and_refuse_empty_metrics():
-    assert len(plots.training_curves(TRAIN, "gradient_norm").lines) == 4 and len(plots.training_curves(TRAIN, "reward").lines) == 2
+    assert len(plots.training_curves(TRAIN,
+                                     "gradient_norm").lines) == 4 and len(plots.training_curves(TRAIN,
+                                     "reward").lines) == 2
     with pytest.raises(ValueError, match="no train row"): plots.training_curves(TRAIN.assign(reward=np.nan), "reward")
 
 
@@ -145,10 +160,12 @@ def test_dumbbells_show_all_three_with_intervals():
     ax = plots.dumbbells(SCORES)
     points = {(round(float(c.lines[0].get_xdata()[0]), 6), float(c.lines[0].get_ydata()[0])) for c in bars(ax)}
     assert len(bars(ax)) == 4 * 3 and all(c.has_xerr for c in bars(ax))
-    assert points == {(x, y) for y, row in enumerate([(50, 58, 55), (50, 52, 55), (40, 47, 48), (40, 39, 48)]) for x in row}
+    assert points == {(x, y) for y, row in enumerate([(50, 58, 55), (50, 52, 55), (40, 47, 48), (40, 39, 48)])
+                      for x in row}
     assert [t.get_text() for t in ax.get_yticklabels()] == ["image  copd", "image  mopd", "text  copd", "text  mopd"]
     assert sorted(t.get_text() for t in ax.get_legend().get_texts()) == ["base", "copd", "expert", "mopd"]
-    with pytest.raises(ValueError, match=r"lack \[\('expert', 'image'\)"): plots.dumbbells(SCORES[(SCORES.paradigm != "expert") | (SCORES.capability == "text")])
+    with pytest.raises(ValueError, match=r"lack \[\('expert', 'image'\)"):
+        plots.dumbbells(SCORES[(SCORES.paradigm != "expert") | (SCORES.capability == "text")])
 
 
 def test_overlap_gain_draws_the_fit_of_its_points():
@@ -157,10 +174,13 @@ def test_overlap_gain_draws_the_fit_of_its_points():
     line = ax.lines[0]
     np.testing.assert_allclose(line.get_ydata(), intercept + slope * line.get_xdata())
     r = np.corrcoef(STUDENTS.overlap, STUDENTS.gain)[0, 1]
-    assert f"r = {r:.2f} [" in ax.get_title() and f"R² = {r ** 2:.2f}" in ax.get_title() and "4 students" in ax.get_title()
+    assert f"r = {r:.2f} [" in ax.get_title() and f"R² = {r ** 2:.2f}" in ax.get_title(
+        ) and "4 students" in ax.get_title()
     assert len(plots.overlap_gain(STUDENTS.assign(group=["a", "a", "b", "b"])).get_legend().get_texts()) == 4
     assert plots.overlap_gain(STUDENTS[["overlap", "gain"]]).lines
-    assert "r = −" in plots.overlap_gain(STUDENTS[["overlap", "gain"]].assign(gain=lambda t: -t.gain)).get_title() and "-" not in ax.get_title()
+    assert "r = −" in plots.overlap_gain(STUDENTS[["overlap",
+                                                   "gain"]].assign(gain=lambda t: -t.gain)).get_title(
+        ) and "-" not in ax.get_title()
     with pytest.raises(ValueError, match="two different x"): plots.overlap_gain(STUDENTS.assign(overlap=0.8))
 
 
@@ -179,14 +199,16 @@ def test_effect_map_writes_every_number_and_doubts_those_around_zero():
     low, high = ax.images[0].get_clim()
     assert low == -high == -6
     assert "–" in [t.get_text() for t in plots.effect_map(EFFECTS.assign(value=[np.nan, 1, 2, 3])).texts]
-    assert plots.effect_map(EFFECTS.assign(value=0.0)).images and "+5" in [t.get_text() for t in plots.effect_map(EFFECTS[["trained", "measured", "value"]]).texts]
+    assert plots.effect_map(EFFECTS.assign(value=0.0)).images and "+5" in [t.get_text()
+            for t in plots.effect_map(EFFECTS[["trained", "measured", "value"]]).texts]
     with pytest.raises(ValueError, match="one row"): plots.effect_map(pd.concat([EFFECTS, EFFECTS]))
 
 
 def test_by_position_has_a_line_and_a_band_each():
     ax = plots.by_position(POSITIONS, "symmetric_kl")
     assert len(ax.lines) == len(ax.collections) == 2 and "nats" in ax.get_ylabel()
-    assert len(plots.by_position(POSITIONS[POSITIONS.line == "text"].drop(columns="line").iloc[::-1]).lines[0].get_xdata()) == 5
+    assert len(plots.by_position(POSITIONS[POSITIONS.line
+                                           == "text"].drop(columns="line").iloc[::-1]).lines[0].get_xdata()) == 5
 
 
 def test_pareto_front_is_what_nothing_beats():
@@ -204,14 +226,18 @@ def test_legends_name_everything_once():
 
 def test_control_decisions_start_where_the_plan_did():
     ax = plots.control_decisions(DECISIONS[DECISIONS["seed"] == 0])
-    drawn = {line.get_label(): (list(line.get_xdata()), [round(float(y), 9) for y in line.get_ydata()]) for line in ax.get_lines()}
-    assert drawn == {"text": ([1, 2, 3], [0.1, 0.2, 0.8]), "image": ([1, 2, 3], [0.1, 0.1, 0.05])} and ax.get_yscale() == "log"
+    drawn = {line.get_label(): (list(line.get_xdata()), [round(float(y), 9) for y in line.get_ydata()])
+             for line in ax.get_lines()}
+    assert drawn == {"text": ([1, 2, 3], [0.1, 0.2, 0.8]),
+                     "image": ([1, 2, 3], [0.1, 0.1, 0.05])} and ax.get_yscale() == "log"
 
 
 def test_decisions_on_steps_have_a_line_a_setting_and_a_plain_axis():
-    rows = pd.DataFrame([dict(kind="control", cycle=n, branch="all", setting=s, old=o, new=o + d) for n in (2, 3) for s, o, d in (("s_rl", 14 - n, -1), ("s_opd", 6 + n, 1))])
+    rows = pd.DataFrame([dict(kind="control", cycle=n, branch="all", setting=s, old=o, new=o + d) for n in (2, 3) for s,
+                         o, d in (("s_rl", 14 - n, -1), ("s_opd", 6 + n, 1))])
     ax = plots.control_decisions(rows)
     drawn = {line.get_label(): list(line.get_ydata()) for line in ax.get_lines()}
-    assert drawn == {"all · s_rl": [12, 11, 10], "all · s_opd": [8, 9, 10]} and ax.get_yscale() == "linear" and "steps" in ax.get_ylabel()
+    assert drawn == {"all · s_rl": [12, 11, 10],
+                     "all · s_opd": [8, 9, 10]} and ax.get_yscale() == "linear" and "steps" in ax.get_ylabel()
     with pytest.raises(ValueError, match="axes of their own"): plots.control_decisions(pd.concat([rows, DECISIONS]))
     with pytest.raises(ValueError, match="no control row"): plots.control_decisions(DECISIONS.assign(kind="train"))

@@ -34,7 +34,8 @@ def made(texts, values=0.5, row_of=lambda t: t):
     "A view of completions without policies."
     def one(words):
         top = [[Choice(i, f"c{i}", 0.5) for i in range(2)] for _ in words]
-        return Completion(Example("p", "a", "text"), True, list(range(len(words))), list(words), {m: [values] * len(words) for m in METRICS}, top, top)
+        return Completion(Example("p", "a", "text"), True, list(range(len(words))), list(words),
+                          {m: [values] * len(words) for m in METRICS}, top, top)
     return TokenView("s", "t", "given", 1.0, 2, [one(t) for t in texts])
 
 
@@ -52,7 +53,8 @@ class Page(HTMLParser):
     def tags(self): return {tag for tag, _ in self.elements}
 
 
-ALLOWED = {"form", "style", "h4", "bdi", "p", "small", "label", "select", "option", "div", "span", "input", "table", "caption", "thead", "tbody", "tr", "th", "td", "img", "code"}
+ALLOWED = {"form", "style", "h4", "bdi", "p", "small", "label", "select", "option", "div", "span", "input", "table",
+           "caption", "thead", "tbody", "tr", "th", "td", "img", "code"}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -62,15 +64,20 @@ def test_numbers_equal_a_slow_reference_in_fp64(pair, temperature):
     assert len(view.completions) == 8
     for c in view.completions:
         ids = torch.tensor([c.ids])
-        s, t = (p.completion_logits(p.encode([c.example]), ids, temperature)[0].detach().double().log_softmax(-1) for p in pair)
+        s, t = (p.completion_logits(p.encode([c.example]), ids, temperature)[0].detach().double().log_softmax(-1)
+                for p in pair)
         for i, token in enumerate(c.ids):
             a, b = s[i], t[i]
             top_a, top_b = ({int(j) for j in x.topk(K).indices} for x in (a, b))
             m = torch.logaddexp(a, b) - math.log(2)
-            expected = dict(delta=b[token] - a[token], symmetric_kl=((a.exp() - b.exp()) * (a - b)).sum(), reverse_kl=(a.exp() * (a - b)).sum(),
-                            forward_kl=(b.exp() * (b - a)).sum(), jsd=((a.exp() * (a - m)).sum() + (b.exp() * (b - m)).sum()) / 2,
-                            overlap=len(top_a & top_b) / K, entropy_student=-(a.exp() * a).sum(), entropy_teacher=-(b.exp() * b).sum())
-            for metric, value in expected.items(): assert c.values[metric][i] == pytest.approx(float(value), abs=2e-5), metric
+            expected = dict(delta=b[token] - a[token], symmetric_kl=((a.exp() - b.exp()) * (a - b)).sum(),
+                            reverse_kl=(a.exp() * (a - b)).sum(),
+                            forward_kl=(b.exp() * (b - a)).sum(),
+                            jsd=((a.exp() * (a - m)).sum() + (b.exp() * (b - m)).sum()) / 2,
+                            overlap=len(top_a & top_b) / K, entropy_student=-(a.exp() * a).sum(),
+                            entropy_teacher=-(b.exp() * b).sum())
+            for metric, value in expected.items():
+                assert c.values[metric][i] == pytest.approx(float(value), abs=2e-5), metric
             for top, p in ((c.student_top, a), (c.teacher_top, b)):
                 assert [x.p for x in top[i]] == pytest.approx(p.exp().topk(K).values.tolist(), abs=1e-5)
                 for x in top[i]: assert x.p == pytest.approx(p[x.id].exp().item(), abs=1e-5)
@@ -91,17 +98,22 @@ def test_frame_is_tidy(view):
 
 def test_owner_and_given_rollouts(pair):
     student, teacher = pair
-    mine, theirs = (token_view(student, teacher, PROMPTS[:2], max_new_tokens=6, owner=o) for o in ("student", "teacher"))
-    assert mine.owner == "student" and theirs.owner == "teacher" and [c.ids for c in mine.completions] != [c.ids for c in theirs.completions]
+    mine, theirs = (token_view(student, teacher, PROMPTS[:2], max_new_tokens=6, owner=o)
+                    for o in ("student", "teacher"))
+    assert mine.owner == "student" and theirs.owner == "teacher" and [c.ids
+            for c in mine.completions] != [c.ids for c in theirs.completions]
     out = sample(teacher, teacher.encode(PROMPTS[:2]), 2, 5, greedy=True)
     given = token_view(student, teacher, PROMPTS[:2], out)
-    assert given.owner == "given" and [c.ids for c in given.completions] == [r[:n] for r, n in zip(out.ids.tolist(), out.lengths.int().tolist())]
+    assert given.owner == "given" and [c.ids for c in given.completions] == [r[:n] for r,
+            n in zip(out.ids.tolist(), out.lengths.int().tolist())]
 
 
 def test_given_texts_end_with_the_end_token(pair):
     view = token_view(*pair, PROMPTS[:2], ["85", ""])
     end = pair[0].eos[0]
-    assert [c.ids[-1] for c in view.completions] == [end, end] and len(view.completions[1]) == 1 and view.completions[0].texts[:2] == ["8", "5"]
+    assert [c.ids[-1] for c in view.completions] == [end,
+                                                     end] and len(view.completions[1]) == 1 and view.completions[
+        0].texts[:2] == ["8", "5"]
     with pytest.raises(ValueError, match="1 completions for 2 examples"): token_view(*pair, PROMPTS[:2], ["85"])
     with pytest.raises(ValueError, match="more than the context"): token_view(*pair, PROMPTS[:1], ["9" * 600])
 
@@ -128,7 +140,8 @@ def test_other_dtypes_work(pair):
     half = teacher.clone("half")
     half.model.to(torch.bfloat16)
     exact, rounded = (token_view(student, t, PROMPTS[:2], ["7,15:85", "1"], k=K) for t in (teacher, half))
-    for a, b in zip(exact.completions, rounded.completions): assert b.values["delta"] == pytest.approx(a.values["delta"], abs=0.05)
+    for a, b in zip(exact.completions, rounded.completions):
+        assert b.values["delta"] == pytest.approx(a.values["delta"], abs=0.05)
 
 
 def test_unknown_names_list_the_known_ones(pair, view):
@@ -145,7 +158,8 @@ def test_different_vocabularies_name_tokens(pair):
     with pytest.raises(ValueError, match="tokens differ"): token_view(pair[0], other, PROMPTS[:1])
 
 
-HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "\u202egnp.exe", "\x00\x07\x1b[31m", "\u200b\u2066", "\ud800", "&lt;", "']]><!--", '"><b>', "\r\n\t ", "שלום",
+HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "\u202egnp.exe", "\x00\x07\x1b[31m",
+           "\u200b\u2066", "\ud800", "&lt;", "']]><!--", '"><b>', "\r\n\t ", "שלום",
            "--></style>", "👩‍👩‍👧", "a" * 10_000]
 
 
@@ -176,15 +190,18 @@ def test_twenty_thousand_tokens_are_paged_with_the_remainder_stated():
     view = made([["x"] * 20_000, ["y"] * 10])
     source = html_of(view)
     page = Page(source)
-    assert sum(tag == "input" for tag, _ in page.elements) == PAGE and len(page.elements) < 40 * PAGE and len(source) < 1_000_000
+    assert sum(tag == "input" for tag,
+               _ in page.elements) == PAGE and len(page.elements) < 40 * PAGE and len(source) < 1_000_000
     assert "19,744 more tokens" in source and "256 of 20,010 tokens" in source and "view.at(row=0, start=256)" in source
     last = view.at(start=19_900)
-    assert "tokens before 19,900 are not shown" in html_of(last) and [(i, len(r)) for i, r in last.page()] == [(0, 100), (1, 10)]
+    assert "tokens before 19,900 are not shown" in html_of(last) and [(i, len(r)) for i,
+            r in last.page()] == [(0, 100), (1, 10)]
 
 
 def test_many_completions_are_paged():
     view = made([["x"]] * 100)
-    assert len(view.page()) == token_views_module.ROWS and "16 of 100 completions" in html_of(view) and "view.at(row=16)" in html_of(view)
+    assert len(view.page()) == token_views_module.ROWS and "16 of 100 completions" in html_of(
+        view) and "view.at(row=16)" in html_of(view)
     assert [i for i, _ in view.at(row=96).page()] == [96, 97, 98, 99]
 
 
@@ -193,9 +210,10 @@ def test_pages_need_nothing_from_elsewhere(view, tmp_path):
     page = Page(source)
     for _, attributes in page.elements:
         for name in ("src", "href", "action"): assert attributes.get(name, "data:").startswith("data:")
-    assert "default-src 'none'" in source and "@import" not in source and "url(" not in source and "<script" not in source
+    assert "default-src 'none'" in source and not any(text in source for text in ("@import", "url(", "<script"))
     assert page.tags <= ALLOWED | {"html", "head", "body", "meta", "title"}
-    assert dict(page.elements)["html"]["style"] == "color-scheme:light dark"  # the page around the card is dark where the card is
+    # the page around the card is dark where the card is
+    assert dict(page.elements)["html"]["style"] == "color-scheme:light dark"
 
 
 def test_pictures_stand_beside_the_prompt(view):
@@ -209,7 +227,8 @@ def test_long_videos_and_large_images_are_cut_down():
     large, small, long = (np.zeros(shape, np.uint8) for shape in ((900, 600, 3), (8, 8, 3), (300, 16, 16, 3)))
     e = Example("?", "1", "video", images=(large, small), videos=(long,))
     shown = pictures(e)
-    assert shown.count("<img") == 2 + token_views_module.FRAMES and "12 of 300 frames" in shown and "frame 300 of 300" in shown and len(shown) < 40_000
+    assert shown.count(
+        "<img") == 2 + token_views_module.FRAMES and "12 of 300 frames" in shown and "frame 300 of 300" in shown and len(shown) < 40_000
     assert token_views_module.picture(small[..., 0], "grey").startswith("<img")
 
 
@@ -232,21 +251,25 @@ def test_the_chosen_metric_is_selected_and_the_strongest_token_is_open(view):
 def test_shades_are_bounded_and_signed():
     view = made([["x"] * 30])
     assert view.limits["delta"] == 0.5 and view.limits["overlap"] == 1.0
-    assert view.shade("delta", -9) == -1 and view.shade("delta", 0.25) == 0.5 and view.shade("overlap", 1.0) == 0 and view.shade("jsd", 0.25) == 0.5
+    assert view.shade("delta", -9) == -1 and view.shade("delta",
+                                                        0.25) == 0.5 and view.shade("overlap",
+                                                        1.0) == 0 and view.shade("jsd", 0.25) == 0.5
     assert made([["x"]], values=0.0).limits["delta"] == 1.0 and made([[]]).limits["delta"] == 1.0
 
 
 @pytest.mark.parametrize("value, shown", [(0.123, "+0.12"), (-0.0001, "0.00"), (-3.0, "−3.00"), (0.0, "0.00")])
 def test_numbers_have_the_decimals_of_their_scale(value, shown):
     view = made([["x"] * 30])
-    assert token_pages_module.number(view, "delta", value) == shown and token_pages_module.number(view, "overlap", 0.5) == "0.50"
+    assert token_pages_module.number(view, "delta",
+                                     value) == shown and token_pages_module.number(view, "overlap", 0.5) == "0.50"
 
 
 def test_colours_leave_the_text_readable():
     for theme in (0, 1):
         for name, pair in token_pages_module.POLES.items():
             for share in np.linspace(0, 1, 11):
-                mixed = "#" + "".join(f"{round(int(token_pages_module.PAPER[theme][i:i + 2], 16) * (1 - share) + int(pair[theme][i:i + 2], 16) * share):02x}" for i in (1, 3, 5))
+                mixed = ("#" + "".join(
+                    f"{round(int(token_pages_module.PAPER[theme][i:i + 2], 16) * (1 - share) + int(pair[theme][i:i + 2], 16) * share):02x}" for i in (1, 3, 5)))
                 assert contrast(mixed, token_pages_module.INK[theme]) >= 4.5, (name, theme, share)
 
 
