@@ -23,7 +23,7 @@ def prompt_text(
     policy: Policy,
     example: Example,
 ) -> str:  # images and videos as one mark each, which the processor expands
-    "The prompt in the model's chat format, or as it is if there is no template; a prefill is left open."
+    "The prompt in the model's chat format, or unchanged if there is no template; a prefill stays open."
     if policy.processor.chat_template is None:
         if example.messages: raise ValueError(f"a conversation needs a chat template, and {policy.name!r} has none")
         return example.prompt
@@ -98,7 +98,7 @@ def _collate(policy: Policy, examples: Sequence[Example], rows: Sequence[dict]) 
 
 # %% ../../nbs/1_policy/08_encoding.ipynb #c009
 def _form(policy: Policy) -> tuple:
-    "What ids depend on besides a prompt's text: the template, the date, and the tokens that the tokenizer adds."
+    "Everything that ids depend on besides the text: template, date, and the tokens that the tokenizer adds."
     processor = policy.processor
     date = policy.date or template_now().date() if is_dated(processor) else None
     return template_of(processor), date, _adding(policy.tokenizer)

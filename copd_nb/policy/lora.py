@@ -217,7 +217,7 @@ class LoraPolicy(Policy):
 
 # %% ../../nbs/1_policy/14_lora.ipynb #c009
 def lora(
-    policy: Policy,  # the base; left as it is, its weights are shared and not copied
+    policy: Policy,  # the base, unchanged; its weights are shared and not copied
     rank: int = 16,  # r of every layer, ≥ 1
     alpha: float | None = None,  # α of the scale α / r; None for 2 r
     vision: bool = False,  # adapt the vision tower, too
