@@ -64,11 +64,13 @@ from copd_nb.engine.environment import without_places
 from copd_nb.engine.runs import Run, create_run
 from copd_nb.engine.storage import write_json
 from copd_nb.scale.forecast import Forecast
+from copd_nb.scale.simulate import Timeline
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import RL, Phase, Update
+from copd_nb.schedule.rules import Rule
 from copd_nb.policy.skills import text_policy
 from copd_nb.view.token_pages import html_of, legend, prompt_of, save_page, token_panel
-from copd_nb.view.token_views import METRICS, Choice, Completion, TokenView
+from copd_nb.view.token_data import METRICS, Choice, Completion, TokenView
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = [p for p in sorted((ROOT / "copd_nb").rglob("*.py")) if "assets" not in p.parts]
@@ -747,6 +749,13 @@ def audited(p, t):
         reward=p)._repr_html_()
 
 
+def timeline(p, tmp_path):
+    "One call at a place with a name of others."
+    call = SimpleNamespace(name="c", worker="w", seconds=1.0, step=0, stage="update")
+    place = SimpleNamespace(name=p, workers=("w",), speed=1.0)
+    return Timeline([call], [place], {"c": (0.0, 1.0, None)}, pd.DataFrame(dict(bytes=[1.0])))._repr_html_()
+
+
 BUILDERS = dict(
     example=lambda p, t: example(p)._repr_html_(), capability=lambda p, t: capability(p)._repr_html_(),
     rollouts=lambda p, t: rollouts(p)._repr_html_(), cost=lambda p, t: Cost(1, 2, 3)._repr_html_(),
@@ -755,6 +764,7 @@ BUILDERS = dict(
     tokens=lambda p, t: html_of(view(p)),
     page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure,
     card=lambda p, t: designer_module.Design(("a", "b"), topology="hub", hub="a").html(),
+    rule=lambda p, t: Rule(lambda schedule, cycle, rows: None, words=p)._repr_html_(), timeline=timeline,
     markdown=lambda p, t: index_module._rendered(p), index=index, report=report, site=site, audit=audited,
     forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]),
                                    p)._repr_html_())
@@ -787,7 +797,7 @@ def test_every_html_builder_is_in_the_list():
     "Functions that write tags, by package: a new one has to be added to DRAWINGS, and counted here."
     found = Counter(p.parent.name for p in LIBRARY for f in nodes(p.read_text(encoding="utf-8"))
                     if isinstance(f, ast.FunctionDef) and f.name in HTML_NAMES)
-    assert found == dict(data=2, signals=1, schedule=3, engine=1, analysis=1, view=9, scale=1)
+    assert found == dict(data=2, signals=1, schedule=4, engine=1, analysis=1, view=9, scale=2)
 
 
 def test_a_page_of_a_report_allows_no_script_and_no_network(tmp_path):

@@ -17,13 +17,12 @@ from transformers.utils import chat_template_utils
 
 from copd_nb.engine import phase as phase_module
 from copd_nb.policy import templates as templates_module
-from copd_nb.signals import rollouts as rollouts_module
 from copd_nb.study import jobs as jobs_module
 from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Capability, Example
 from copd_nb.policy.problems import problems
 from copd_nb.engine.config import Config
-from copd_nb.engine.manifest import prompt_fingerprints
+from copd_nb.engine.manifest import FINGERPRINTED, prompt_fingerprints
 from copd_nb.engine.train import train
 from copd_nb.analysis.token_gap import behavior_gap, same_format
 from copd_nb.scale.vllm import VllmSampler
@@ -339,7 +338,8 @@ def test_given_answers_are_closed_by_the_end_of_a_turn_everywhere(name, tmp_path
     view = token_view(a, b, [ask("2+2=")], ["4"]).completions[0]
     assert gap.token.tolist() == view.ids == want and gap.text.tolist() == view.texts == ["4", FAMILIES[name][5]]
     seen = []
-    monkeypatch.setattr(rollouts_module, "given_rollouts", lambda *args: seen.append(given_rollouts(*args)) or seen[-1])
+    monkeypatch.setattr("copd_nb.engine.streams.given_rollouts",
+                        lambda *args: seen.append(given_rollouts(*args)) or seen[-1])
     plan = Schedule("copy", ["sums"], [Phase("copy", 1, [Update("sums", [SFT("sums")])])], "sums")
     train(plan, [sums()], a, TINY, tmp_path / "run", progress=False)
     out, = seen
@@ -583,8 +583,8 @@ def test_other_prompts_on_the_way_are_an_error(change, tmp_path, monkeypatch):
     if change == "tokenizer": changed.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("+", " + ")
     def files(): return [(tmp_path / "run" / name).read_bytes() for name in ("manifest.json", "events.jsonl")]
     before = files()
-    first = sums().draw(TINY.seed, 0, 1)[0].id
-    words = f"run run: prompt {first} of capability 'sums' has other ids for 'base' than when the run began.*template"
+    first = "|".join(e.id for e in sums().draw(TINY.seed, 0, FINGERPRINTED))
+    words = f"run run: prompt ({first}) of capability 'sums' has other ids for 'base' than when the run began.*template"
     with pytest.raises(ValueError, match=words):
         train(plan, [sums()], changed, TINY, tmp_path / "run", progress=False)
     assert files() == before
