@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from copd_nb.engine import update as update_module
-from copd_nb.signals import sampling as sampling_module
+from copd_nb.engine import streams as streams_module
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.schedule.control import divergence_band
 from copd_nb.schedule.copd import copd
@@ -123,14 +123,14 @@ def every_other_fails(completions, examples):
 
 def all_goes_wrong(monkeypatch):
     "Let memory run out in the first rollouts, and the loss of the first stream be NaN."
-    sampled, gradient, first = sampling_module.sample_many, update_module.stream_gradient, dict(memory=True, loss=True)
+    sampled, gradient, first = streams_module.sample_many, update_module.stream_gradient, dict(memory=True, loss=True)
     def short(*args):
         if first.pop("memory", False): raise torch.OutOfMemoryError("no memory left")
         return sampled(*args)
     def spoilt(*args):
         found, loss = gradient(*args)
         return found, math.nan if first.pop("loss", False) else loss
-    monkeypatch.setattr(sampling_module, "sample_many", short)
+    monkeypatch.setattr(streams_module, "sample_many", short)
     monkeypatch.setattr(update_module, "stream_gradient", spoilt)
 
 
