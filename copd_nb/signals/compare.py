@@ -44,7 +44,7 @@ def _overlap_advantage(a: Tensor, b: Tensor, a_ids: Tensor, b_ids: Tensor) -> Te
 
 # %% ../../nbs/2_signals/05_compare.ipynb #c009
 def _side_by_side(a: Tensor, b: Tensor, ks: dict[str, int], sampled: Tensor | None) -> dict[str, Tensor]:
-    "Everything `compare_tokens` returns for one chunk of logits, (n, V) twice → (n,) each; `ks` by their names' suffix."
+    "The results of `compare_tokens` for one chunk of logits, (n, V) twice → (n,) each; `ks` by their suffix."
     ids = [_top_ids(x, max(ks.values())) for x in (a, b)]
     a, b = a.log_softmax(-1), b.log_softmax(-1)
     found = {} if sampled is None else _on_sampled(a, b, sampled)
