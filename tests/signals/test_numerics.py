@@ -1,6 +1,6 @@
 """Numbers at the edge: float32 against float64, bf16 against float32, long sequences, ids that may never be sampled.
 
-Inputs are numbers that float32 holds exactly, so only the arithmetic differs. An error is measured in units of float32's ε
+Inputs are numbers that float32 holds exactly, so only the arithmetic differs. Errors are in units of float32's ε
 times the *scale* of a value: the sum of its terms' magnitudes, each with the digits that its logarithms lose.
 `pytest -s tests/signals/test_numerics.py` prints the worst of every function; the largest seen is 1.3, for KL and
 log-probabilities at ±1e4.
