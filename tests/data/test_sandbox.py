@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ import pytest
 from copd_nb.data import confinement as confinement_module
 from copd_nb.data import sandbox as sandbox_module
 from copd_nb.data.capability import Example
+from copd_nb.data.machine import start_worker
 from copd_nb.data.rewards import Exact, Failed, Format, Numeric, Weighted
 from copd_nb.data.guarded import Guarded, close_workers
-from copd_nb.data.sandbox import isolation, run_code, run_many
+from copd_nb.data.sandbox import isolation, judge_code, run_code, run_many
 
 LINUX = sys.platform == "linux" and all(isolation().values())
 full = pytest.mark.skipif(not LINUX, reason="this machine does not permit all of the isolation")
@@ -234,11 +236,24 @@ def test_a_machine_that_permits_little_is_told_of(monkeypatch):
     assert isolation()["network"] == "" and isolation()["limits"] == "limits"
 
 
+def test_a_machine_that_permits_nothing_names_all_five(monkeypatch):
+    steps = ("namespaces", "view", "user", "limits", "landlock", "seccomp", "weak", "tied")
+    monkeypatch.setattr(sandbox_module, "_unusable", lambda: steps)
+    told = "without isolation of network, files, processes, user, limits: this machine does not permit it"
+    with pytest.warns(UserWarning, match=told): outcome = run_code("print(1)")
+    assert outcome.stdout == "1\n" and outcome.steps == () and not any(isolation().values())
+
+
 @full
-def test_no_warning_where_all_is_permitted():
+@pytest.mark.parametrize("options", [{}, dict(without=("view",)), dict(seconds=1e-6)], ids=["all", "chosen", "not started"])
+def test_no_wrong_warning(options):
+    "None where all is permitted, none for what was left out on purpose, none for a program that never reported its steps."
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run_code("")
+        outcome = run_code("", **options)
+        verdict = judge_code("", [(True, "assert 1")], **options)
+    early = "seconds" in options
+    assert (outcome.steps is None) == (verdict.steps is None) == early and (outcome.reason == "timeout") == early
 
 
 def test_many_programs_keep_their_order():
@@ -273,11 +288,11 @@ class Act:
 @pytest.fixture(autouse=True, scope="module")
 def importable():
     "Workers import this module by name."
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parent))
     Act.__module__ = "test_sandbox"
     yield
     close_workers()
-    sys.path.remove(str(Path(__file__).parents[1]))
+    sys.path.remove(str(Path(__file__).parent))
 
 
 def test_guarded_scores_are_those_of_the_reward():
@@ -340,6 +355,18 @@ def test_no_worker_outlives_its_process():
             if not any(map(runs_still, pids)): break
             time.sleep(.05)
         assert pids and not any(map(runs_still, pids))
+
+
+def test_a_busy_worker_ends_by_itself_if_its_process_is_gone():
+    near, far = Pipe()
+    folder = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    code = "import copd_nb.data.guarded as g; g.GRACE = .5; g._serve(far)"
+    worker = start_worker(far, code, os.environ | {"PYTHONPATH": folder})
+    far.close()
+    near.send((Act(), "spin", EXAMPLE, .5))
+    assert near.recv() == "begin"
+    near.close()
+    assert worker.wait(timeout=60) == 1
 
 
 def test_the_name_of_a_guarded_reward_is_stable():
