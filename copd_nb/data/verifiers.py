@@ -12,16 +12,18 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from urllib.parse import unquote
 
+from .answers import Boxed, Tagged, answer_form, answer_in
 from .capability import Example
 from .guarded import Guarded
 from .instructions import Instructions, _arguments, _constraints
+from .names import imported
 from .numbers import plain_numbers, read_number
 from .programs import CodeTests, _tests
-from .rewards import (
-    Boxed, Choice, Exact, Format, LengthPenalty, Noisy, Numeric, Tagged, Weighted, answer_form, answer_in)
+from .rewards import Choice, Exact, Format, LengthPenalty, Noisy, Numeric, Weighted
 
 # %% ../../nbs/0_data/22_verifiers.ipynb #bb6cd153
 def _math() -> tuple[Callable, Callable]:
@@ -122,23 +124,46 @@ def _parsed(text: str) -> dict:
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
     return {"name": name.strip(), **{key.strip(): unquote(value) for key, _, value in pairs}}
 
-# %% ../../nbs/0_data/22_verifiers.ipynb #e7dd176c
+# %% ../../nbs/0_data/22_verifiers.ipynb #1f7c98e7
+def _check_reward(found, label: str) -> Callable:
+    "The object, if it can be called with completions and examples."
+    try: fits = callable(found) and bool(inspect.signature(found).bind([], []))
+    except TypeError: fits = False
+    except ValueError: fits = True  # written in C, without a signature
+    if fits: return found
+    raise ValueError(f"{label} is {found!r:.80}: a function (completions, examples) → scores is needed")
+
+def _imported_reward(reference: str, given: dict) -> Callable:
+    "A reward of the user's own, with its options."
+    found, label = imported(reference, "reward"), f"reward {reference!r}"
+    if not callable(found): return _check_reward(found, label)
+    parameters = dict(inspect.signature(found).parameters)
+    if not inspect.isclass(found): parameters = dict(list(parameters.items())[2:])  # without completions and examples
+    options = _arguments(label, parameters, given) if given or inspect.isclass(found) else {}
+    try: made = found(**options) if inspect.isclass(found) else partial(found, **options) if options else found
+    except (TypeError, ValueError) as error: raise ValueError(f"{label}: {error}") from error
+    return _check_reward(made, label)
+
+# %% ../../nbs/0_data/22_verifiers.ipynb #d0da77fa
 def named_reward(
-    name: str | dict,  # such as "numeric?tolerance=0.01", or a JSON object with a name and arguments
+    name: str | dict | Callable,  # "numeric?tolerance=0.01", "package.module:name", JSON with a name, or a reward
 ) -> Callable:  # a reward
-    "The reward of a name; ValueError lists the names, or the arguments of this name."
+    "The reward of a name; ValueError lists the names, or the arguments of this one."
+    if not isinstance(name, (str, dict)): return _check_reward(name, "the reward")
     given = dict(name) if isinstance(name, dict) else _parsed(name)
     kind = given.pop("name", None)
+    if isinstance(kind, str) and ":" in kind: return _imported_reward(kind, given)
     if not isinstance(kind, str) or kind not in REWARDS:
-        raise ValueError(f"there is no reward {kind!r}: {', '.join(sorted(REWARDS))}")
+        raise ValueError(f"there is no reward {kind!r}: {', '.join(sorted(REWARDS))}, or package.module:name")
     arguments = _arguments(f"reward {kind!r}", dict(inspect.signature(REWARDS[kind]).parameters), given)
     try: return REWARDS[kind](**arguments)
     except (TypeError, ValueError) as error: raise ValueError(f"reward {kind!r}: {error}") from error
 
-# %% ../../nbs/0_data/22_verifiers.ipynb #e0519424
+# %% ../../nbs/0_data/22_verifiers.ipynb #eabb0662
 def _check_math(answer: str) -> str | None:
     if _parsed_math(answer, bare=True): return None
-    return "is nothing that math-verify can read: a number, a formula or a set is needed (`exact` compares texts)"
+    return ("is nothing that math-verify can read: a number, a formula or a set is needed (`exact` compares "
+            "texts)")
 
 def _check_json(read: Callable, answer: str) -> str | None:
     "The error of a reader of JSON answers."
@@ -160,8 +185,9 @@ def _check_plain(reward: Callable, answer: str) -> str | None:
         return f"is none of the letters {reward.letters}"
     if isinstance(reward, Exact) and (not answer or answer != answer.strip()):
         return "is empty, or begins or ends with spaces, and can't be matched"
+    return None
 
-# %% ../../nbs/0_data/22_verifiers.ipynb #cf4cca10
+# %% ../../nbs/0_data/22_verifiers.ipynb #b5159ad0
 def check_answer(
     reward: str | dict | Callable,  # a reward or the name of one
     answer: str,  # a reference answer

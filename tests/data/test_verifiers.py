@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.data.capability import Capability, Example
-from copd_nb.data.rewards import (
-    Boxed, Choice, Exact, Failed, Format, LastNumber, LengthPenalty, Noisy, Numeric, Tagged, Weighted, answer_form)
+from copd_nb.data.answers import Boxed, LastNumber, Tagged, answer_form
+from copd_nb.data.rewards import Choice, Exact, Failed, Format, LengthPenalty, Noisy, Numeric, Weighted
 from copd_nb.data.scoring import score
 from copd_nb.data.guarded import Guarded
 from copd_nb.data.instructions import KINDS, Instructions
