@@ -49,8 +49,12 @@ def test_rewards_that_run_no_program_are_scored():
         for text, (name, answer) in zip(texts, names.items()):
             print(*named_reward(name)([text], [Example("q", answer, "c")]))
         close_workers()
-    """)
-    assert scores.split() == ["1.0"] * 5 + ["0.0"]
+        from copd_nb.data.capability import Capability
+        from copd_nb.data.scoring import score
+        rows = [Example(q, "4", "sums") for q in ("2+2=", "1+3=")]
+        print(*score(Capability("sums", rows[:1], rows[1:], named_reward("exact")), ["4", "5"], rows, seconds=9))
+    """, "win32")
+    assert scores.split() == ["1.0"] * 5 + ["0.0"] + ["1.0", "0.0"]
 
 
 def test_a_program_is_refused_and_what_is_missing_is_named():

@@ -172,8 +172,8 @@ def _check_json(read: Callable, answer: str) -> str | None:
 
 def _check_number(reward: Numeric, answer: str) -> str | None:
     if read_number(answer, reward.strip) is not None: return None
-    return (r"is no number, or could be read in two ways: 1234, 1,234, -3.5, 3/4, 2 1/2, \frac{3}{4} and 5e3 are numbers"
-            ", 1,2 and 1.234,56 are not; `strip` names units that are ignored, such as strip=$,%")
+    return (r"is no number, or could be read in two ways: 1234, 1,234, -3.5, 3/4, 2 1/2, \frac{3}{4} and 5e3 are "
+            "numbers, 1,2 and 1.234,56 are not; `strip` names units that are ignored, such as strip=$,%")
 
 def _check_plain(reward: Callable, answer: str) -> str | None:
     "The fault of an answer for a reward that is not made of others."
