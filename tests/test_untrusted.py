@@ -29,7 +29,6 @@ from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 from PIL import Image
 
-from copd_nb.data import sandbox as sandbox_module
 from copd_nb.engine import runs as runs_module
 from copd_nb.policy import templates as templates_module
 from copd_nb.report import driver as driver_module
@@ -69,7 +68,7 @@ from copd_nb.view.token_pages import html_of, legend, prompt_of, save_page, toke
 from copd_nb.view.token_views import METRICS, Choice, Completion, TokenView
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [*sorted((ROOT / "copd_nb").glob("*.py")), ROOT / "docs" / "build.py", *sorted((ROOT / "bench").glob("*.py"))]
+SOURCES = [*sorted((ROOT / "copd_nb").rglob("*.py")), ROOT / "docs" / "build.py", *sorted((ROOT / "bench").glob("*.py"))]
 spec = importlib.util.spec_from_file_location("docs_build_untrusted", ROOT / "docs" / "build.py")
 docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs)
@@ -115,7 +114,7 @@ def test_code_is_made_of_text_in_the_sandbox_only():
     "The one program text that calls exec: the line that runs a model's program, and its tests, inside of the sandbox."
     texts = [(path.name, node.value) for path in SOURCES for node in nodes(path.read_text(encoding="utf-8"))
              if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"\b(exec|eval|compile|__import__)\(|\bexec\b$|, exec$", node.value, re.M)]
-    assert texts == [("sandbox.py", "def _run(text, names): exec(compile(text, '<solution>', 'exec'), names)")]
+    assert texts == [("launcher.py", "def _run(text, names): exec(compile(text, '<solution>', 'exec'), names)")]
 
 
 def bomb(marker):
@@ -334,8 +333,8 @@ def test_a_chat_template_that_does_not_end_is_an_error(template, monkeypatch):
 
 def test_an_ordinary_template_is_tried_once(monkeypatch):
     template = "{% for m in messages %}{% generation %}{{ m['content'] | tojson }}{% endgeneration %}{{ strftime_now('') }}{% if loop.first %}{% continue %}{% endif %}{% endfor %}{{ eos_token }}"
-    outcomes, run = [], sandbox_module.run_code
-    monkeypatch.setattr(sandbox_module, "run_code", lambda *a, **k: outcomes.append(run(*a, **k)) or outcomes[-1])
+    outcomes, run = [], templates_module.run_code
+    monkeypatch.setattr(templates_module, "run_code", lambda *a, **k: outcomes.append(run(*a, **k)) or outcomes[-1])
     policy = foreign(template)
     for prompt in ("1+1=", "2+2="): policy.encode([Example(prompt, "2", "sums")])
     assert policy.tokenizer.decode(policy.encode([Example("1+1=", "2", "sums")]).ids[0]) == '"1+1="<|im_end|>'

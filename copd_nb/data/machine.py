@@ -25,7 +25,7 @@ def cores() -> int:
 SWITCH = "COPD_UNSAFE_CODE"  # environment variable; 1 allows programs without isolation
 
 def missing() -> list[str]:
-    "What the sandbox needs and this machine does not have; empty on Linux."
+    "Features that the sandbox needs and this machine lacks; empty on Linux."
     present = {
         "namespaces, Landlock and seccomp (Linux only)": sys.platform == "linux",
         "resource limits (Python's module resource)": resource is not None,
@@ -58,7 +58,7 @@ def limit_memory(size: int):
     except (OSError, ValueError): return  # macOS
 
 def ended_by(code: int, name: str) -> bool:
-    "Whether an exit code is that of a signal; never on a system without it."
+    "Whether a signal of this name gave the exit code; False on a system without the signal."
     return hasattr(signal, name) and code == -getattr(signal, name)
 
 def kill_group(process: subprocess.Popen):

@@ -28,7 +28,7 @@ def _futures_first(program: str):
 class Values:
     "Sends and receives values that are not plain: by name, as their parts, or as a stand-in."
     def give(self, value) -> int:
-        "The number by which the other side knows an object."
+        "The number of an object on the other side."
         if id(value) not in self.numbers:
             self.numbers[id(value)] = len(self.mine)
             self.mine.append(value)
@@ -101,7 +101,7 @@ JUDGE = ("call", "get", "set", "delete", "special", "describe", "arguments", "re
 PROGRAM = (*JUDGE, "name", "names", "plain", "copy", "wait", "share", "load")
 
 class Acts(Values):
-    "What a side does with its own objects when asked; the judge only with those it has given away."
+    "Handles requests for a side's own objects; the judge only for objects it has given away."
     def own(self, value, name: str = ""):
         "The value, if the other side may use it in this way."
         if not self.judge: return value
