@@ -1,14 +1,16 @@
 "What only Linux has is taken away: the package imports, scores rewards, and names what is missing."
+import multiprocessing
 import os
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STOREYS = ["data"]  # packages that are portable; the others follow
+STOREYS = ["data", "policy", "signals", "schedule"]  # portable packages; the others follow
 MODULES = [f"copd_nb.{s}.{p.stem}" for s in STOREYS for p in sorted((ROOT / "copd_nb" / s).glob("[a-z]*.py"))]
 TAKE_AWAY = """
 import asyncio, importlib, multiprocessing.connection, os, selectors, signal, subprocess, sys, threading, warnings
@@ -20,7 +22,11 @@ sys.platform = PLATFORM
 """
 
 
-OTHERS = "import datasets, numpy, pandas, torch, transformers"  # their own portability is not tested here
+OTHERS = f"""
+import importlib, sys
+for name in {MODULES}: importlib.import_module(name)  # and with it other packages, whose portability is their own
+for name in [n for n in sys.modules if n.split(".")[0] == "copd_nb"]: del sys.modules[name]
+"""
 
 
 def without_linux(code, platform="darwin", before="", **env):
@@ -107,3 +113,19 @@ def test_a_program_runs_without_isolation_where_that_is_allowed(platform):
     assert lines[2].startswith(f"code runs without isolation of {unprotected}: this machine lacks")
     assert lines[3:7] == ["timeout", "output", "exit 1", "output"]
     assert lines[7:] == ["[1.0, 0.5, 1.0]", str([0.0] * len(CHEATS)), "timeout"]
+
+
+def test_windows_gives_a_worker_its_handle(monkeypatch):
+    "The calls only: Windows itself is not at hand."
+    from copd_nb.data import machine
+    near, far = multiprocessing.Pipe()
+    inherited, started = [], []
+    monkeypatch.setattr(machine, "os", types.SimpleNamespace(
+        name="nt", set_handle_inheritable=lambda *a: inherited.append(a)))
+    monkeypatch.setattr(subprocess, "STARTUPINFO", lambda **options: options, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append((command, options)))
+    machine.start_worker(far, "far.send(1)", {})
+    (command, options), = started
+    assert inherited == [(far.fileno(), True)] and "pass_fds" not in options
+    assert options["startupinfo"] == {"lpAttributeList": {"handle_list": [far.fileno()]}}
+    assert command[-1].endswith(f"far = Connection({far.fileno()}); far.send(1)")

@@ -65,7 +65,7 @@ def kill_group(process: subprocess.Popen):
     "Kill a process that was started in a session of its own, with all of its group where there are groups."
     if not hasattr(os, "killpg"): return process.kill()
     try: os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError: pass
+    except (ProcessLookupError, PermissionError): pass  # it has ended; macOS gives the second error for zombies
 
 # %% ../../nbs/0_data/08_machine.ipynb #3919ec18
 def start_worker(
