@@ -28,7 +28,7 @@ def _attempt(state: dict, name: str, step) -> bool:
     state["steps"].append(name)
     return True
 
-# %% ../../nbs/0_data/10_confinement.ipynb #5afe3cf8
+# %% ../../nbs/0_data/10_confinement.ipynb #ecd0af76
 def _namespaces(state: dict):
     "Enter new namespaces."
     # mount points, host name, shared memory, processes, network
@@ -44,7 +44,7 @@ def _own_user(state: dict, new: int):
     for file, text in (("setgroups", "deny"), ("uid_map", f"65534 {uid} 1"), ("gid_map", f"65534 {gid} 1")):
         with open(f"/proc/self/{file}", "w") as out: out.write(text)
 
-# %% ../../nbs/0_data/10_confinement.ipynb #2df4c8c5
+# %% ../../nbs/0_data/10_confinement.ipynb #50264551
 def _bind(root: str, path: str):
     "Mount a file or folder under the same path in the new root, read-only unless it is a device."
     target, folder = root + path, os.path.isdir(path)
@@ -68,7 +68,7 @@ def _view(state: dict):
     _system("umount2", b".", 2)  # drop the old root
     state["folder"] = "/box"
 
-# %% ../../nbs/0_data/10_confinement.ipynb #d86c36c3
+# %% ../../nbs/0_data/10_confinement.ipynb #2cced909
 def _allow(rules: int, path: str, access: int, known: int):
     "Add a Landlock rule: the allowed access to a file, or to everything below a folder."
     if not os.path.exists(path): return
@@ -90,7 +90,7 @@ def _landlock(state: dict):
     _system("syscall", 446, rules, 0)
     os.close(rules)
 
-# %% ../../nbs/0_data/10_confinement.ipynb #e9601933
+# %% ../../nbs/0_data/10_confinement.ipynb #2a1f6f79
 def _filter(numbers: dict, alone: bool, shared: bool) -> list[tuple[int, int, int, int]]:
     "The seccomp program, instructions of (operation, jump if true, jump if false, operand)."
     load, equal, at_least, any_bit, end, kill = 0x20, 0x15, 0x35, 0x45, 0x06, 0x80000000
@@ -112,7 +112,7 @@ def _seccomp(state: dict):
     _system("prctl", 38, 1, 0, 0, 0)
     _system("prctl", 22, 2, struct.pack("@HP", len(program), ctypes.addressof(kept)), 0, 0)
 
-# %% ../../nbs/0_data/10_confinement.ipynb #1045cc1e
+# %% ../../nbs/0_data/10_confinement.ipynb #7012cc2e
 def _reachable(path: str) -> bool:
     "Whether every user may enter the folders above a file."
     folders = [path[:i] or "/" for i, letter in enumerate(path) if letter == "/"]
@@ -144,7 +144,7 @@ def _tied(state: dict):
     "Be killed when the parent process ends."
     _system("prctl", 1, 9, 0, 0, 0)
 
-# %% ../../nbs/0_data/10_confinement.ipynb #a4391ea9
+# %% ../../nbs/0_data/10_confinement.ipynb #39eb3fd0
 def _counted(state: dict) -> bool:
     "Whether no other run has this user, so that its processes can be limited; never true for root."
     return "user" in state["steps"] and ("namespaces" in state["steps"] or state["uid"] is not None)
@@ -158,7 +158,7 @@ def _limits(state: dict):
     limit(resource.RLIMIT_CORE, 0)
     if _counted(state): limit(resource.RLIMIT_NPROC, state["processes"] + 32)  # threads count
 
-# %% ../../nbs/0_data/10_confinement.ipynb #d66c89fa
+# %% ../../nbs/0_data/10_confinement.ipynb #c1acbe24
 def _confine(state: dict, bare: bool = False):
     "Take the steps that need no new root; `bare` if no new interpreter will drop the capabilities."
     os.chdir(state["folder"])
