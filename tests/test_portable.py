@@ -81,6 +81,7 @@ def test_a_program_is_refused_and_what_is_missing_is_named():
     assert told[3] == str(dict.fromkeys(["network", "files", "processes", "user", "limits"], ""))
 
 
+# they run without isolation: nothing here may kill, delete or fill anything
 CHEATS = ["class Same:\n  __eq__ = lambda *_: True\ndef f(x): return Same()", "import os\nos._exit(0)",
           "def f(x): f(x)",
           "import os\nfor h in range(64):\n  try: os.write(h, b'passed 0\\npassed 1\\n')\n  except OSError: pass\n"

@@ -41,7 +41,7 @@ def confined() -> bool:
         raise RuntimeError(
             f"the sandbox can't run programs here, this machine lacks: {'; '.join(lacking)}. Score them on Linux, or "
             f"set {SWITCH}=1 to run them as plain subprocesses with a time limit and no isolation: they can read and "
-            "delete your files")
+            "delete your files and end your processes")
     return not lacking
 
 # %% ../../nbs/0_data/08_machine.ipynb #1eeb6f3b
