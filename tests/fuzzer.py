@@ -62,7 +62,8 @@ class Reader(NamedTuple):
 
 # --- the readers ----------------------------------------------------------------------------------------------------
 
-CHOICE = Columns("q.text", "answer", options="options", extract="letter", images=("image", "images"), template="Q: {prompt}", where=(("kind", "mc"),))
+CHOICE = Columns("q.text", "answer", options="options", extract="letter", images=("image", "images"),
+                 template="Q: {prompt}", where=(("kind", "mc"),))
 REWARDS = ("exact", "numeric", "choice", "instructions", "code")
 
 
@@ -126,7 +127,8 @@ READERS = {
     "manifest": Reader("store/b/manifest.json", read_run, 40, "json"),
     "store": Reader("store/b/manifest.json", read_store, 5, "json", _store),
     "events": Reader("events.jsonl", lambda path: EventLog(path).rows(), 645, "lines"),
-    "frame": Reader("run/events.jsonl", lambda path: Run(path.parent).events, 10, "lines", lambda folder: shutil.copy(CORPUS / "manifest" / "seed-plan.json", folder / "manifest.json")),
+    "frame": Reader("run/events.jsonl", lambda path: Run(path.parent).events, 10, "lines",
+                    lambda folder: shutil.copy(CORPUS / "manifest" / "seed-plan.json", folder / "manifest.json")),
     "state": Reader("000007/state.json", read_state, 110, "json", _checkpoint),
     "tensors": Reader("000007/text~weights.safetensors", read_tensors, 60, "bytes", _checkpoint),
     "schedule": Reader("schedule.json", read_schedule, 50, "json"),
@@ -150,8 +152,10 @@ def attempt(name: str, data: bytes, folder: Path) -> str:
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try: reader.read(path)
     except ValueError as error:
-        if name != "schedule" and path.name not in str(error) and str(path.parent) not in str(error): raise Breach(f"the message doesn't name the file: {error!r:.300}") from error
-        if str(error) != str(error).encode("utf-8", "replace").decode(): raise Breach(f"the message can't be printed: {error!r:.300}") from error
+        if name != "schedule" and path.name not in str(error) and str(path.parent) not in str(error):
+            raise Breach(f"the message doesn't name the file: {error!r:.300}") from error
+        if str(error) != str(error).encode("utf-8", "replace").decode():
+            raise Breach(f"the message can't be printed: {error!r:.300}") from error
         return re.sub(r"'[^']*'|\"[^\"]*\"|[\d.]+|/\S+", "·", str(error))[-90:]
     except (Hang, Exception) as error: raise Breach(f"{type(error).__name__}: {error!s:.300}") from error
     finally: signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -160,12 +164,19 @@ def attempt(name: str, data: bytes, folder: Path) -> str:
 
 # --- damage ---------------------------------------------------------------------------------------------------------
 
-RAW = ["1e400", "-1e400", "NaN", "Infinity", "-0", "9" * 4000, "9" * 5000, "1" + "0" * 310, "1e-400", '"\\ud800"', '"\\udfff\\u0000"', '"\x00"', "[" * 60 + "]" * 60, "[" * 990 + "]" * 990,
-       '{"a":' * 200 + "1" + "}" * 200, "[" * 3000, '{"a":1,"a":2}', "tru", "", "01", "1.", "'x'", "\xff", '"\ud83d\ude00"'.encode("utf-16", "surrogatepass").decode("utf-16")]
-ODD = [None, True, False, 0, -1, 1, 2 ** 31, 2 ** 63, 2 ** 64, -2 ** 70, 0.5, 1e300, -1e-300, "", " ", "\n", "a", "é", "日本", "\u202e", "../../x", "/etc/passwd", "dot.png", "film.npy", "x" * 300, "base", "rl", "opd", "sft",
-       "text", "0.5", "(" * 300, "[" * 3000, "-" * 5000 + "1", "[" * 900 + "]" * 900, "A", [], [[]], [None], [1, "a", None], {}, {"": {}}, {"a": [1]}, {"bytes": "x"}, {"path": "dot.png"}, {"role": "user", "content": 3}, "{\"a\"", "copd_nb.schedule/2"]
-TOKENS = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\n", b"\r\n", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"null", b"true", b"1e999", b'"a":1,', b"\\ud800", b"[" * 1200, b"PAR1", b"GGUF", b"\xed\xa0\x80"]
-NUMBERS = [n.to_bytes(8, "little") for n in (0, 1, 2, 8, 9, 255, 2 ** 16, 2 ** 31, 2 ** 32 - 1, 2 ** 32, 2 ** 40, 2 ** 62, 2 ** 63 - 1, 2 ** 63, 2 ** 64 - 1)]
+RAW = ["1e400", "-1e400", "NaN", "Infinity", "-0", "9" * 4000, "9" * 5000, "1" + "0" * 310, "1e-400", '"\\ud800"',
+       '"\\udfff\\u0000"', '"\x00"', "[" * 60 + "]" * 60, "[" * 990 + "]" * 990,
+       '{"a":' * 200 + "1" + "}" * 200, "[" * 3000, '{"a":1,"a":2}', "tru", "", "01", "1.", "'x'", "\xff",
+       '"\ud83d\ude00"'.encode("utf-16", "surrogatepass").decode("utf-16")]
+ODD = [None, True, False, 0, -1, 1, 2 ** 31, 2 ** 63, 2 ** 64, -2 ** 70, 0.5, 1e300, -1e-300, "", " ", "\n", "a", "é",
+       "日本", "\u202e", "../../x", "/etc/passwd", "dot.png", "film.npy", "x" * 300, "base", "rl", "opd", "sft",
+       "text", "0.5", "(" * 300, "[" * 3000, "-" * 5000 + "1", "[" * 900 + "]" * 900, "A", [], [[]], [None],
+       [1, "a", None], {}, {"": {}}, {"a": [1]}, {"bytes": "x"}, {"path": "dot.png"}, {"role": "user", "content": 3},
+       "{\"a\"", "copd_nb.schedule/2"]
+TOKENS = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\n", b"\r\n", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf",
+          b"null", b"true", b"1e999", b'"a":1,', b"\\ud800", b"[" * 1200, b"PAR1", b"GGUF", b"\xed\xa0\x80"]
+NUMBERS = [n.to_bytes(8, "little") for n in (0, 1, 2, 8, 9, 255, 2 ** 16, 2 ** 31, 2 ** 32 - 1, 2 ** 32, 2 ** 40,
+                                             2 ** 62, 2 ** 63 - 1, 2 ** 63, 2 ** 64 - 1)]
 
 
 def cut(rng, data):
@@ -205,7 +216,8 @@ def places(value) -> list[tuple]:
 
 def turned(rng, value):
     "The same in another type."
-    return rng.choice((str(value), [value], {"a": value}, [value, value], value if isinstance(value, bool) else len(str(value)), float(len(str(value))), not value))
+    return rng.choice((str(value), [value], {"a": value}, [value, value], value if isinstance(value, bool)
+                       else len(str(value)), float(len(str(value))), not value))
 
 
 def value_damaged(rng: random.Random, box: list, other) -> None:
@@ -213,7 +225,8 @@ def value_damaged(rng: random.Random, box: list, other) -> None:
     x, k = rng.choice(places(box))
     kind = rng.randrange(8)
     if kind == 0 and x is not box: del x[k]
-    elif kind == 1 and isinstance(x, dict): x[rng.choice(("", "a", "seed", "lr", "kind", "name", "\ud800", "x" * 300, str(k) + "2"))] = x.pop(k)
+    elif kind == 1 and isinstance(x, dict):
+        x[rng.choice(("", "a", "seed", "lr", "kind", "name", "\ud800", "x" * 300, str(k) + "2"))] = x.pop(k)
     elif kind == 2 and isinstance(x, list) and x is not box: x.insert(k, x[k])
     elif kind == 3: x[k] = turned(rng, deepcopy(x[k]))
     elif kind == 4: x[k] = deepcopy((lambda y, j: y[j])(*rng.choice(places([other]))))
@@ -277,14 +290,16 @@ def explore(name: str, inputs: int, seed: int, folder: Path) -> dict:
     rng, seeds = random.Random(f"{seed}/{name}"), [p.read_bytes() for p in corpus(name)]
     pool, seen, broken = list(seeds), Counter(), {}
     for _ in range(inputs):
-        data = damaged(rng, READERS[name].way, rng.choice(pool if rng.random() < .5 else seeds), rng.choice(pool))[:LONGEST]
+        data = damaged(rng, READERS[name].way, rng.choice(pool if rng.random() < .5 else seeds),
+                       rng.choice(pool))[:LONGEST]
         try: said = attempt(name, data, folder)
         except Breach as error:
             said = f"BREACH {error!s:.60}"
             if said not in seen: broken[data] = str(error)
         if said not in seen and len(pool) < 400: pool.append(data)
         seen[said] += 1
-    return dict(inputs=inputs, accepted=seen["accepted"], behaviours=len(seen), lines=lines_reached(name, pool, folder), broken=broken)
+    return dict(inputs=inputs, accepted=seen["accepted"], behaviours=len(seen), lines=lines_reached(name, pool, folder),
+                broken=broken)
 
 
 def lines_reached(name: str, pool: list[bytes], folder: Path) -> int:
@@ -311,7 +326,8 @@ def keep(name: str, data: bytes, said: str):
 def explored(name: str, inputs: int, seed: int, folder: Path):
     "Try inputs in this process, keep what broke the reader, and print what was found."
     began = time.process_time()
-    if sys.platform == "linux": resource.setrlimit(resource.RLIMIT_AS, (mapped_memory() + MEMORY, resource.RLIM_INFINITY))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (mapped_memory() + MEMORY, resource.RLIM_INFINITY))
     found = explore(name, inputs, seed, place_for(name, folder))
     for data, said in found.pop("broken").items(): keep(name, data, said)
     print(json.dumps(dict(reader=name, **found, seconds=round(time.process_time() - began, 1))), flush=True)
@@ -325,7 +341,8 @@ def main(inputs: str, seed: str, *names: str):
             if not child:
                 explored(name, int(inputs) * READERS[name].share, int(seed), Path(folder))
                 os._exit(0)
-            if status := os.waitpid(child, 0)[1]: keep(name, (Path(folder) / READERS[name].file).read_bytes(), f"its process died with status {status}")
+            if status := os.waitpid(child, 0)[1]:
+                keep(name, (Path(folder) / READERS[name].file).read_bytes(), f"its process died with status {status}")
 
 
 if __name__ == "__main__": main(*sys.argv[1:])

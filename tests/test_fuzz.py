@@ -56,9 +56,14 @@ def test_what_kills_a_reader_is_kept(tmp_path, monkeypatch, capfd):
 @pytest.mark.slow
 def test_a_million_damaged_files_break_no_reader():
     "What broke a reader lies in the corpus afterwards, and is named here."
-    done = subprocess.run([sys.executable, Path(__file__).with_name("fuzzer.py"), str(INPUTS), str(SEED), *READERS], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, Path(__file__).with_name("fuzzer.py"), str(INPUTS), str(SEED), *READERS],
+                          capture_output=True, text=True)
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    for f in found: print("{reader}: {inputs:,} inputs, {accepted:,} accepted, {behaviours:,} kinds of answers, {lines} lines of the package reached, {seconds} s".format(**f))
+    for f in found:
+        print("{reader}: {inputs:,} inputs, {accepted:,} accepted, {behaviours:,} kinds of answers, {lines} lines of "
+              "the package reached, {seconds} s".format(**f))
     broken = [line for line in done.stderr.splitlines() if str(CORPUS) in line]
     assert done.returncode == 0 and not broken, "\n".join(broken or [done.stderr[-3000:]])
-    assert {f["reader"] for f in found} == set(READERS) and all(f["accepted"] for f in found) and sum(f["inputs"] for f in found) >= 1_000_000
+    assert {f["reader"] for f in found} == set(READERS) and all(f["accepted"]
+                                                                for f in found) and sum(f["inputs"]
+                                                                    for f in found) >= 1_000_000

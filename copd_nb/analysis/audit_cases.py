@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..data.capability import Example
-from ..data.rewards import Boxed, LastNumber, Tagged, answer_form
+from ..data.answers import Boxed, LastNumber, Tagged, answer_form
 from ..data.scoring import score
 from .variants import Variant, answer_kind, reference_text, variants
 

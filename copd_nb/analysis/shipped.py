@@ -28,7 +28,8 @@ NUMBERS = ("7", "42", "100", "1234", "-5", "-1728", "65536", "1000000", "0.5", "
            "9007199254740993")
 TEXTS = ("north", "the red fox", "not above", "Saturday", "x = 3", "forty two", "blue and green", "Paris", "a+b",
          "y < 2", "the second one", "iron", "sulphur dioxide", "left", "(2, 3)", "x^2 - 1", "triangle", "never",
-         "Ada Lovelace", "H2O", "two thirds", "even", "Monday morning", "a prime number", "C minor", "photosynthesis", "the Nile",
+         "Ada Lovelace", "H2O", "two thirds", "even", "Monday morning", "a prime number", "C minor", "photosynthesis",
+         "the Nile",
          "5 apples", "1, 2, 3", "none of them")
 
 PROGRAMS = {  # name → a right program and its tests
@@ -78,7 +79,8 @@ SHIPPED = dict(numbers=("numeric", "numeric?form=tag:answer", "numeric?form=boxe
                texts=("exact", "exact?form=tag:answer"),
                letters=("choice", "choice?form=tag:answer", "choice?form=after:Answer:"))
 
-GYM = dict(chain_sum="number", decimal_arithmetic="whole", spell_backward="whole", number_sorting="whole")  # task → form
+# task → form
+GYM = dict(chain_sum="number", decimal_arithmetic="whole", spell_backward="whole", number_sorting="whole")
 
 def gym_references(n: int = 40) -> dict[str, tuple[Callable, list[Example], dict]]:
     "Some tasks of reasoning-gym with their own scorers; none where the package is not installed."

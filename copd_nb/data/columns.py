@@ -20,7 +20,7 @@ from .capability import Example, check_name, last_of_user
 from .conversation import conversation, parts_of
 from .media import _image, _video
 from .numbers import DIGITS, plain_number
-from .rewards import Boxed, Tagged
+from .answers import Boxed, Tagged
 
 # %% ../../nbs/0_data/31_columns.ipynb #c004
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Columns:
 
     def __post_init__(self):
         if "{prompt}" not in self.template: raise ValueError(f"template {self.template!r} has no {{prompt}}")
-        if self.extract not in EXTRACT: raise ValueError(f"there is no way {self.extract!r} to read an answer: {', '.join(EXTRACT)}")
+        if self.extract not in EXTRACT:
+            raise ValueError(f"there is no way {self.extract!r} to read an answer: {', '.join(EXTRACT)}")
 
 def _empty(value) -> bool: return value is None or value is pd.NA or isinstance(value, float) and np.isnan(value)
 
@@ -57,7 +58,8 @@ def _options(value) -> list[tuple[str, str]]:
     "Letters and texts of the options of a question."
     if isinstance(value, str):
         try: value = ast.literal_eval(value)
-        except (MemoryError, RecursionError, SyntaxError, ValueError): raise ValueError(f"options {value[:80]!r} are no list: a list, a dictionary or the text of a list is needed") from None
+        except (MemoryError, RecursionError, SyntaxError, ValueError):
+            raise ValueError(f"options {value[:80]!r} are no list: a list, a dictionary or the text of a list is needed") from None
     if value is None: return []
     if isinstance(value, dict): return [(k, str(v)) for k, v in value.items() if not _empty(v)]
     return [(letter, re.sub(rf"^\(?{letter}[.:)]\s*", "", str(v))) for letter, v in zip(LETTERS, value)]
@@ -81,7 +83,8 @@ def _as_letter(value, options) -> str:
     "The letter of an option by its number (from 0), letter or text."
     if isinstance(value, int) and 0 <= value < len(options): return options[value][0]
     text = str(value).strip()
-    if text.strip("().") in {letter for letter, _ in options} | (set() if options else set(LETTERS)): return text.strip("().")
+    if text.strip("().") in {letter for letter, _ in options} | (set() if options else set(LETTERS)):
+        return text.strip("().")
     found = [letter for letter, option in options if option.strip() == text]
     if len(found) != 1: raise ValueError(f"{text[:80]!r} is none of the {len(options)} options")
     return found[0]
@@ -218,7 +221,9 @@ def _pictures(read: Callable, sources: list, folder: Path, columns: Columns, suf
 
 def _parts(row: dict, folder: Path, columns: Columns, longest: int) -> Iterator[tuple[str, str, Callable]]:
     "Name, column and reader of each part of an example."
-    yield "capability", columns.capability, lambda: check_name(_text(row, columns.capability, _found(row, columns.capability), "prompts"), "capability")
+    yield "capability", columns.capability, lambda: check_name(_text(row, columns.capability,
+                                                                     _found(row, columns.capability), "prompts"),
+                                                                     "capability")
     chat = _messages(value := _found(row, columns.prompt))
     if chat is None: yield "prompt", columns.prompt, lambda: _prompt(value, row, columns, longest)
     else: yield "messages", columns.prompt, lambda: _conversation(chat, row, columns, longest)
@@ -239,8 +244,10 @@ def _read(row, folder: Path, columns: Columns, longest: int = LONGEST) -> tuple[
     parts, wrong = {}, []
     for part, column, read in _parts(row, folder, columns, longest):
         try: parts[part] = read()
-        except (KeyError, OSError, RecursionError, TypeError, ValueError) as error: wrong.append((str(column), str(error)))
-    if isinstance(_found(row, columns.id), (list, dict)): wrong.append((columns.id, f"column {columns.id!r} holds a list or an object: text or a number is needed"))
+        except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+            wrong.append((str(column), str(error)))
+    if isinstance(_found(row, columns.id), (list, dict)):
+        wrong.append((columns.id, f"column {columns.id!r} holds a list or an object: text or a number is needed"))
     if wrong: return None, wrong
     try: return Example(**{"prompt": "", **parts}), []
     except ValueError as error: return None, [(columns.prompt, str(error))]  # marks and pictures don't fit

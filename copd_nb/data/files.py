@@ -72,7 +72,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
     try:
         batches = pq.ParquetFile(path).iter_batches(256)
         yield from enumerate((row for batch in batches for row in _batch_rows(batch)), 1)
-    except (OSError, ValueError, ArrowException) as error: raise ValueError(f"{path.name} can't be read as Parquet: {error}") from error
+    except (OSError, ValueError, ArrowException) as error:
+        raise ValueError(f"{path.name} can't be read as Parquet: {error}") from error
 
 def _check_saved(path: Path):
     "ValueError if a folder that `datasets` saved names splits or files that are not in it."
@@ -87,7 +88,8 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[tuple[int, dict]]:
     try:
         _check_saved(path)
         data = datasets.load_from_disk(str(path))
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error: raise ValueError(f"{path.name} is no folder that `save_to_disk` of `datasets` wrote: {error}") from error
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} is no folder that `save_to_disk` of `datasets` wrote: {error}") from error
     if isinstance(data, dict):
         if split is None and len(data) == 1: split = next(iter(data))
         if split not in data: raise ValueError(f"{path.name} has no split {split!r}: {', '.join(data)}")
@@ -111,7 +113,8 @@ def _chosen(path: Path, columns: Columns, split: str | None) -> Iterator[tuple[i
 def _place(path: Path) -> Path: return path if path.is_dir() else path.parent
 
 # %% ../../nbs/0_data/33_files.ipynb #c006
-def _examples(path: Path, columns: Columns, split: str | None, longest: int, limit: int | None, repeats: str) -> Iterator[tuple[int, Example]]:
+def _examples(path: Path, columns: Columns, split: str | None, longest: int, limit: int | None,
+              repeats: str) -> Iterator[tuple[int, Example]]:
     "Row numbers and examples, all different; ValueError names the row that can't be used."
     seen, ids = {}, {}
     for number, row in _chosen(path, columns, split):
@@ -120,7 +123,8 @@ def _examples(path: Path, columns: Columns, split: str | None, longest: int, lim
         if wrong: raise ValueError(f"row {number} of {path.name}: {wrong[0][1]}")
         mark = _mark(row, columns)
         first = seen.get(example.id) or ids.get(mark)
-        if first and repeats == "refuse": raise ValueError(f"row {number} of {path.name} repeats row {first}: prompts and ids must differ")
+        if first and repeats == "refuse":
+            raise ValueError(f"row {number} of {path.name} repeats row {first}: prompts and ids must differ")
         if first: continue
         seen[example.id] = number
         if mark is not None: ids[mark] = number
@@ -168,7 +172,8 @@ def _apart(train: list, test: list, path: Path, other: Path, repeats: str) -> li
     shared = _shared(train, test)
     if shared and repeats == "refuse":
         pairs = ", ".join(f"{a} and {b}" for a, b in shared[:5])
-        raise ValueError(f"{len(shared)} prompts of {path.name} are held out in {other.name}: rows {pairs}" + ", …" * (len(shared) > 5))
+        raise ValueError(f"{len(shared)} prompts of {path.name} are held out in {other.name}: rows {pairs}"
+                         + ", …" * (len(shared) > 5))
     return [r for r in train if r[0] not in {a for a, _ in shared}]
 
 def _check_answers(rows: list[tuple[int, Example]], path: Path, reward: str | Callable):

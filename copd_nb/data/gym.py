@@ -22,7 +22,7 @@ from functools import cache
 from .capability import Capability, Example, held_out_by_hash
 from .guarded import Guarded
 from .numbers import plain_number, read_number
-from .rewards import answer_form, answer_in
+from .answers import answer_form, answer_in
 
 # %% ../../nbs/0_data/41_gym.ipynb #c004
 def split_stream(
@@ -33,20 +33,24 @@ def split_stream(
     held_out: int,  # held-out prompts wanted, ≥ 1
 ) -> Capability:  # warns if there are fewer prompts than wanted
     "A capability from a finite stream of examples, split by hash."
-    if min(size, held_out) < 1: raise ValueError(f"capability {name!r}: size={size} and held_out={held_out}, at least 1 prompt each is needed")
+    if min(size, held_out) < 1:
+        raise ValueError(f"capability {name!r}: size={size} and held_out={held_out}, at least 1 prompt each is needed")
     wanted, splits, seen = {False: size, True: held_out}, {False: [], True: []}, set()
     for key, example in stream:
         side = held_out_by_hash(key)
         if example.prompt not in seen and len(splits[side]) < wanted[side]: splits[side].append(example)
         seen.add(example.prompt)
         if all(len(splits[s]) == wanted[s] for s in wanted): break
-    else: warnings.warn(f"capability {name!r} has only {len(splits[False])} training and {len(splits[True])} held-out prompts", stacklevel=3)
+    else:
+        warnings.warn(f"capability {name!r} has only {len(splits[False])} training and {len(splits[True])} held-out "
+                      f"prompts", stacklevel=3)
     return Capability(name, splits[False], splits[True], reward)
 
 # %% ../../nbs/0_data/41_gym.ipynb #c007
 def _plain(value):
     "A value as JSON can hold it: tuples, sets and keys that are no strings are marked."
-    if isinstance(value, dict) and all(isinstance(k, str) and k != "!" for k in value): return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, dict) and all(isinstance(k, str) and k != "!" for k in value):
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, dict): return {"!": "dict", "of": [[_plain(k), _plain(v)] for k, v in value.items()]}
     if isinstance(value, (tuple, set, frozenset)): return {"!": type(value).__name__, "of": [_plain(v) for v in value]}
     if isinstance(value, list): return [_plain(v) for v in value]
@@ -57,13 +61,15 @@ def _back(value):
     if isinstance(value, list): return [_back(v) for v in value]
     if not isinstance(value, dict): return value
     if "!" not in value: return {k: _back(v) for k, v in value.items()}
-    return dict(dict=lambda pairs: {k: v for k, v in pairs}, tuple=tuple, set=set, frozenset=frozenset)[value["!"]](map(_back, value["of"]))
+    return dict(dict=lambda pairs: {k: v for k, v in pairs}, tuple=tuple, set=set,
+                frozenset=frozenset)[value["!"]](map(_back, value["of"]))
 
 # %% ../../nbs/0_data/41_gym.ipynb #c010
 def _registry() -> dict:
     "Task name → (dataset class, class of its settings)."
     try: from reasoning_gym.factory import DATASETS
-    except ImportError as error: raise ImportError("reasoning-gym is not installed: pip install 'copd_nb[real]'") from error
+    except ImportError as error:
+        raise ImportError("reasoning-gym is not installed: pip install 'copd_nb[real]'") from error
     return {n: d for n, d in DATASETS.items() if n != "composite"}  # a mixture of other tasks, no task of its own
 
 def _named(name: str, known: Iterable[str], what: str):
@@ -71,7 +77,8 @@ def _named(name: str, known: Iterable[str], what: str):
     known = sorted(known)
     if name in known: return
     close = difflib.get_close_matches(name, known, 5, .5)
-    raise ValueError(f"unknown {what} {name!r}: " + (f"did you mean {', '.join(close)}?" if close else f"allowed are {', '.join(known)}"))
+    raise ValueError(f"unknown {what} {name!r}: " + (f"did you mean {', '.join(close)}?" if close
+                                                     else f"allowed are {', '.join(known)}"))
 
 @cache
 def _gym(task: str, config: str, size: int = 1, seed: int = 0):
@@ -79,24 +86,30 @@ def _gym(task: str, config: str, size: int = 1, seed: int = 0):
     _named(task, _registry(), "reasoning-gym task")
     dataset, settings = _registry()[task]
     given, allowed = _back(json.loads(config)), {f.name for f in fields(settings)} - {"seed", "size"}
-    if unknown := sorted(set(given) - allowed): raise ValueError(f"task {task!r} has no settings {unknown}: allowed are {sorted(allowed)}")
+    if unknown := sorted(set(given) - allowed):
+        raise ValueError(f"task {task!r} has no settings {unknown}: allowed are {sorted(allowed)}")
     try: return dataset(config=settings(**given, size=size, seed=seed))
-    except (AssertionError, TypeError, ValueError) as error: raise ValueError(f"task {task!r} refuses the settings {given}: {error}") from error
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"task {task!r} refuses the settings {given}: {error}") from error
 
 # %% ../../nbs/0_data/41_gym.ipynb #c012
 LISTS = {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}  # scorers that evaluate a list
-FORMULAS = {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}  # that parse a formula
+# that parse a formula
+FORMULAS = {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
 FUNCTIONS = set("sin cos tan sec csc cot exp log ln sqrt sinh cosh tanh asin acos atan Abs".split())
-NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.Call, ast.Load, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.USub, ast.UAdd)
+NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.Call, ast.Load, ast.Add, ast.Sub, ast.Mult,
+         ast.Div, ast.Pow, ast.USub, ast.UAdd)
 
 def _safe_node(node: ast.AST) -> bool:
     "Whether one node of a formula is harmless; exponents are small and hold no powers."
     if not isinstance(node, NODES): return False
-    if isinstance(node, ast.Call): return isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
     if isinstance(node, ast.Name): return len(node.id) == 1 or node.id in FUNCTIONS | {"pi"}
     if isinstance(node, ast.Constant): return type(node.value) in (int, float)
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Pow): return True
-    size = math.prod(1 + abs(n.value) for n in ast.walk(node.right) if isinstance(n, ast.Constant) and type(n.value) in (int, float))
+    size = math.prod(1 + abs(n.value) for n in ast.walk(node.right) if isinstance(n, ast.Constant)
+                     and type(n.value) in (int, float))
     powers = [sum(isinstance(n, ast.Pow) for n in ast.walk(side)) for side in (node.left, node.right)]
     return size <= 100 and not powers[1] and (powers[0] <= 1 or not _numeric(node.left))
 
@@ -132,9 +145,11 @@ def _entry(task: str, example: Example) -> dict:
     return {"question": example.prompt, **kept}
 
 FLOOR = .05  # several scorers give this much, or less, to text of the right type
-PREFIX = {"coin_flip"}  # its scorer compares digits up to the shorter text, so that "0" is right whenever the answer begins with 0
+# its scorer compares digits up to the shorter text, so that "0" is right whenever the answer begins with 0
+PREFIX = {"coin_flip"}
 
-NO_NUMBER = r"(?i)(?<![a-z])(nan|inf|infinity)[ij]?(?![a-z])"  # the distance to it is no number, and `complex_arithmetic` calls that right
+# the distance to it is no number, and `complex_arithmetic` calls that right
+NO_NUMBER = r"(?i)(?<![a-z])(nan|inf|infinity)[ij]?(?![a-z])"
 
 def _close(text: str, entry: dict) -> bool:
     "Whether two numbers are one to six places."
@@ -143,7 +158,8 @@ def _close(text: str, entry: dict) -> bool:
 
 def _misread(text: str, reference: str) -> bool:
     "Whether a text for a number can't be read as one: of 1,2,34 some scorers make 1234."
-    return re.fullmatch(r"[-+]?[\d.,]+", text) is not None and read_number(text) is None and read_number(reference) is not None
+    return re.fullmatch(r"[-+]?[\d.,]+",
+                        text) is not None and read_number(text) is None and read_number(reference) is not None
 
 @dataclass(frozen=True)
 class GymReward:
@@ -162,7 +178,9 @@ class GymReward:
 
     def own(self, text: str, entry: dict) -> float:  # in [0, 1]; 0 where the scorer raises
         "The score by the task's scorer."
-        if not safe_answer(self.task, text) or re.search(NO_NUMBER, text) and not re.search(NO_NUMBER, entry["answer"] or ""): return 0.0
+        if not safe_answer(self.task, text) or re.search(NO_NUMBER, text) and not re.search(NO_NUMBER, entry["answer"]
+            or ""):
+            return 0.0
         scorer = _close if self.task in PREFIX else _gym(self.task, self.config).score_answer
         try: score = float(scorer(text, entry))
         except Exception: return 0.0  # whatever a scorer can't parse is wrong
@@ -184,14 +202,18 @@ def _check_scorer(reward: GymReward, examples: list[Example]):
     for e in examples:
         entry = _entry(reward.task, e)
         if entry["answer"] is not None and reward.own(str(entry["answer"]), entry) < 1 - 1e-6:
-            raise ValueError(f"task {reward.task!r} scores its own reference {str(entry['answer'])[:80]!r} below 1: it can't be trained on with these settings")
+            raise ValueError(f"task {reward.task!r} scores its own reference {str(entry['answer'])[:80]!r} below 1: it "
+                             f"can't be trained on with these settings")
 
-def _gym_stream(task: str, config: str, n: int, seed: int, name: str, instruction: str) -> Iterator[tuple[str, Example]]:
+def _gym_stream(task: str, config: str, n: int, seed: int, name: str,
+                instruction: str) -> Iterator[tuple[str, Example]]:
     "Questions whose reference may be scored, as examples; the split is hashed from the question without the instruction."
     dataset = _gym(task, config, n, seed)
     for entry in map(dataset.__getitem__, range(n)):
         answer = entry["answer"]
-        if answer is None or answer.strip() and safe_answer(task, answer.strip()): yield entry["question"], Example("\n\n".join(filter(None, (entry["question"], instruction))), _reference(task, entry), name)
+        if answer is None or answer.strip() and safe_answer(task, answer.strip()):
+            yield entry["question"], Example("\n\n".join(filter(None, (entry["question"], instruction))),
+                                             _reference(task, entry), name)
 
 def gym_task(
     task: str,  # name in reasoning-gym, such as "chain_sum"

@@ -24,7 +24,8 @@ PIXELS = 2 ** 26  # of one picture, or of all frames of a video
 def _inside(folder: Path, name: str) -> Path:
     "A file in a folder; ValueError if the name leads out of it or to nothing."
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()): raise ValueError(f"{name!r} is outside of the data file's folder: only files in it are read")
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} is outside of the data file's folder: only files in it are read")
     if not path.is_file(): raise ValueError(f"there is no file {name!r} in the data file's folder")
     return path
 
@@ -33,7 +34,8 @@ def _open(folder: Path, source: str | dict) -> Image.Image:
     "A picture by file name or from bytes, not yet decoded."
     data = source.get("bytes") if isinstance(source, dict) else None
     name = source.get("path") if isinstance(source, dict) else source
-    if data is None and not isinstance(name, str): raise ValueError(f"{str(source)[:80]!r} is no picture: a file name or bytes are needed")
+    if data is None and not isinstance(name, str):
+        raise ValueError(f"{str(source)[:80]!r} is no picture: a file name or bytes are needed")
     held = io.BytesIO(data) if data is not None else _inside(folder, name)
     try: return Image.open(held, formats=FORMATS)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
@@ -83,7 +85,8 @@ def pixels(
 def _fits(width: int, height: int, frames: int = 1):
     "ValueError for pictures without pixels and for those that are too large, before they are decoded."
     if not width * height * frames: raise ValueError(f"{frames} × {width} × {height} pixels: at least one is needed")
-    if width * height * frames > PIXELS: raise ValueError(f"{frames} × {width} × {height} pixels: at most {PIXELS} are read")
+    if width * height * frames > PIXELS:
+        raise ValueError(f"{frames} × {width} × {height} pixels: at most {PIXELS} are read")
 
 def _image(folder: Path, source: str | dict) -> np.ndarray:
     image = _open(folder, source)
@@ -94,8 +97,10 @@ def _image(folder: Path, source: str | dict) -> np.ndarray:
 def _array(path: Path) -> np.ndarray:
     "Frames from a `.npy` file; its header is checked before the frames are read."
     try:
-        with np.errstate(over="ignore"): frames = np.lib.format.open_memmap(path, mode="r")  # no archive, no pickled objects
-    except (OSError, OverflowError, TypeError, ValueError) as error: raise ValueError(f"{path.name!r} is no array: {error}") from error
+        with np.errstate(over="ignore"):
+            frames = np.lib.format.open_memmap(path, mode="r")  # no archive, no pickled objects
+    except (OSError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name!r} is no array: {error}") from error
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(f"{path.name!r} holds {frames.dtype} of shape {frames.shape}: a video is uint8 (T, H, W, 3)")
     _fits(frames.shape[2], frames.shape[1], len(frames))
@@ -106,7 +111,8 @@ FILMS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v")
 def _film(folder: Path, source: str | dict, suffix: str) -> np.ndarray:
     "The frames of a film by name or from bytes."
     data = source.get("bytes") if isinstance(source, dict) else None
-    if data is None: return decode_video(_inside(folder, source["path"] if isinstance(source, dict) else source), pixels=PIXELS)
+    if data is None:
+        return decode_video(_inside(folder, source["path"] if isinstance(source, dict) else source), pixels=PIXELS)
     with tempfile.TemporaryDirectory() as place:
         (path := Path(place) / f"film{suffix}").write_bytes(data)
         return decode_video(path, pixels=PIXELS)
@@ -121,7 +127,8 @@ def _video(folder: Path, source: str | list) -> np.ndarray:
         moving = _open(folder, source)
         _fits(*moving.size, getattr(moving, "n_frames", 1))
         frames = [pixels(f) for f in ImageSequence.Iterator(moving)]
-    if len({f.shape for f in frames}) != 1: raise ValueError(f"a video needs frames of one size, not {sorted({f.shape for f in frames})}")
+    if len({f.shape for f in frames}) != 1:
+        raise ValueError(f"a video needs frames of one size, not {sorted({f.shape for f in frames})}")
     _fits(*frames[0].shape[1::-1], len(frames))
     return np.stack(frames)
 
@@ -144,14 +151,16 @@ CONTAINERS = ("mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv") 
 def _container(path: Path) -> Iterator:
     "An open video file and its first video stream; ValueError for what can't be read."
     try: import av
-    except ImportError as error: raise ImportError("videos are read with the package av: pip install copd_nb[real]") from error
+    except ImportError as error:
+        raise ImportError("videos are read with the package av: pip install copd_nb[real]") from error
     if not path.is_file(): raise FileNotFoundError(f"there is no video file {path}")
     try:
         with av.open(str(path.resolve()), options=dict(format_whitelist=",".join(CONTAINERS))) as container:
             if not container.streams.video: raise ValueError(f"{path.name!r} has no video stream")
             yield container, container.streams.video[0]
     except av.error.FFmpegError as error:
-        raise ValueError(f"{path.name!r} can't be read as a video ({', '.join(CONTAINERS)}), or it is damaged or truncated: {error.strerror}") from error
+        raise ValueError(f"{path.name!r} can't be read as a video ({', '.join(CONTAINERS)}), or it is damaged or "
+                         f"truncated: {error.strerror}") from error
 
 # %% ../../nbs/0_data/30_media.ipynb #c020
 def _count_frames(container, stream) -> int:
@@ -193,7 +202,9 @@ def _plan(path: Path, fps: float, pixels: int) -> tuple[int, float]:
         try: total = _count_frames(container, stream)
         except ValueError as error: raise ValueError(f"{path.name!r} can't be used: {error}") from error
     n = len(sample_indices(total, float(rate), fps))
-    if n * width * height > pixels: raise ValueError(f"{path.name!r} has {n} × {width} × {height} pixels at {fps:g} frames a second: at most {pixels} are read")
+    if n * width * height > pixels:
+        raise ValueError(f"{path.name!r} has {n} × {width} × {height} pixels at {fps:g} frames a second: at most "
+                         f"{pixels} are read")
     return total, float(rate)
 
 def decode_video(
@@ -207,5 +218,6 @@ def decode_video(
     frames, count = _decode(path, sample_indices(total, rate, fps))
     if count and count != total: frames, _ = _decode(path, sample_indices(count, rate, fps))
     if not frames: raise ValueError(f"{path.name!r} has no frame that can be decoded")
-    if len({f.shape for f in frames}) > 1: raise ValueError(f"{path.name!r} changes its size: {sorted({f.shape for f in frames})}")
+    if len({f.shape for f in frames}) > 1:
+        raise ValueError(f"{path.name!r} changes its size: {sorted({f.shape for f in frames})}")
     return np.stack(frames)

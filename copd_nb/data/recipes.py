@@ -31,60 +31,94 @@ class Recipe:
     verified: bool = False  # whether the column names were seen in public code
     note: str = ""  # what the user has to supply or to know
 
-def _math(prompt: str, answer: str, **more) -> Columns: return Columns(prompt, answer, template=BOXED, **dict(extract="number") | more)
-def _choice(prompt: str, answer: str, **more) -> Columns: return Columns(prompt, answer, template=LETTER, **dict(extract="letter", options="options") | more)
+def _math(prompt: str, answer: str, **more) -> Columns:
+    return Columns(prompt, answer, template=BOXED, **dict(extract="number") | more)
+def _choice(prompt: str, answer: str, **more) -> Columns:
+    return Columns(prompt, answer, template=LETTER, **dict(extract="letter", options="options") | more)
 
 IMAGES = tuple(f"image_{i}" for i in range(1, 8))
 
 # %% ../../nbs/0_data/34_recipes.ipynb #c007
 TEXT_RECIPES = {
-    "aime-2024": Recipe("HuggingFaceH4/aime_2024", "text", "evaluation", _math("problem", "answer", id="id"), MATH, False),
+    "aime-2024": Recipe("HuggingFaceH4/aime_2024", "text", "evaluation", _math("problem", "answer", id="id"), MATH,
+                        False),
     "aime-2025": Recipe("math-ai/aime25", "text", "evaluation", _math("problem", "answer", id="id"), MATH, True),
-    "hmmt-2025": Recipe("MathArena/hmmt_feb_2025", "text", "evaluation", _math("problem", "answer", id="problem_idx"), MATH, True),
-    "math-500": Recipe("HuggingFaceH4/MATH-500", "text", "evaluation", _math("problem", "answer", id="unique_id"), MATH, True),
+    "hmmt-2025": Recipe("MathArena/hmmt_feb_2025", "text", "evaluation", _math("problem", "answer", id="problem_idx"),
+                        MATH, True),
+    "math-500": Recipe("HuggingFaceH4/MATH-500", "text", "evaluation", _math("problem", "answer", id="unique_id"), MATH,
+                       True),
     "minerva-math": Recipe("math-ai/minervamath", "text", "evaluation", _math("question", "answer"), MATH, True),
     "gsm8k": Recipe("openai/gsm8k", "text", "training", _math("question", "answer", extract="hashes"), MATH, False),
-    "math": Recipe("EleutherAI/hendrycks_math", "text", "training", _math("problem", "solution", extract="boxed"), MATH, False),
+    "math": Recipe("EleutherAI/hendrycks_math", "text", "training", _math("problem", "solution", extract="boxed"), MATH,
+                   False),
     "dapo-math-17k": Recipe("BytedTsinghua-SIA/DAPO-Math-17k", "text", "training",
-                            Columns("prompt", "reward_model.ground_truth", id="extra_info.index", extract="number"), MATH, True,
-                            "the prompts ask for a last line `Answer: …` themselves; rows come many times, so leave repeats out"),
+                            Columns("prompt", "reward_model.ground_truth", id="extra_info.index", extract="number"),
+                            MATH, True,
+                            "the prompts ask for a last line `Answer: …` themselves; rows come many times, so leave "
+                            "repeats out"),
     "deepmath-103k": Recipe("zwhe99/DeepMath-103K", "text", "training", _math("question", "final_answer"), MATH, True),
-    "polaris-53k": Recipe("POLARIS-Project/Polaris-Dataset-53K", "text", "training", _math("problem", "answer"), MATH, True),
+    "polaris-53k": Recipe("POLARIS-Project/Polaris-Dataset-53K", "text", "training", _math("problem", "answer"), MATH,
+                          True),
 }
 
 # %% ../../nbs/0_data/34_recipes.ipynb #c009
 IMAGE_RECIPES = {
-    "mmmu": Recipe("MMMU/MMMU", "image", "evaluation", _choice("question", "answer", images=IMAGES, where=(("question_type", "multiple-choice"),)), CHOICE, True,
+    "mmmu": Recipe("MMMU/MMMU", "image", "evaluation", _choice("question", "answer", images=IMAGES,
+                                                               where=(("question_type", "multiple-choice"),)), CHOICE,
+                                                               True,
                    "the multiple-choice questions; one file a subject, join those you want"),
-    "mmmu-pro": Recipe("MMMU/MMMU_Pro", "image", "evaluation", _choice("question", "answer", images=IMAGES), CHOICE, False, "the standard form with ten options"),
+    "mmmu-pro": Recipe("MMMU/MMMU_Pro", "image", "evaluation", _choice("question", "answer", images=IMAGES), CHOICE,
+                       False, "the standard form with ten options"),
     "mathvista-choice": Recipe("AI4Math/MathVista", "image", "evaluation", _choice(
-        "question", "answer", images="decoded_image", options="choices", id="pid", where=(("question_type", "multi_choice"),)), CHOICE, True, "split testmini"),
+        "question", "answer", images="decoded_image", options="choices", id="pid",
+        where=(("question_type", "multi_choice"),)), CHOICE, True, "split testmini"),
     "mathvista-free": Recipe("AI4Math/MathVista", "image", "evaluation", Columns(
-        "query", "answer", images="decoded_image", id="pid", extract="number", template=BOXED, where=(("question_type", "free_form"),)), MATH, True, "split testmini"),
-    "mathvision": Recipe("MathLLMs/MathVision", "image", "evaluation", _math("question", "answer", images="decoded_image", options="options"), MATH, True),
+        "query", "answer", images="decoded_image", id="pid", extract="number", template=BOXED,
+        where=(("question_type", "free_form"),)), MATH, True, "split testmini"),
+    "mathvision": Recipe("MathLLMs/MathVision", "image", "evaluation",
+                         _math("question", "answer", images="decoded_image", options="options"), MATH, True),
     "zerobench-sub": Recipe("jonathan-roberts1/zerobench", "image", "evaluation", Columns(
-        "question_text", "question_answer", images="question_images_decoded", id="question_id", extract="number", template=TAGGED), TEXT, True, "split zerobench_subquestions"),
-    "wemath": Recipe("We-Math/We-Math", "image", "evaluation", Columns("question", "answer", images="image_path", template=LETTER, extract="letter"), CHOICE, False,
+        "question_text", "question_answer", images="question_images_decoded", id="question_id", extract="number",
+        template=TAGGED), TEXT, True, "split zerobench_subquestions"),
+    "wemath": Recipe("We-Math/We-Math", "image", "evaluation",
+                     Columns("question", "answer", images="image_path", template=LETTER, extract="letter"), CHOICE,
+                     False,
                      "options are part of the text in some copies: check"),
-    "mathverse": Recipe("AI4Math/MathVerse", "image", "evaluation", _math("question", "answer", images="image", id="sample_index"), MATH, False, "split testmini; the column `question` is blank in the vision-only version"),
+    "mathverse": Recipe("AI4Math/MathVerse", "image", "evaluation",
+                        _math("question", "answer", images="image", id="sample_index"), MATH, False,
+                        "split testmini; the column `question` is blank in the vision-only version"),
     "geometry3k": Recipe("hiyouga/geometry3k", "image", "training", _math("problem", "answer"), MATH, True),
-    "mmk12": Recipe("FanqingM/MMK12", "image", "training", _math("question", "answer", images="image", id="id"), MATH, True, "the set of MM-Eureka"),
-    "virl39k": Recipe("TIGER-Lab/ViRL39K", "image", "training", Columns("question", "answer", images="image", id="qid", extract="boxed", template=BOXED), MATH, False,
+    "mmk12": Recipe("FanqingM/MMK12", "image", "training", _math("question", "answer", images="image", id="id"), MATH,
+                    True, "the set of MM-Eureka"),
+    "virl39k": Recipe("TIGER-Lab/ViRL39K", "image", "training",
+                      Columns("question", "answer", images="image", id="qid", extract="boxed", template=BOXED), MATH,
+                      False,
                       "unpack images.zip beside the Parquet file"),
-    "mmfinereason": Recipe("OpenDataArena/MMFineReason", "image", "training", _math("question", "answer", images="image"), MATH, False),
+    "mmfinereason": Recipe("OpenDataArena/MMFineReason", "image", "training",
+                           _math("question", "answer", images="image"), MATH, False),
 }
 
 # %% ../../nbs/0_data/34_recipes.ipynb #c011
 VIDEO_RECIPES = {
     "video-holmes": Recipe("TencentARC/Video-Holmes", "video", "evaluation", _choice(
-        "Question", "Answer", options="Options", videos="video ID", id="Question ID", folder="videos", suffix=".mp4"), CHOICE, False, "videos/<video ID>.mp4 beside the JSON file"),
-    "mvbench": Recipe("OpenGVLab/MVBench", "video", "evaluation", _choice("question", "answer", options="candidates", videos="video", folder="video"), CHOICE, False,
-                      "one JSON file a task, with the videos of that task in video/; clips with start and end have to be cut first"),
+        "Question", "Answer", options="Options", videos="video ID", id="Question ID", folder="videos", suffix=".mp4"),
+        CHOICE, False, "videos/<video ID>.mp4 beside the JSON file"),
+    "mvbench": Recipe("OpenGVLab/MVBench", "video", "evaluation",
+                      _choice("question", "answer", options="candidates", videos="video", folder="video"), CHOICE,
+                      False,
+                      "one JSON file a task, with the videos of that task in video/; clips with start and end have to "
+                      "be cut first"),
     "mmvu-mc": Recipe("yale-nlp/MMVU", "video", "evaluation", _choice(
-        "question", "answer", options="choices", videos="video", id="id", where=(("question_type", "multiple-choice"),)), CHOICE, False, "videos are web addresses: replace them by file names"),
-    "videomathqa": Recipe("MBZUAI/VideoMathQA", "video", "evaluation", _choice("question", "answer", videos="videoID", folder="videos", suffix=".mp4"), CHOICE, False, "configuration mcq"),
+        "question", "answer", options="choices", videos="video", id="id",
+        where=(("question_type", "multiple-choice"),)), CHOICE, False,
+        "videos are web addresses: replace them by file names"),
+    "videomathqa": Recipe("MBZUAI/VideoMathQA", "video", "evaluation",
+                          _choice("question", "answer", videos="videoID", folder="videos", suffix=".mp4"), CHOICE,
+                          False, "configuration mcq"),
     "video-r1": Recipe("Video-R1/Video-R1-data", "video", "training", _choice(
-        "problem", "solution", videos="path", id="problem_id", extract="tag", where=(("problem_type", "multiple choice"), ("data_type", "video"))), CHOICE, False, "the multiple-choice questions on videos"),
+        "problem", "solution", videos="path", id="problem_id", extract="tag",
+        where=(("problem_type", "multiple choice"), ("data_type", "video"))), CHOICE, False,
+        "the multiple-choice questions on videos"),
 }
 RECIPES = TEXT_RECIPES | IMAGE_RECIPES | VIDEO_RECIPES
 
@@ -105,5 +139,7 @@ def from_recipe(
     recipe, more = _recipe(name), {}
     if test is not None:
         more = dict(test=test[1], test_columns=_recipe(test[0]).columns)
-        if _recipe(test[0]).reward != recipe.reward: raise ValueError(f"{name} is scored by {recipe.reward!r}, {test[0]} by {_recipe(test[0]).reward!r}: one capability has one reward")
+        if _recipe(test[0]).reward != recipe.reward:
+            raise ValueError(f"{name} is scored by {recipe.reward!r}, {test[0]} by {_recipe(test[0]).reward!r}: one "
+                             f"capability has one reward")
     return capability_from(path, capability or name, recipe.reward, recipe.columns, repeats=repeats, **more, **options)

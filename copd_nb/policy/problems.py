@@ -17,9 +17,9 @@ from ..data.capability import Example
 from ..data.columns import CHAT_TEXT, LONGEST, Columns, _cure, _is_chat, _mark, _read
 from ..data.files import _chosen, _place, _shared, answer_problem, prompt_key
 from ..data.guarded import Guarded
-from ..data.rewards import Boxed, Format, Noisy, Tagged, Weighted
+from ..data.answers import Boxed, Tagged
+from ..data.rewards import Format, Noisy, Weighted
 from ..data.verifiers import named_reward
-from .core import context_length
 from .ids import prompt_ids
 from .processors import load_processor
 from .templates import conversation_text, left_out, template_of
@@ -67,13 +67,15 @@ def opened_form(
     "Whether the end of a prompt opens a form that the reward looks for in the completion."
     found = named_reward(reward) if isinstance(reward, (str, dict)) else reward
     opening = next((o for o in _openings(found) if text.rstrip().endswith(o)), None)
-    if opening: return f"the prompt ends with {opening}, which the reward looks for in the completion: it would pay nobody"
+    if opening:
+        return f"the prompt ends with {opening}, which the reward looks for in the completion: it would pay nobody"
 
 # %% ../../nbs/1_policy/22_problems.ipynb #c010
 def _tokens(processor, example: Example) -> int:
     "Length of an encoded prompt, pictures included."
     visual = {k: list(v) for k in ("images", "videos") if (v := getattr(example, k))}
-    if visual and not hasattr(processor, "tokenizer"): raise ValueError(f"has {' and '.join(visual)}, but the model reads text only")
+    if visual and not hasattr(processor, "tokenizer"):
+        raise ValueError(f"has {' and '.join(visual)}, but the model reads text only")
     return len(prompt_ids(processor, example.chat, **visual))
 
 def _opened_by(processor, example: Example, reward: str | dict | Callable | None) -> str | None:
@@ -89,19 +91,25 @@ def model_problems(
     reward: str | dict | Callable | None = None,  # that completions get
 ) -> list[tuple[int, str, str]]:  # row (0 for all), column, problem
     "What a model can't do with some prompts."
-    if not (Path(model) / "config.json").is_file(): raise FileNotFoundError(f"there is no checkpoint in {model}: config.json is missing")
+    if not (Path(model) / "config.json").is_file():
+        raise FileNotFoundError(f"there is no checkpoint in {model}: config.json is missing")
     try: config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except ValueError as error: raise ValueError(f"{model} is no model that transformers knows: {str(error).splitlines()[0]}") from error
-    processor, context, found = load_processor(model, config.model_type), context_length(config), []
+    except ValueError as error:
+        raise ValueError(f"{model} is no model that transformers knows: {str(error).splitlines()[0]}") from error
+    processor, context, found = load_processor(model,
+                                               config.model_type), config.get_text_config().max_position_embeddings, []
     tokenizer = getattr(processor, "tokenizer", processor)
-    if template_of(processor) is None: found.append((0, "", f"{Path(model).name} has no chat template: prompts would go in as they stand"))
+    if template_of(processor) is None:
+        found.append((0, "", f"{Path(model).name} has no chat template: prompts would go in as they stand"))
     if tokenizer.pad_token_id is None: found.append((0, "", f"{Path(model).name} has no padding token"))
     for number, example in rows:
         try: n = _tokens(processor, example)
         except (TypeError, ValueError) as error: found.append((number, columns.prompt, str(error))); continue
         if text := _opened_by(processor, example, reward): found.append((number, columns.prompt, text))
         if example.messages: found += [(number, columns.prompt, text) for text in left_out(processor, example.chat)]
-        if context is not None and n + room > context: found.append((number, columns.prompt, f"{n} tokens and {room} for the completion: the context is {context}"))
+        if n + room > context:
+            found.append((number, columns.prompt,
+                          f"{n} tokens and {room} for the completion: the context is {context}"))
     return found
 
 # %% ../../nbs/1_policy/22_problems.ipynb #c011
@@ -116,7 +124,8 @@ def _missing(columns: Columns, present: dict, reward) -> list[tuple[str, str]]:
     has = f"the file has {', '.join(map(str, present))}"
     return [(c, f"no row has a column {c!r}: {has}{cure * (c == columns.prompt)}") for c in absent]
 
-def _file_problems(path: Path, columns: Columns, split: str | None, reward, longest: int) -> tuple[list[tuple], list[tuple[int, Example]]]:
+def _file_problems(path: Path, columns: Columns, split: str | None, reward,
+                   longest: int) -> tuple[list[tuple], list[tuple[int, Example]]]:
     "Problems of one file as (file, row, column, problem), and the rows that can be read."
     found, good, seen, ids, present = [], [], {}, {}, {}
     for number, row in _chosen(path, columns, split):
@@ -125,16 +134,23 @@ def _file_problems(path: Path, columns: Columns, split: str | None, reward, long
         if example is not None:
             good.append((number, example))
             first, answer = seen.setdefault(prompt_key(example), (number, example.answer))
-            if first != number: wrong.append((columns.prompt, f"repeats row {first}" + " with another answer" * (answer != example.answer)))
+            if first != number:
+                wrong.append((columns.prompt, f"repeats row {first}"
+                              + " with another answer" * (answer != example.answer)))
             if reward is not None and (text := answer_problem(reward, example)): wrong.append((columns.answer, text))
-            wrong += [(columns.prompt, text) for text in (_given_away(example, reward), _left_open(example, reward)) if text]
-            if CHAT_TEXT.match(example.prompt): wrong.append((columns.prompt, "is the text of a list of messages: a list is needed for a conversation"))
+            wrong += [(columns.prompt, text) for text in (_given_away(example, reward), _left_open(example, reward))
+                      if text]
+            if CHAT_TEXT.match(example.prompt):
+                wrong.append((columns.prompt, "is the text of a list of messages: a list is needed for a conversation"))
         mark = _mark(row, columns)
-        if mark is not None and (first := ids.setdefault(mark, number)) != number: wrong.append((columns.id, f"{mark!r} is the id of row {first}, too"))
+        if mark is not None and (first := ids.setdefault(mark, number)) != number:
+            wrong.append((columns.id, f"{mark!r} is the id of row {first}, too"))
         found += [(path.name, number, column, text) for column, text in wrong]
     missing = _missing(columns, present, reward) if present else []
     found = [f for f in found if f[2] not in {c for c, _ in missing}]
-    return [(path.name, 0, c, text) for c, text in missing] + found + [(path.name, 0, "", "holds no prompts")] * (not good and not found and not missing), good
+    return [(path.name, 0, c, text)
+            for c, text in missing] + found + [(path.name, 0, "", "holds no prompts")] * (not good and not found
+                and not missing), good
 
 def problems(
     path: str | Path,  # .jsonl, .json or .parquet, or a folder of `datasets`
@@ -152,6 +168,8 @@ def problems(
     rows = {Path(path): train}
     if test is not None:
         more, rows[Path(test)] = _file_problems(Path(test), columns, split, reward, longest)
-        found += more + [(Path(path).name, a, columns.prompt, f"is held out in row {b} of {Path(test).name}") for a, b in _shared(train, rows[Path(test)])]
-    if model is not None: found += [(p.name, *f) for p, r in rows.items() for f in model_problems(model, r, columns, room, reward)]
+        found += more + [(Path(path).name, a, columns.prompt, f"is held out in row {b} of {Path(test).name}")
+                         for a, b in _shared(train, rows[Path(test)])]
+    if model is not None:
+        found += [(p.name, *f) for p, r in rows.items() for f in model_problems(model, r, columns, room, reward)]
     return pd.DataFrame(found, columns=["file", "row", "column", "problem"])

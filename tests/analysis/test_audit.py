@@ -17,14 +17,16 @@ from copd_nb.policy.toys import text, tiny_policy
 from copd_nb.analysis.records import read_results
 from copd_nb.report.command import main
 from copd_nb.data.numbers import read_number
-from copd_nb.data.rewards import Exact, Noisy, Tagged
+from copd_nb.data.answers import Tagged
+from copd_nb.data.rewards import Exact, Noisy
 from copd_nb.data.tasks import TASKS
 from copd_nb.analysis.variants import (
     answer_kind, cheats, mutants, number_misses, number_spellings, program_misses, program_names, program_spellings,
     reference_text, text_misses, variants)
 from copd_nb.data.verifiers import named_reward
 
-rational = st.one_of(st.integers(-10 ** 12, 10 ** 12).map(str), st.decimals(-10 ** 6, 10 ** 6, allow_nan=False, places=3).map(lambda d: format(d, "f")),
+rational = st.one_of(st.integers(-10 ** 12, 10 ** 12).map(str),
+                     st.decimals(-10 ** 6, 10 ** 6, allow_nan=False, places=3).map(lambda d: format(d, "f")),
                      st.builds("{}/{}".format, st.integers(-99, 99), st.integers(2, 99)))
 
 
@@ -55,15 +57,18 @@ def test_misses_of_a_text_differ_by_more_than_spaces(text, other):
 
 def test_programs_keep_their_text_in_every_surrounding_and_mutants_don_t():
     for program in program_references()[1].values():
-        assert all(line in v.text.replace("\r\n", "\n") for v in program_spellings(program) for line in program.splitlines())
+        assert all(line in v.text.replace("\r\n", "\n") for v in program_spellings(program)
+                   for line in program.splitlines())
         changed = [t for _, t in mutants(program, 10)]
         assert len(set(changed)) == len(changed) and program not in changed
         assert all(v.group == "near miss" and v.whole for v in program_misses(program))
         assert program_names(program) and len(cheats(program_names(program))) == 4
 
 
-@pytest.mark.parametrize("answer, kind", [("42", "number"), ("-1,234", "number"), ("A", "letter"), ("x", "text"), ("[1, 2]", "text"), ("{", "text"), ('{"tests": "assert f()"}', "program"),
-                                          ('{"a": 1}', "text"), ('[{"kind": "no_commas"}]', "constraints"), ("[]", "text"), ("two words", "text"), ("1.234,56", "text")])
+@pytest.mark.parametrize("answer, kind", [("42", "number"), ("-1,234", "number"), ("A", "letter"), ("x", "text"),
+                                          ("[1, 2]", "text"), ("{", "text"), ('{"tests": "assert f()"}', "program"),
+                                          ('{"a": 1}', "text"), ('[{"kind": "no_commas"}]', "constraints"),
+                                          ("[]", "text"), ("two words", "text"), ("1.234,56", "text")])
 def test_the_kind_of_an_answer(answer, kind):
     assert answer_kind(answer) == kind
     assert all(v.text.strip() or v.kind == "end missing" for v in variants(answer, "7"))
@@ -95,7 +100,8 @@ def test_a_reward_that_compares_values_makes_no_mistake():
 def test_a_share_of_wrong_scores_is_found_again():
     rows = [E(str(i), f"q{i}") for i in range(100, 180)]
     noisy = audit(Noisy(by_value, 0.25), rows, form="answer: {answer}")
-    for r in noisy.rates().itertuples(): assert r.low < 0.25 < r.high and r.rate == pytest.approx(r.wrong / r.cases) and r.examples == 80
+    for r in noisy.rates().itertuples():
+        assert r.low < 0.25 < r.high and r.rate == pytest.approx(r.wrong / r.cases) and r.examples == 80
 
 
 @given(st.integers(1, 400), st.data())
@@ -106,19 +112,23 @@ def test_intervals_are_wilson_s(n, data):
     assert (low, high) == (pytest.approx(theirs.low, abs=1e-6), pytest.approx(theirs.high, abs=1e-6))
 
 
-EFFECTS = {"same signal": [(1, 1), (0, 0)], "another signal": [(1, 0), (0, 1)], "only signal lost": [(0, 1), (0, 0)], "false signal gained": [(1, 0), (0, 0)], "no signal in either": [(1, 0), (1, 0)]}
+EFFECTS = {"same signal": [(1, 1), (0, 0)], "another signal": [(1, 0), (0, 1)], "only signal lost": [(0, 1), (0, 0)],
+           "false signal gained": [(1, 0), (0, 0)], "no signal in either": [(1, 0), (1, 0)]}
 
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_effects_on_groups(effect):
     table = group_effects(pd.DataFrame([dict(example="a", score=s, second=t) for s, t in EFFECTS[effect]]))
-    assert table.set_index("effect").groups.to_dict() == {e: int(e == effect) for e in EFFECTS} and table.share.sum() == 1
+    assert table.set_index("effect").groups.to_dict() == {e: int(e == effect)
+                                                          for e in EFFECTS} and table.share.sum() == 1
 
 
 def test_the_form_of_rewards_within_others():
     guarded = named_reward("math_verify?form=boxed")
-    assert own_form(guarded) == FORMS["boxed"] == own_form(Noisy(guarded, 0.1)) == own_form(named_reward({"name": "sum", "parts": [[1, "boxed"], [0.1, "length?budget=5"]]}))
+    assert own_form(guarded) == FORMS["boxed"] == own_form(Noisy(guarded,
+                                                                 0.1)) == own_form(named_reward({"name": "sum", "parts": [[1, "boxed"], [0.1, "length?budget=5"]]}))
     assert own_form(Exact(Tagged("final"))).endswith("<final>{answer}</final>") and own_form(Exact("So: ")).count("{answer}") == 1
-    with pytest.raises(ValueError, match="none of the forms|no reference in any"): form_of(lambda c, e: [0.0] * len(c), SUMS)
+    with pytest.raises(ValueError, match="none of the forms|no reference in any"):
+        form_of(lambda c, e: [0.0] * len(c), SUMS)
 
 
 def test_controls_hold_nothing_of_the_answer():
@@ -156,25 +166,34 @@ def test_a_reward_that_raises_is_counted_and_ends_nothing():
 
 
 @pytest.mark.parametrize("act, message", [
-    (lambda: audit("numeric", [E("")]), "none of 1 examples"), (lambda: audit("numeric", SUMS, form="here"), r"no \{answer\}"), (lambda: audit("numberic", SUMS), "no reward 'numberic'"),
-    (lambda: reward_from("nowhere.at_all:f"), "can't be imported"), (lambda: reward_from("json:loadz"), "can't be imported"), (lambda: reward_from("json.decoder:NaN"), "is float"),
-    (lambda: references("no_file.jsonl"), "no file 'no_file.jsonl', and no task"), (lambda: references("algebra?sizes=3"), "no arguments")])
+    (lambda: audit("numeric", [E("")]), "none of 1 examples"),
+    (lambda: audit("numeric", SUMS, form="here"), r"no \{answer\}"),
+    (lambda: audit("numberic", SUMS), "no reward 'numberic'"),
+    (lambda: reward_from("nowhere.at_all:f"), "can't be imported"),
+    (lambda: reward_from("json:loadz"), "can't be imported"), (lambda: reward_from("json.decoder:NaN"), "is float"),
+    (lambda: references("no_file.jsonl"), "no file 'no_file.jsonl', and no task"),
+    (lambda: references("algebra?sizes=3"), "no arguments")])
 def test_bad_input_is_named(act, message):
     with pytest.raises(ValueError, match=message): act()
 
 
 def test_named_rewards_and_functions_are_told_apart():
     assert reward_from("choice?form=after:Answer:") == named_reward("choice?form=after:Answer:") and reward_from("json:dumps") is json.dumps
-    assert {r.partition("?")[0] for r, _, _ in shipped().values() if isinstance(r, str)} == {"numeric", "math_verify", "boxed", "exact", "choice", "code"} and "algebra" in TASKS
+    assert {r.partition("?")[0] for r, _, _ in shipped().values()
+            if isinstance(r, str)} == {"numeric", "math_verify", "boxed", "exact", "choice",
+                                       "code"} and "algebra" in TASKS
 
 
 def test_the_command_audits_a_file(tmp_path, capsys):
     data = tmp_path / "sums.jsonl"
     data.write_text("".join(json.dumps(dict(q=e.prompt, a=e.answer)) + "\n" for e in SUMS))
-    words = ["audit", "numeric?form=tag:answer", str(data), "--column", "prompt=q", "--column", "answer=a", "--out", str(tmp_path / "out")]
+    words = ["audit", "numeric?form=tag:answer", str(data), "--column", "prompt=q", "--column", "answer=a", "--out",
+             str(tmp_path / "out")]
     assert main(words) == 0 and "right answers refused" in capsys.readouterr().out
     record = read_results(tmp_path / "out" / "results.json")
-    assert record["report"] == "audit" and {r["error"] for r in record["tables"]["rates"]} == {"right answers refused", "near misses paid", "controls paid"}
+    assert record["report"] == "audit" and {r["error"]
+                                            for r in record["tables"]["rates"]} == {"right answers refused", "near "
+                                                "misses paid", "controls paid"}
     table = pd.read_parquet(tmp_path / "out" / "cases.parquet")
     assert set(table.group) == {"right", "near miss", "control"} and set(table.row) == {1, 2, 3, 4}
     assert main(["audit", "numeric"]) == 2 and "references" in capsys.readouterr().err
@@ -186,7 +205,8 @@ def test_the_figures_show_every_kind_in_its_place():
     wrong = replace(found, cases=found.cases.assign(wrong=found.cases.kind == "bold"))
     table, ax = wrong.by_kind(), audit_plot(wrong)
     assert [t.get_text() for t in ax.get_yticklabels()] == table.kind.tolist()[::-1]
-    points = {round(y): x for line in ax.lines for x, y in zip(line.get_xdata(), line.get_ydata()) if line.get_marker() == "o"}
+    points = {round(y): x for line in ax.lines for x, y in zip(line.get_xdata(), line.get_ydata())
+              if line.get_marker() == "o"}
     assert [points[len(table) - 1 - i] for i in range(len(table))] == table.rate.tolist()
     cells = audit_map({"one": wrong, "other": found})
     assert [t.get_text() for t in cells.get_yticklabels()] == ["bold  (right)"]
@@ -196,6 +216,9 @@ def test_the_figures_show_every_kind_in_its_place():
 
 def test_references_that_tasks_keep_as_json_are_asked_by_their_answer():
     kept = json.dumps(dict(answer="17", metadata=dict(a=1)))
-    found = audit(lambda c, e: [float(t == json.loads(x.answer)["answer"]) for t, x in zip(c, e)], [E(kept), E(kept.replace("17", "25"))], form="{answer}")
+    found = audit(lambda c, e: [float(t == json.loads(x.answer)["answer"]) for t, x in zip(c, e)],
+                  [E(kept), E(kept.replace("17", "25"))], form="{answer}")
     assert set(found.cases.answer) == {"17", "25"} and found.by_kind().set_index("kind").wrong["as written"] == 0
-    assert [reference_text(t) for t in (kept, "17", '{"answer": 17}', "{1", '{"tests": "x"}')] == ["17", "17", '{"answer": 17}', "{1", '{"tests": "x"}']
+    assert [reference_text(t)
+            for t in (kept, "17", '{"answer": 17}', "{1", '{"tests": "x"}')] == ["17", "17", '{"answer": 17}', "{1",
+                '{"tests": "x"}']

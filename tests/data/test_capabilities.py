@@ -26,7 +26,8 @@ def ids(examples): return [e.id for e in examples]
 
 
 CHANGES = [
-    dict(prompt="q "), dict(answer="b"), dict(images=()), dict(images=(IMAGE, IMAGE)), dict(images=(IMAGE ^ (IMAGE == 7),)),
+    dict(prompt="q "), dict(answer="b"), dict(images=()), dict(images=(IMAGE, IMAGE)),
+    dict(images=(IMAGE ^ (IMAGE == 7),)),
     dict(images=(IMAGE.reshape(8, 32, 3),)), dict(videos=()), dict(videos=(VIDEO[::-1].copy(),)),
     dict(videos=(IMAGE[None],), images=(VIDEO[0],)),
 ]
@@ -51,7 +52,8 @@ def test_prompt_and_answer_never_run_into_each_other(pair):
 
 def test_id_is_the_same_in_another_process():
     code = "from copd_nb.data.capability import Example; print(Example('q', 'a', 'c').id)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "77"})
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                         env={"PYTHONHASHSEED": "77"})
     assert out.stdout.strip() == Example("q", "a", "c").id
 
 
@@ -91,7 +93,8 @@ def test_every_epoch_is_a_permutation(seed, size, epoch):
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 99), size=st.integers(1, 9), asks=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 25)), max_size=8))
+@given(seed=st.integers(0, 99), size=st.integers(1, 9), asks=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 25)),
+                                                                      max_size=8))
 def test_the_stream_is_a_function_of_the_position(seed, size, asks):
     whole, c = ids(capability(size).draw(seed, 0, 90)), capability(size)
     for start, n in asks: assert ids(c.draw(seed, start, n)) == whole[start:start + n]
@@ -99,7 +102,8 @@ def test_the_stream_is_a_function_of_the_position(seed, size, asks):
 
 def test_streams_differ_between_epochs_seeds_and_names():
     c = capability(12)
-    orders = [[e.answer for e in x] for x in (c.draw(0, 0, 12), c.draw(0, 12, 12), c.draw(1, 0, 12), capability(12, "d").draw(0, 0, 12))]
+    orders = [[e.answer for e in x] for x in (c.draw(0, 0, 12), c.draw(0, 12, 12), c.draw(1, 0, 12),
+                                              capability(12, "d").draw(0, 0, 12))]
     assert len({tuple(o) for o in orders}) == 4
 
 
@@ -127,8 +131,10 @@ def second(completions, examples): return [2.0 for _ in completions]
 def test_fingerprint_changes_with_name_prompts_order_and_reward():
     c = capability()
     others = [
-        capability(name="d"), capability(8), capability(reward=Exact("#")), capability(reward=first), capability(reward=second),
-        replace(c, train=c.train[::-1]), replace(c, test=c.test[:1]), replace(c, train=[replace(c.train[0], answer="x"), *c.train[1:]]),
+        capability(name="d"), capability(8), capability(reward=Exact("#")), capability(reward=first),
+        capability(reward=second),
+        replace(c, train=c.train[::-1]), replace(c, test=c.test[:1]),
+        replace(c, train=[replace(c.train[0], answer="x"), *c.train[1:]]),
     ]
     prints = [x.fingerprint for x in (c, *others)]
     assert len(set(prints)) == len(prints) and capability().fingerprint == c.fingerprint
@@ -139,17 +145,20 @@ def test_fingerprint_of_plain_functions_survives_a_new_process(tmp_path):
     "A function's repr holds a memory address, which would make every resumed run another run."
     head = "from copd_nb.data.capability import Capability, Example\nfrom copd_nb.data.rewards import Exact, Weighted\n"
     tail = ("a, b = Example('1', '1', 'c'), Example('2', '2', 'c')\n"
-            "print(Capability('c', [a], [b], reward).fingerprint, Capability('c', [a], [b], Weighted(((1, reward), (2, Exact())))).fingerprint)")
+            "print(Capability('c', [a], [b], reward).fingerprint, Capability('c', [a], [b], Weighted(((1, reward), (2, "
+            "Exact())))).fingerprint)")
     def prints(junk, word):
         body = f"def reward(completions, examples): return [float((lambda x: x in {{'a', '{word}'}})(c)) for c in completions]\n"
         (tmp_path / "mine.py").write_text(head + junk + body + tail)
-        return subprocess.run([sys.executable, tmp_path / "mine.py"], capture_output=True, text=True, check=True).stdout.split()
+        return subprocess.run([sys.executable, tmp_path / "mine.py"], capture_output=True, text=True,
+                              check=True).stdout.split()
     one, two, other = prints("", "b"), prints("junk = [lambda: i for i in range(50_000)]\n", "b"), prints("", "c")
     assert one == two and one[0] != one[1] and other[0] != one[0]
 
 
 def test_fingerprint_sees_inside_a_sum_of_rewards():
-    assert capability(reward=Weighted(((1, Exact()),))).fingerprint != capability(reward=Weighted(((2, Exact()),))).fingerprint
+    assert capability(reward=Weighted(((1, Exact()),
+                                       ))).fingerprint != capability(reward=Weighted(((2, Exact()),))).fingerprint
 
 
 def test_representations_are_short():

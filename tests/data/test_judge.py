@@ -19,13 +19,15 @@ from copd_nb.data import peers as peers_module
 from copd_nb.data import sandbox as sandbox_module
 from copd_nb.data import values as values_module
 from copd_nb.data.capability import Example
+from copd_nb.data.machine import missing
 from copd_nb.data.peers import Peer
 from copd_nb.data.sandbox import isolation, judge_code
 from copd_nb.data.wire import LARGEST, Reader, Writer
 from copd_nb.data.programs import QUIET, CodeTests
 from copd_nb.data.verifiers import check_answer
 
-LINUX = sys.platform == "linux" and all(isolation().values())
+pytestmark = pytest.mark.skipif(bool(missing()), reason="hostile programs run in the sandbox only")
+LINUX = all(isolation().values())
 full = pytest.mark.skipif(not LINUX, reason="this machine does not permit all of the isolation")
 WAYS = [(), ("view",), ("namespaces",), ("namespaces", "view", "user")]
 each_way = pytest.mark.parametrize("without", WAYS, ids=lambda w: "without " + " ".join(w) if w else "all")
@@ -79,7 +81,8 @@ def plainly(program, tests):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_honest_program_is_judged_as_in_one_interpreter(name):
     program, tests = PROGRAMS[name]
-    with ThreadPoolExecutor(1) as pool: expected = pool.submit(plainly, program, tests).result()  # no event loop of another test
+    with ThreadPoolExecutor(1) as pool:
+        expected = pool.submit(plainly, program, tests).result()  # no event loop of another test
     assert share(program, tests, seconds=60) == expected
     if name not in ("wrong programs",) and not name.startswith("a module that"): assert expected > .4
 
@@ -112,10 +115,10 @@ def test_an_object_equal_to_everything_passes_nothing(value, made):
     assert share(program) == 0
 
 
-@pytest.mark.parametrize("base, of",
-    [("int", "7"), ("float", "7.5"), ("complex", "7j"), ("str", "'q'"), ("bytes", "b'q'"), ("tuple", "(7,)"),
-        ("frozenset", "{7}"),
-                                      ("list", "[7]"), ("dict", "{7: 7}"), ("set", "{7}"), ("bytearray", "b'q'")])
+@pytest.mark.parametrize("base, of", [
+    ("int", "7"), ("float", "7.5"), ("complex", "7j"), ("str", "'q'"), ("bytes", "b'q'"), ("tuple", "(7,)"),
+    ("frozenset", "{7}"), ("list", "[7]"), ("dict", "{7: 7}"), ("set", "{7}"), ("bytearray", "b'q'"),
+])
 def test_neither_does_one_in_the_clothes_of_a_plain_type(base, of):
     "Only the value inside counts; 7 is an int, and 1 modulo 3, and that is all."
     tests = "\n".join(line for line in SQUARES.split("\n") if "%" not in line)
@@ -154,10 +157,12 @@ def test_odd_results_pass_nothing(program): assert share(program, seconds=4) == 
     "import struct, os\nstruct.pack = lambda *_: b''\nos.write = lambda *_: 1\ndef f(x): return .5",
 ])
 def test_what_a_program_replaces_is_not_what_the_tests_use(program):
-    tests = SQUARES + "\nassert math.isclose(f(2), 4)\nimport math\nassert math.isclose(f(2), 4)\nimport unittest\nt = unittest.TestCase()\nt.assertEqual(f(2), 4)"
+    tests = SQUARES + ("\nassert math.isclose(f(2), 4)\nimport math\nassert math.isclose(f(2), 4)\nimport unittest\n"
+                       "t = unittest.TestCase()\nt.assertEqual(f(2), 4)")
     assert share(program, tests, seconds=4) == 0
 
 
+@full  # some of them kill all processes that they can reach
 @pytest.mark.parametrize("act",
     ["os._exit(0)", "sys.exit(0)", "os.kill(os.getpid(), 9)", "os.kill(os.getppid(), 9)", "os.kill(1, 9)",
         "os.kill(-1, 9)", "os.abort()", "raise SystemExit(0)",
@@ -185,9 +190,11 @@ INSIDE = (
     "def f(x): peer.send(b'=', b'no value')", "def f(x): peer.send(b'!', b'o\\0\\0\\0\\0')",
     "def f(x): os.write(peer.sink, b'=' + b'\\xff' * 9)",
     "def f(x): peer.send(b'=', (b'[' + (1).to_bytes(4, 'little')) * 200_000)",
-    "def f(x): peer.send(b'=', b'(' + (3).to_bytes(4, 'little') + b'[' + (3_000_000).to_bytes(4, 'little') + (b'[' + bytes(4)) * 3_000_000)",
+    "def f(x): peer.send(b'=', b'(' + (3).to_bytes(4, 'little') + b'[' + (3_000_000).to_bytes(4, 'little') + "
+    "(b'[' + bytes(4)) * 3_000_000)",
     "def f(x):\n  for _ in range(99): peer.send(b'?', b'')\n  return .5",
-    "threading.Thread(target=lambda: [os.write(peer.sink, os.urandom(99)) for _ in range(10 ** 9)], daemon=True).start()\ndef f(x): return .5",
+    "threading.Thread(target=lambda: [os.write(peer.sink, os.urandom(99)) for _ in range(10 ** 9)], "
+    "daemon=True).start()\ndef f(x): return .5",
     "for n in ('Writer', 'Reader', 'Peer', '_plain', '_named'): setattr(launcher, n, None)\ndef f(x): return .5",
     "class Fake:\n  def __getattr__(self, n): return lambda *_: True\ndef f(x):\n"
     "  launcher.Writer.put = lambda self, value: self.out.extend(b'o' + bytes(4))\n  return .5",
@@ -295,8 +302,8 @@ def test_a_machine_that_permits_little_still_has_two_processes(monkeypatch):
         found = judge_code("import os\ndef f(x): return os.getpid()",
             [(True, "assert f(1) > 1"), (True, "import os\nassert f(1) != os.getpid()"), (True, "assert f(1) == 1")])
     assert found.passed == 2
-    with pytest.warns(UserWarning): assert judge_code("import os\ndef f(x): os.kill(os.getppid(), 9)",
-        [(True, "f(1)")]).passed == 0
+    killer = "import os\ndef f(x): os.kill(os.getppid(), 9)"
+    with pytest.warns(UserWarning): assert judge_code(killer, [(True, "f(1)")]).passed == 0
 
 
 GRAB = """
@@ -326,7 +333,8 @@ def test_a_program_gets_nothing_out_of_an_object_of_the_tests():
 
 def test_an_object_of_the_tests_shows_what_is_public():
     program = (
-        "def f(o): return o.n, o.double(4), hasattr(o, '_hidden'), hasattr(o, '__dict__'), len(o), o[2], list(o), o + 1\n"
+        "def f(o): return o.n, o.double(4), hasattr(o, '_hidden'), hasattr(o, '__dict__'), len(o), o[2], list(o), "
+        "o + 1\n"
         "def g(o): o.n = 5")
     tests = """class O:
     n, _hidden = 3, 1
@@ -407,8 +415,8 @@ def test_helpers_of_the_prefix_are_trusted(program, tests, right): assert share(
     ("def f(x): return x + 1\n", "", "assert f(1) == 2"),
     ("from typing import List\n\n", "def f(x: List): return x", "assert f([1]) == [1]"),
 ])
-def test_what_a_prefix_leaves_open_is_the_programs(prefix, completion, tests): assert share(completion, tests,
-    prefix=prefix) == 1
+def test_what_a_prefix_leaves_open_is_the_programs(prefix, completion, tests):
+    assert share(completion, tests, prefix=prefix) == 1
 
 
 def test_functions_with_the_name_of_a_builtin():
@@ -418,7 +426,7 @@ def test_functions_with_the_name_of_a_builtin():
         "assert abs(sum(2, 3)) == 7\nassert sum(2, 3) == 7") == 0
     assert share("def sorted(a): return a[::-1]",
         "assert set(sorted([1, 2])) == {1, 2}\nassert candidate([1, 2]) == [2, 1]", entry_point="sorted") == 1
-    assert "entry_point has to say" in check_answer("code", json.dumps({"tests": "assert set(sum(2, 3)) == set([6])"}))
+    assert "entry_point has to name" in check_answer("code", json.dumps({"tests": "assert set(sum(2, 3)) == set([6])"}))
     assert share("from solution2 import x\n" if False else "def f(): return 1\nlen = lambda x: 5",
         "from solution import *\nassert f() == 1 and len([]) == 0") == 1
 
@@ -434,8 +442,9 @@ def test_future_imports_come_first(prefix, program):
     assert share(program, "assert f(1) == 1\nassert 'Zip' in f.__annotations__.values()", prefix=prefix) == 1
 
 
-def test_bad_future_imports_fail(): assert share("from __future__ import nothing\ndef f(x): return 1",
-    "assert f(1) == 1") == share("def f(x): return (\nfrom __future__ import annotations", "f(1)") == 0
+def test_bad_future_imports_fail():
+    assert share("from __future__ import nothing\ndef f(x): return 1", "assert f(1) == 1") == 0
+    assert share("def f(x): return (\nfrom __future__ import annotations", "f(1)") == 0
 
 
 def test_objects_that_the_tests_make_may_meet_their_values():
@@ -485,7 +494,8 @@ def test_a_module_that_the_tests_do_not_import_is_not_the_programs():
 
 def test_tests_that_inspect_a_program_fail_alone():
     assert share("def f(x): return 1",
-        "import inspect\nassert f(1) == 1\nassert 'return' in inspect.getsource(f)\nassert f(2) == 1") == pytest.approx(2 / 3)
+        "import inspect\nassert f(1) == 1\nassert 'return' in inspect.getsource(f)\n"
+        "assert f(2) == 1") == pytest.approx(2 / 3)
 
 
 def test_results_are_floats_in_order_for_many_programs():

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from copd_nb.data.capability import Example
 from copd_nb.data.numbers import numbers_in, plain_number, plain_numbers, read_number
-from copd_nb.data.rewards import Boxed, LastNumber, Numeric, Tagged
+from copd_nb.data.answers import Boxed, LastNumber, Tagged
+from copd_nb.data.rewards import Numeric
 from copd_nb.data.verifiers import check_answer, named_reward
 
 MINUS = ("-", "−", "﹣", "－", "‑", "–")
@@ -79,13 +80,16 @@ def test_powers_of_ten_read_back(n, power):
 def test_single_spellings(text, value): assert read_number(text) == Fraction(value)
 
 
-@pytest.mark.parametrize("number, value", [("5", "5"), ("-1,234", "-1234"), ("0.5", "1/2"), ("3/4", "3/4"), (r"\frac{3}{4}", "3/4")])
-@pytest.mark.parametrize("around", ["{}.", "**{}**", "__{}__", "*{}*", "`{}`", "**{}.**", "**{}**.", "$**{}**$", "**${}$**", "***{}***"])
+@pytest.mark.parametrize("number, value", [("5", "5"), ("-1,234", "-1234"), ("0.5", "1/2"), ("3/4", "3/4"),
+                                           (r"\frac{3}{4}", "3/4")])
+@pytest.mark.parametrize("around", ["{}.", "**{}**", "__{}__", "*{}*", "`{}`", "**{}.**", "**{}**.", "$**{}**$",
+                                    "**${}$**", "***{}***"])
 def test_emphasis_and_a_full_stop_are_no_part_of_a_number(around, number, value):
     assert read_number(around.replace("{}", number)) == Fraction(value)
 
 
-@pytest.mark.parametrize("text", ["**5", "5**", "**5*", "5..", "** 5 **", "**5** **6**", "*5*6*", "**1,2**", "``", "****", "**.**", "."])
+@pytest.mark.parametrize("text", ["**5", "5**", "**5*", "5..", "** 5 **", "**5** **6**", "*5*6*", "**1,2**", "``",
+                                  "****", "**.**", "."])
 def test_emphasis_that_is_none_makes_no_number(text): assert read_number(text) is None
 
 

@@ -10,10 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from copd_nb.data.answers import Boxed, LastNumber, Tagged, answer_after, answer_form, answer_in
 from copd_nb.data.capability import Capability, Example
-from copd_nb.data.rewards import (
-    Boxed, Choice, Exact, Failed, Format, LastNumber, LengthPenalty, Noisy, Numeric, Tagged, Weighted, answer_after,
-    answer_form, answer_in)
+from copd_nb.data.rewards import Choice, Exact, Failed, Format, LengthPenalty, Noisy, Numeric, Weighted
 from copd_nb.data.scoring import Failure, score, within
 
 
@@ -21,14 +20,16 @@ def one(verifier, completion, answer="85"): return verifier([completion], [Examp
 
 
 @pytest.mark.parametrize("text, mark, answer", [
-    ("7,15:85", ":", "85"), ("a:b: c ", ":", "c"), ("85", ":", None), ("", ":", None), (":", ":", ""), ("x:\n85\n", ":", "85"),
+    ("7,15:85", ":", "85"), ("a:b: c ", ":", "c"), ("85", ":", None), ("", ":", None), (":", ":", ""),
+    ("x:\n85\n", ":", "85"),
     (" 85 ", "", "85"), ("a####b", "####", "b"), ("a###b", "####", None), ("85:", ":", ""), ("x：85", ":", None),
 ])
 def test_answer_after(text, mark, answer): assert answer_after(text, mark) == answer
 
 
 @pytest.mark.parametrize("completion, expected", [
-    ("x:85", 1), ("x: 85\t", 1), ("85:85", 1), ("85:84", 0), ("85", 0), ("", 0), ("x:085", 0), ("x:85.0", 0), ("x:+85", 0), ("x:８５", 0),
+    ("x:85", 1), ("x: 85\t", 1), ("85:85", 1), ("85:84", 0), ("85", 0), ("", 0), ("x:085", 0), ("x:85.0", 0),
+    ("x:+85", 0), ("x:８５", 0),
     ("x:85 ok", 0), ("x:85:", 0), ("x:85\0", 0),
 ])
 def test_exact(completion, expected): assert one(Exact(), completion) == expected
@@ -37,15 +38,18 @@ def test_exact(completion, expected): assert one(Exact(), completion) == expecte
 @pytest.mark.parametrize("completion, expected", [
     ("x:85", 1), ("x:85.0000", 1), ("x:+85", 1), ("x:8.5e1", 1), ("x:8,5", 0), ("x:85.00008", 0), ("x:170/2", 1),
     ("x:８５", 1), ("x:85 ", 1), ("x:85.001", 0), ("x:-85", 0), ("x:", 0),
-    ("85", 0), ("x:inf", 0), ("x:-inf", 0), ("x:Infinity", 0), ("x:nan", 0), ("x:1e400", 0), ("x:1e-400", 0), ("x:" + "9" * 5000, 0),
-    ("x:1e" + "9" * 500, 0), ("x:0x55", 0), ("x:85%", 0), ("x:²", 0), ("x:½", 0), ("x:๘๕", 1), ("x:85 85", 0), ("x:\0", 0), ("x:\ud800", 0),
+    ("85", 0), ("x:inf", 0), ("x:-inf", 0), ("x:Infinity", 0), ("x:nan", 0), ("x:1e400", 0), ("x:1e-400", 0),
+    ("x:" + "9" * 5000, 0),
+    ("x:1e" + "9" * 500, 0), ("x:0x55", 0), ("x:85%", 0), ("x:²", 0), ("x:½", 0), ("x:๘๕", 1), ("x:85 85", 0),
+    ("x:\0", 0), ("x:\ud800", 0),
 ])
 def test_numeric(completion, expected): assert one(Numeric(), completion) == expected
 
 
 @pytest.mark.parametrize("reference", ["nan", "inf", "", "eighty-five"])
 def test_a_reference_that_is_no_number_matches_nothing(reference):
-    assert one(Numeric(), f"x:{reference}", reference) == one(Numeric(), "x:nan", reference) == one(Numeric(), "x:inf", reference) == 0
+    assert one(Numeric(), f"x:{reference}", reference) == one(Numeric(), "x:nan",
+                                                              reference) == one(Numeric(), "x:inf", reference) == 0
 
 
 def test_numeric_asks_for_the_same_number_unless_there_is_a_tolerance():
@@ -107,8 +111,10 @@ def test_choice_letters():
     assert one(Choice(letters="AB"), "x:C", "C") == 0
 
 
-@pytest.mark.parametrize("completion, expected", [("7:85", 1), ("7:85\n", 0), (" 7:85", 1), ("7:85 ", 0), ("a\nb:8", 1), ("", 0), ("::8", 0)])
-def test_format_matches_the_whole_completion(completion, expected): assert one(Format(r"[^:]+:\d+"), completion) == expected
+@pytest.mark.parametrize("completion, expected", [("7:85", 1), ("7:85\n", 0), (" 7:85", 1), ("7:85 ", 0), ("a\nb:8", 1),
+                                                  ("", 0), ("::8", 0)])
+def test_format_matches_the_whole_completion(completion, expected):
+    assert one(Format(r"[^:]+:\d+"), completion) == expected
 
 
 def test_weighted_adds_up_and_ignores_no_part():
@@ -153,7 +159,8 @@ def fail(completions, examples): raise KeyError("key")
     (lambda c, e: ["good", 1.0], "ValueError"),
 ])
 def test_a_misbehaving_reward_is_an_error_that_names_its_capability(reward, message):
-    with pytest.raises(ValueError, match=f"capability 'sums'.*{message}"): score(capability(reward), ["two", "four"], PAIR)
+    with pytest.raises(ValueError, match=f"capability 'sums'.*{message}"):
+        score(capability(reward), ["two", "four"], PAIR)
 
 
 def test_the_cause_of_a_reward_failure_is_kept():
@@ -161,7 +168,8 @@ def test_the_cause_of_a_reward_failure_is_kept():
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-@pytest.mark.parametrize("scores", [[True, False], (1, 0), np.array([1, 0]), torch.tensor([1.0, 0.0])], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("scores", [[True, False], (1, 0), np.array([1, 0]), torch.tensor([1.0, 0.0])],
+                         ids=lambda s: type(s).__name__)
 def test_scores_of_any_number_type_become_floats(scores):
     out = score(capability(lambda c, e: scores), ["2", "x"], PAIR)
     assert out == [1.0, 0.0] and all(type(s) is float for s in out)
@@ -177,8 +185,10 @@ def test_no_completions_no_scores(): assert score(capability(Exact()), [], []) =
 
 
 @pytest.mark.parametrize("text, inside", [
-    (r"\boxed{1}", "1"), (r"\boxed{1} \boxed{ 2 }", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{1", None), (r"\boxed{1} \boxed{2", None), ("1", None), ("", None),
-    (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{}", ""), (r"\boxed{a{b}c}}", "a{b}c"), (r"\boxed{" * 3 + "x" + "}" * 3, "x"), ("boxed{1}", None),
+    (r"\boxed{1}", "1"), (r"\boxed{1} \boxed{ 2 }", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{1", None),
+    (r"\boxed{1} \boxed{2", None), ("1", None), ("", None),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{}", ""), (r"\boxed{a{b}c}}", "a{b}c"),
+    (r"\boxed{" * 3 + "x" + "}" * 3, "x"), ("boxed{1}", None),
     (r"\boxed {42}", "42"), ("\\boxed\t\n{ {4}2 }", "{4}2"), (r"\boxed{42}, put into \boxed{}", "42"),
     (r"\boxed{} \boxed { }", ""), (r"\boxed{1} \boxed{} \boxed{2", None), (r"\boxed{1} in a \boxed", "1"),
     (r"\boxedx{1}", None), (r"\boxed 4", None),
@@ -187,13 +197,16 @@ def test_boxed(text, inside): assert answer_in(text, Boxed()) == inside
 
 
 @pytest.mark.parametrize("text, inside", [
-    ("<answer>1</answer>", "1"), ("<answer> a\nb </answer> more", "a\nb"), ("<answer>1</answer><answer>2</answer>", "2"), ("<answer>1", None), ("1</answer>", None), ("", None),
-    ("<answer>1</answer><answer>2", "1"), ("</answer><answer>", None), ("<answer>a<answer>b</answer>", "b"), ("<Answer>1</Answer>", None), ("<answer></answer>", ""),
+    ("<answer>1</answer>", "1"), ("<answer> a\nb </answer> more", "a\nb"),
+    ("<answer>1</answer><answer>2</answer>", "2"), ("<answer>1", None), ("1</answer>", None), ("", None),
+    ("<answer>1</answer><answer>2", "1"), ("</answer><answer>", None), ("<answer>a<answer>b</answer>", "b"),
+    ("<Answer>1</Answer>", None), ("<answer></answer>", ""),
 ])
 def test_tagged(text, inside): assert answer_in(text, Tagged()) == inside
 
 
-def test_tags_are_no_patterns(): assert answer_in("<a.c>1</a.c>", Tagged("a.c")) == "1" and answer_in("<abc>1</abc>", Tagged("a.c")) is None
+def test_tags_are_no_patterns():
+    assert answer_in("<a.c>1</a.c>", Tagged("a.c")) == "1" and answer_in("<abc>1</abc>", Tagged("a.c")) is None
 
 
 @pytest.mark.parametrize("text, number", [
@@ -206,28 +219,35 @@ def test_last_number(text, number): assert answer_in(text, LastNumber()) == numb
 
 
 def test_verifiers_take_forms():
-    assert one(Exact(Boxed()), r"\boxed{85}") == 1 and one(Exact(Boxed()), "85") == 0 and one(Exact(Tagged()), "<answer>85</answer>") == 1
-    assert one(Numeric(LastNumber()), "so it is 85.") == 1 and one(Numeric(Boxed(), .1), r"\boxed{80}") == 1 and one(Choice(Tagged("b")), "A <b>(C)</b>", "C") == 1
+    assert one(Exact(Boxed()), r"\boxed{85}") == 1 and one(Exact(Boxed()),
+                                                           "85") == 0 and one(Exact(Tagged()), "<answer>85</answer>") == 1
+    assert one(Numeric(LastNumber()), "so it is 85.") == 1 and one(Numeric(Boxed(), .1),
+                                                                   r"\boxed{80}") == 1 and one(Choice(Tagged("b")), "A "
+                                                                       "<b>(C)</b>", "C") == 1
 
 
 def test_names_of_forms():
-    assert [answer_form(n) for n in ("whole", "boxed", "number", "tag:b", "after:: ")] == ["", Boxed(), LastNumber(), Tagged("b"), ": "]
+    assert [answer_form(n) for n in ("whole", "boxed", "number", "tag:b", "after:: ")] == ["", Boxed(), LastNumber(),
+        Tagged("b"), ": "]
     for wrong in ("", "box", "tag:", "after:", "tag", ":x"):
         with pytest.raises(ValueError, match="whole, boxed, number, tag:NAME, after:MARK"): answer_form(wrong)
 
 
 def test_the_names_of_rewards_are_those_of_stored_runs():
     "They enter the identity of capabilities, so that a change would orphan every stored run."
-    assert list(map(repr, (Exact(), Numeric(), Choice(), Format("x"), Weighted(((1, Exact("")),)), Noisy(Exact(), .1)))) == [
+    assert list(map(repr, (Exact(), Numeric(), Choice(), Format("x"), Weighted(((1, Exact("")),)),
+                           Noisy(Exact(), .1)))) == [
         "Exact(mark=':')", "Numeric(mark=':', tolerance=0.0, strip='')", "Choice(mark=':', letters='ABCDEFGHIJ')",
         "Format(pattern='x')",
         "Weighted(parts=((1, Exact(mark='')),))", "Noisy(reward=Exact(mark=':'), rate=0.1)"]
     assert repr(Exact(Boxed())) == "Exact(mark=Boxed())" and repr(Exact(Tagged())) == "Exact(mark=Tagged(tag='answer'))"
 
 
-@pytest.mark.parametrize("completion, words, characters", [("", 0, 0), ("a b", 0, -.1), ("a b c", -.25, -.3), ("a b c d e f", -1, -.9), ("a " * 50, -1, -1)])
+@pytest.mark.parametrize("completion, words, characters", [("", 0, 0), ("a b", 0, -.1), ("a b c", -.25, -.3),
+                                                           ("a b c d e f", -1, -.9), ("a " * 50, -1, -1)])
 def test_length_penalty(completion, words, characters):
-    assert one(LengthPenalty(2, 4), completion) == words and one(LengthPenalty(2, 10, "characters"), completion) == characters
+    assert one(LengthPenalty(2, 4), completion) == words and one(LengthPenalty(2, 10, "characters"),
+                                                                 completion) == characters
 
 
 @pytest.mark.parametrize("wrong", [dict(budget=-1), dict(budget=1, span=0), dict(budget=1, unit="tokens")])
@@ -250,30 +270,37 @@ def fragile(completions, examples):
     return [{"nan": math.nan, "bad": Failed("no luck"), "text": "x", "none": None}.get(c, 1) for c in completions]
 
 
-@pytest.mark.parametrize("completion, reason", [("raise", "failed (KeyError: 'key')"), ("nan", "returned nan"), ("bad", "failed (no luck)"), ("text", "ValueError"), ("none", "TypeError")])
+@pytest.mark.parametrize("completion, reason", [("raise", "failed (KeyError: 'key')"), ("nan", "returned nan"),
+                                                ("bad", "failed (no luck)"), ("text", "ValueError"),
+                                                ("none", "TypeError")])
 def test_a_failing_completion_gets_the_configured_score_and_is_noted(completion, reason):
     notes = []
     assert score(capability(fragile), ["good", completion], PAIR, failed=-.5, note=notes.append) == [1, -.5]
-    assert [(n.capability, n.example, n.completion) for n in notes] == [("sums", PAIR[1].id, completion)] and reason in notes[0].reason
+    assert [(n.capability, n.example, n.completion)
+            for n in notes] == [("sums", PAIR[1].id, completion)] and reason in notes[0].reason
     assert score(capability(fragile), ["good", completion], PAIR, [True, False], failed=-.5) == [1, 0]
-    with pytest.raises(ValueError, match="capability 'sums'"): score(capability(fragile), ["good", completion], PAIR, note=notes.append)
+    with pytest.raises(ValueError, match="capability 'sums'"):
+        score(capability(fragile), ["good", completion], PAIR, note=notes.append)
     assert len(notes) == 1
 
 
 def test_failures_keep_only_the_beginning_of_a_completion():
     notes = []
-    score(capability(lambda c, e: [math.nan if len(t) > 9 else 0 for t in c]), ["x" * 999, "y"], PAIR, failed=0.0, note=notes.append)
+    score(capability(lambda c, e: [math.nan if len(t) > 9 else 0 for t in c]), ["x" * 999, "y"], PAIR, failed=0.0,
+          note=notes.append)
     assert notes == [Failure("sums", PAIR[0].id, "x" * 200, "returned nan")]
 
 
 @pytest.mark.parametrize("reward", [fail, lambda c, e: [math.nan] * len(c), lambda c, e: [Failed("x")] * len(c)])
 def test_a_reward_that_fails_for_all_is_an_error(reward):
-    with pytest.raises(ValueError, match="all 2 completions failed"): score(capability(reward), ["a", "b"], PAIR, failed=0.0)
+    with pytest.raises(ValueError, match="all 2 completions failed"):
+        score(capability(reward), ["a", "b"], PAIR, failed=0.0)
     assert score(capability(reward), ["a"], PAIR[:1], failed=.25) == [.25]
 
 
 def test_a_wrong_number_of_scores_is_an_error_always():
-    with pytest.raises(ValueError, match="returned 1 scores for 2"): score(capability(lambda c, e: [1.0]), ["a", "b"], PAIR, failed=0.0)
+    with pytest.raises(ValueError, match="returned 1 scores for 2"):
+        score(capability(lambda c, e: [1.0]), ["a", "b"], PAIR, failed=0.0)
 
 
 def test_the_score_of_failures_is_finite():

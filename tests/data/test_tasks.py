@@ -17,10 +17,13 @@ from copd_nb.data.gym import GymReward, gym_task, safe_answer, split_stream
 from copd_nb.data.tasks import TASKS, algebra, human_eval, task
 from copd_nb.data.writing import LONG_KINDS, WORD_PROBLEMS, by_language, long_context, multilingual, writing
 
-GARBAGE = ["garbage xyz", "%%%", "I do not know", "-99999123", "[[1]]", "{}", "a b c", "((((", "null", "9" * 300, "[]", "nan", "1e300", "__import__('os')", "é" * 2000]
-SAMPLE = ["chain_sum", "complex_arithmetic", "countdown", "game_of_life", "game_of_life_halting", "graph_color", "palindrome_generation", "prime_factorization",
+GARBAGE = ["garbage xyz", "%%%", "I do not know", "-99999123", "[[1]]", "{}", "a b c", "((((", "null", "9" * 300, "[]",
+           "nan", "1e300", "__import__('os')", "é" * 2000]
+SAMPLE = ["chain_sum", "complex_arithmetic", "countdown", "game_of_life", "game_of_life_halting", "graph_color",
+          "palindrome_generation", "prime_factorization",
           "propositional_logic", "sentence_reordering", "spiral_matrix", "arc_agi", "coin_flip"]
-NO_REFERENCE = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}  # any solution counts, none is given
+# any solution counts, none is given
+NO_REFERENCE = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 SLOW_TO_MAKE = {"knight_swap", "rubiks_cube"}  # seconds for each question
 
 
@@ -89,36 +92,43 @@ def test_splits_are_apart_and_fixed():
     assert {e.id for e in a.test} <= {e.id for e in b.test} and not {e.id for e in b.test} & {e.id for e in b.train}
     assert all(held_out_by_hash(e.prompt) for e in b.test) and a.fingerprint == small("chain_sum", 40, 8).fingerprint
     told = small("chain_sum", 40, 8, instruction="Number only.")
-    assert [e.prompt for e in told.test] == [f"{e.prompt}\n\nNumber only." for e in a.test]  # the instruction moves nothing
+    # the instruction moves nothing
+    assert [e.prompt for e in told.test] == [f"{e.prompt}\n\nNumber only." for e in a.test]
     assert small("chain_sum", 40, 8, seed=10_000).fingerprint != a.fingerprint
 
 
 def test_bad_names_and_settings_are_named():
-    with pytest.raises(ValueError, match="unknown reasoning-gym task 'chain_sums': did you mean chain_sum"): gym_task("chain_sums")
+    with pytest.raises(ValueError, match="unknown reasoning-gym task 'chain_sums': did you mean chain_sum"):
+        gym_task("chain_sums")
     with pytest.raises(ValueError, match="unknown reasoning-gym task 'zzzz': allowed are ab, "): gym_task("zzzz")
-    with pytest.raises(ValueError, match=r"no settings \['max_term'\]: allowed are .*'max_terms'"): gym_task("chain_sum", dict(max_term=3))
+    with pytest.raises(ValueError, match=r"no settings \['max_term'\]: allowed are .*'max_terms'"):
+        gym_task("chain_sum", dict(max_term=3))
     with pytest.raises(ValueError, match=r"no settings \['seed'\]"): gym_task("chain_sum", dict(seed=3))
-    with pytest.raises(ValueError, match="task 'chain_sum' refuses the settings"): gym_task("chain_sum", dict(min_terms=9, max_terms=2))
+    with pytest.raises(ValueError, match="task 'chain_sum' refuses the settings"):
+        gym_task("chain_sum", dict(min_terms=9, max_terms=2))
     with pytest.raises(ValueError, match="at least 1 prompt"): gym_task("chain_sum", size=0)
     with pytest.raises(ValueError, match="there is no answer form 'tags'"): gym_task("chain_sum", form="tags")
     with pytest.raises(ValueError, match="unknown reasoning-gym task 'composite'"): gym_task("composite")
 
 
 def test_a_small_pool_warns():
-    with pytest.warns(UserWarning, match="'coin_flip' has only [0-9]+ training"): gym_task("coin_flip", dict(min_trials=3, max_trials=4), 100, 20)
+    with pytest.warns(UserWarning, match="'coin_flip' has only [0-9]+ training"):
+        gym_task("coin_flip", dict(min_trials=3, max_trials=4), 100, 20)
 
 
 def test_forms_partial_credit_and_pickling():
     made = small("countdown", form="tag:answer")
     example, reward = made.test[0], pickle.loads(pickle.dumps(made.reward))
     right = json.loads(example.answer)["metadata"]["expression"]
-    assert reward([f"so <answer>{right}</answer>", right, "<answer>1+</answer>"], [example] * 3) == [1, 0, 0] == made.reward([f"<answer>{right}</answer>", "", "x"], [example] * 3)
+    assert reward([f"so <answer>{right}</answer>", right, "<answer>1+</answer>"],
+                  [example] * 3) == [1, 0, 0] == made.reward([f"<answer>{right}</answer>", "", "x"], [example] * 3)
     lists = small("rectangle_count", partial=True)
     scores = lists.reward([str(int(lists.test[0].answer) + 1), "no idea"], [lists.test[0]] * 2)
     assert 0 < scores[0] < 1 and scores[1] == 0
 
 
-HARMFUL = ["__import__('os').system('true')", "open('x','w')", "().__class__", "9**9**9**9", "((9**9)**9*9**9)**9", "99999!", "2**(99*99)", "lambda: 0", "[x for x in y]", "f'{1}'", "x.y", "exec('1')",
+HARMFUL = ["__import__('os').system('true')", "open('x','w')", "().__class__", "9**9**9**9", "((9**9)**9*9**9)**9",
+           "99999!", "2**(99*99)", "lambda: 0", "[x for x in y]", "f'{1}'", "x.y", "exec('1')",
            "S(1)", "(exec)(1)", "1 if 1 else 2", "'a'*9", "sin(x=1)", "1;2", "(" * 900, "x" * 2000]
 
 
@@ -135,7 +145,8 @@ def test_scorers_that_evaluate_are_all_known():
     import inspect
     for name, (dataset, _) in gym_module._registry().items():
         source = inspect.getsource(dataset.score_answer)
-        if re.search(r"\beval\(|\bexec\(|parse_expr\(|sympify\(", source) and name not in ("propositional_logic", "number_sorting"):
+        if re.search(r"\beval\(|\bexec\(|parse_expr\(|sympify\(", source) and name not in ("propositional_logic",
+            "number_sorting"):
             assert name in gym_module.LISTS | gym_module.FORMULAS, name
 
 
@@ -146,7 +157,8 @@ def test_json_keeps_entries():
 
 def test_split_stream_drops_repeats_and_warns():
     examples = [Example(str(i % 30), "", "n") for i in range(90)]
-    with pytest.warns(UserWarning, match="only"): made = split_stream("n", [(e.prompt, e) for e in examples], Exact(), 100, 10)
+    with pytest.warns(UserWarning, match="only"):
+        made = split_stream("n", [(e.prompt, e) for e in examples], Exact(), 100, 10)
     assert sorted(int(e.prompt) for e in made.train + made.test) == list(range(30))
 
 
@@ -155,7 +167,8 @@ def test_algebra_accepts_what_means_the_same():
     right = made.reward([rf"So \boxed{{{e.answer}}}." for e in made.test], made.test)
     assert right == [1] * 6 and made.reward([r"\boxed{12345}"] * 6, made.test) == [0] * 6
     product = Example("", "6x^2 +7x -3", "algebra")
-    assert made.reward([r"\boxed{-3 + 7x + 6x^2}", r"\boxed{(2x+3)(3x-1)}", r"\boxed{6x^2}"], [product] * 3) == [1, 1, 0]
+    assert made.reward([r"\boxed{-3 + 7x + 6x^2}", r"\boxed{(2x+3)(3x-1)}", r"\boxed{6x^2}"],
+                       [product] * 3) == [1, 1, 0]
 
 
 def solved(problem, of):
@@ -168,7 +181,8 @@ def solved(problem, of):
 def test_human_eval_runs_the_tests():
     made = human_eval()
     assert len(made.train) + len(made.test) == 164
-    helpers = [e for e in made.train + made.test if '"entry_point": "decode_cyclic"' in e.answer]  # needs a function above it
+    # needs a function above it
+    helpers = [e for e in made.train + made.test if '"entry_point": "decode_cyclic"' in e.answer]
     chosen = made.test[:2] + helpers
     assert made.reward([solved(e, "right") for e in chosen], chosen) == [1] * 3
     assert made.reward([solved(e, "wrong") for e in chosen] + ["I can't."], chosen + chosen[:1]) == [0] * 4
@@ -201,7 +215,8 @@ def test_constraints_can_be_met_together():
     texts = [written(json.loads(e.answer)) for e in every]
     missed = [(e.prompt, t) for e, t, s in zip(every, texts, made.reward(texts, every)) if s != 1]
     assert not missed, missed[:3]
-    assert made.reward([""] * len(every), every) == [0] * len(every) and {len(json.loads(e.answer)) for e in every} == {2, 3, 4}
+    assert made.reward([""] * len(every), every) == [0] * len(every) and {len(json.loads(e.answer))
+                                                                          for e in every} == {2, 3, 4}
 
 
 def test_a_problem_is_held_out_in_all_languages():
@@ -224,7 +239,8 @@ def test_numbers_of_word_problems_make_sense():
 
 def test_every_language_has_the_same_blanks():
     for texts in WORD_PROBLEMS.values():
-        assert len(texts) == 5 and all(set(re.findall(r"{(\w+)}", t)) >= set(re.findall(r"{(\w+)}", e)) - {"name"} for t, e in zip(texts, WORD_PROBLEMS["en"]))
+        assert len(texts) == 5 and all(set(re.findall(r"{(\w+)}", t)) >= set(re.findall(r"{(\w+)}", e)) - {"name"}
+                                       for t, e in zip(texts, WORD_PROBLEMS["en"]))
     with pytest.raises(ValueError, match="{'xx'}: some of en, de"): multilingual(("en", "xx"))
     with pytest.raises(ValueError, match="some of en"): multilingual(())
 
@@ -237,7 +253,8 @@ def test_long_texts_have_their_length_and_one_answer(kind, words):
         document, question = e.prompt.rsplit("\n\n", 1)
         assert words <= len(document.split()) <= words + 20
         name = re.search(r"of the (\w+ \w+)\?|did a (\w+ \w+) come", question)
-        found = re.findall(rf"code of the {name[1]} is (\d+)", document) if kind == "retrieval" else [str(len(re.findall(rf"A {name[2]} came", document)))]
+        found = re.findall(rf"code of the {name[1]} is (\d+)",
+                           document) if kind == "retrieval" else [str(len(re.findall(rf"A {name[2]} came", document)))]
         assert found == [e.answer]
     assert made.fingerprint == long_context(words, kind, size=6, held_out=2).fingerprint
     assert made.reward([made.test[0].answer, "0"], [made.test[0]] * 2) == [1, 0]
@@ -253,11 +270,13 @@ def test_tasks_by_name():
     assert task("reasoning_gym", task="chain_sum", size=4, held_out=1).name == "chain_sum"
     assert all(about and callable(make) for make, about in TASKS.values())
     with pytest.raises(ValueError, match="there is no task 'wriitng': reasoning_gym, "): task("wriitng")
-    with pytest.raises(ValueError, match=r"no arguments \['sise'\]: allowed are size, held_out"): task("writing", sise=3)
+    with pytest.raises(ValueError, match=r"no arguments \['sise'\]: allowed are size, held_out"):
+        task("writing", sise=3)
     with pytest.raises(ValueError, match=r"needs \['task'\]"): task("reasoning_gym")
 
 
-@pytest.mark.parametrize("text, score", [("1234", 1), ("1,234", 1), ("1{,}234", 1), ("1\u2009234", 1), ("**1234**", 1), ("1234.", 1), ("234", 0), ("1,2,34", 0), ("-1234", 0), ("\u22121234", 0)])
+@pytest.mark.parametrize("text, score", [("1234", 1), ("1,234", 1), ("1{,}234", 1), ("1\u2009234", 1), ("**1234**", 1),
+                                         ("1234.", 1), ("234", 0), ("1,2,34", 0), ("-1234", 0), ("\u22121234", 0)])
 def test_a_task_s_scorer_is_given_plain_digits(text, score):
     capability = gym_task("chain_sum", size=4, held_out=2)
     example = replace(capability.test[0], answer="1234")

@@ -16,7 +16,8 @@ from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.train import train
-from copd_nb.policy.suites import json_or_text, load_suite
+from copd_nb.data.names import json_or_text
+from copd_nb.policy.suites import load_suite
 from copd_nb.study.jobs import Job, prepare
 from copd_nb.signals.objectives import low_probability_advantages
 from copd_nb.analysis.records import read_results
