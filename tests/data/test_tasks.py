@@ -10,12 +10,15 @@ from collections import Counter
 import pytest
 
 from copd_nb.data import gym as gym_module
-from copd_nb.data import writing as writing_module
+from copd_nb.data import languages as languages_module
 from copd_nb.data.capability import Example, held_out_by_hash
+from copd_nb.data.documents import LONG_KINDS, long_context
+from copd_nb.data.gym import GymReward, gym_task, safe_answer
+from copd_nb.data.languages import WORD_PROBLEMS, by_language, multilingual
 from copd_nb.data.rewards import Exact
-from copd_nb.data.gym import GymReward, gym_task, safe_answer, split_stream
+from copd_nb.data.streams import split_stream
 from copd_nb.data.tasks import TASKS, algebra, human_eval, task
-from copd_nb.data.writing import LONG_KINDS, WORD_PROBLEMS, by_language, long_context, multilingual, writing
+from copd_nb.data.writing import writing
 
 GARBAGE = ["garbage xyz", "%%%", "I do not know", "-99999123", "[[1]]", "{}", "a b c", "((((", "null", "9" * 300, "[]",
            "nan", "1e300", "__import__('os')", "é" * 2000]
@@ -232,7 +235,7 @@ def test_a_problem_is_held_out_in_all_languages():
 def test_numbers_of_word_problems_make_sense():
     for seed in range(300):
         for kind in range(4):
-            a, b, c, answer = writing_module._numbers(kind, random.Random(seed))
+            a, b, c, answer = languages_module._numbers(kind, random.Random(seed))
             assert min(a, b, c, answer) >= 2
             assert answer == (c - a * b, a * b + c, (a + b) / c, a * b + c)[kind]
 
