@@ -74,8 +74,8 @@ LISTS = {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}  # sc
 # scorers that parse a formula
 FORMULAS = {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
 _FUNCTIONS = set("sin cos tan sec csc cot exp log ln sqrt sinh cosh tanh asin acos atan Abs".split())
-_NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.Call, ast.Load, ast.Add, ast.Sub, ast.Mult,
-         ast.Div, ast.Pow, ast.USub, ast.UAdd)
+_NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.Call, ast.Load, ast.Add, ast.Sub,
+          ast.Mult, ast.Div, ast.Pow, ast.USub, ast.UAdd)
 
 def _safe_node(node: ast.AST) -> bool:
     "Whether one node of a formula is harmless; exponents are small and contain no powers."
