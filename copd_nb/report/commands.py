@@ -93,12 +93,13 @@ def _gap(arguments: argparse.Namespace):
 
 def _audit(arguments: argparse.Namespace):
     "Audit a reward on references, print the findings and the paths of the files."
-    from copd_nb.analysis.shipped import references, reward_from
+    from copd_nb.analysis.shipped import references
+    from copd_nb.data.verifiers import named_reward
     every = arguments.reward == "shipped" and arguments.data is None
     columns = _columns(arguments.column, None)
     if not every:
         if arguments.data is None: raise ValueError("an audit needs references: a file or a task behind the reward's name")
-        reward_from(arguments.reward)
+        named_reward(arguments.reward)
         references(arguments.data, 1, columns, arguments.split)  # says what is wrong before a notebook is started
     given = {k: v for k, v in vars(arguments).items() if k in parameters_of("audit") and v is not None}
     given |= dict(reward="" if every else arguments.reward, columns={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(columns).items() if v != getattr(type(columns), k)})

@@ -99,7 +99,7 @@ def test_a_link_to_the_folder_itself_is_no_way_out(folder, tmp_path):
                                dict(prompt="a", images=["pictures/scan.png"])).parent.parent / "also" / "prompts.jsonl")
 
 
-BAD = [("{", "is no JSON"), ('[1]', "no object with a prompt"), ({"question": "a"}, "'prompt' is None: text is needed"),
+BAD = [("{", "is not JSON"), ('[1]', "is not an object with a prompt"), ({"question": "a"}, "'prompt' is None: text is needed"),
        ({"prompt": 3}, "'prompt' is 3"),
        ({"prompt": "a", "answer": 3}, "'answer' is 3"), ({"prompt": "a", "capability": "a/b"}, "'a/b' is not allowed"),
        ({"prompt": "a", "images": ["none.png"]}, "there is no file 'none.png'"),
@@ -183,7 +183,7 @@ def test_damage_in_any_row_is_named_with_its_number(prompts, kind, data):
 def test_a_line_that_is_no_json_in_utf8_is_listed(tmp_path, line):
     (path := tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "a"}\n' + line + b"\n")
     assert problems(path)[["file", "row"]].values.tolist() == [["rows.jsonl", 2]]
-    with pytest.raises(ValueError, match="row 2 of rows.jsonl: is no JSON"): read_examples(path)
+    with pytest.raises(ValueError, match="row 2 of rows.jsonl: is not JSON"): read_examples(path)
     (path := tmp_path / "rows.json").write_bytes(b"[" + line + b"]")
     with pytest.raises(ValueError, match="rows.json is no JSON"): problems(path)
 
@@ -251,7 +251,7 @@ def test_folders_with_splits_and_pictures(folder, tmp_path):
         capability_from(tmp_path / "set", "c", "exact", split="train", test_split="test")
     made = capability_from(tmp_path / "set", "c", "exact", split="train", test_split="test", repeats="drop")
     assert [e.prompt for e in made.train] == ["what?"] and [e.prompt for e in made.test] == ["which?"]
-    with pytest.raises(ValueError, match="is no folder that `save_to_disk`"): read_examples(folder)
+    with pytest.raises(ValueError, match="was not written by `save_to_disk`"): read_examples(folder)
 
 
 def test_columns_have_other_names_and_depths(folder):
@@ -367,7 +367,7 @@ def test_answers_that_a_reward_can_not_read_are_listed_with_their_rows(folder, r
     (dict(extract="letter", options="o"), dict(answer=2, o=["red", "blue"]), "none of the 2 options"),
     (dict(options="o"), dict(answer="A", o="red or blue"), "are no list"),
     (dict(), dict(answer=None, prompt="  "), "is blank"), (dict(), dict(prompt=[dict(role="system", content="x")]),
-                                                           "no message is of the user: system"),
+                                                           "there is no message of the user: system"),
     (dict(), dict(prompt="x" * 1_000_001), "1,000,001 characters: at most 1,000,000"),
     (dict(), dict(images=["a.png"] , prompt="p"), "no file 'a.png'")])
 def test_rows_that_do_not_fit_the_columns(folder, columns, row, message):
@@ -455,7 +455,7 @@ def test_every_problem_is_reported_with_its_row(folder):
             dict(prompt="fine", answer="many", id=3), dict(answer="3"), dict(prompt="x" * 50, answer="4"), [1]]
     found = problems(write(folder, *rows), reward="numeric", longest=40)
     said = [(r.row, r.column, r.problem) for r in found.itertuples()]
-    for row, column, text in [(1, "", "is no JSON"), (3, "prompt", "'prompt' is 7"), (3, "answer", r"\[1\]"),
+    for row, column, text in [(1, "", "is not JSON"), (3, "prompt", "'prompt' is 7"), (3, "answer", r"\[1\]"),
                               (3, "images", "no file 'none.png'"), (3, "videos", "no file 'none.npy'"),
                               (4, "prompt", "repeats row 2 with another answer"),
                               (4, "id", "'1' is the id of row 2, too"),

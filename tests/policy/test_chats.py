@@ -99,14 +99,14 @@ def test_the_text_beside_a_conversation_is_the_users_last_one():
 
 
 @pytest.mark.parametrize("messages, error", [
-    ([], "no message is of the user: there are none"), ([system()], "no message is of the user: system"), ([user(), system()], "the last message is of the system"),
+    ([], "there is no message of the user: there are none"), ([system()], "there is no message of the user: system"), ([user(), system()], "the last message is of the system"),
     ([user(), dict(role="tool", content="4")], "message 2 has the role tool: system, user, assistant are allowed"),
     ([dict(role=["user"], content="a")], "message 1 has the role"), ([dict(content="a")], "message 1 has the role None"), (["2+2"], "message 1 is 2.2: role and content"),
     ([user(), dict(bot(), tool_calls=[dict(id=1)])], "message 2 has tool_calls: only role and content would be kept"),
     ([user(), dict(role="assistant", content=None, function_call=dict(name="f"))], "message 2 has function_call"), ([dict(user(), name="Ann")], "message 1 has name"),
-    ([user(" ")], "message 1 is blank: the user"), ([user(), bot("\n")], "message 2 is blank: the assistant"), ([user([])], "message 1 is blank"),
+    ([user(" ")], "message 1 is blank: a message of the user"), ([user(), bot("\n")], "message 2 is blank: a message of the assistant"), ([user([])], "message 1 is blank"),
     ([user(None)], "message 1 has the content None: a text or a list of parts"), ([user(7)], "message 1 has the content 7"), ([user(dict(text="a"))], "has the content"),
-    ([user([text("a"), dict(type="input_audio", input_audio={})])], "part 2 of message 1 is .*input_audio.*: its type has to be text, image, video"),
+    ([user([text("a"), dict(type="input_audio", input_audio={})])], "part 2 of message 1 is .*input_audio.*: its type must be one of text, image, video"),
     ([user([dict(type="image_url", image_url=dict(url="https://a.b/c.png"))])], "part 1 of message 1 is .*image_url"), ([user(["a"])], "part 1 of message 1 is a"),
     ([user([dict(type="text")])], "part 1 of message 1 has the text None"), ([user([dict(type="image", url="a"), text("b")])], "part 1 of message 1, of type image, has url: only type"),
     ([user([dict(text("a"), cache_control=dict(type="x"))])], "part 1 of message 1, of type text, has cache_control"),
@@ -360,13 +360,13 @@ def test_parts_may_name_their_pictures(folder):
     ([user([dict(IMAGE, image="0.png"), IMAGE, text("a")])], {}, "has 2 parts of type image for 1 images"),
     ([user([dict(IMAGE, image="0.png"), text("a")])], dict(images=["1.png"]), "images are in 'images' and in the conversation: one place"),
     ([user([dict(IMAGE, image="../0.png"), text("a")])], {}, "outside of the data file's folder"), ([user([dict(IMAGE, image="9.png"), text("a")])], {}, "no file '9.png'"),
-    ([user([dict(IMAGE, image="https://a.b/c.png"), text("a")])], {}, "'https://a.b/c.png' is no file name: images are read from the data file's folder only"),
+    ([user([dict(IMAGE, image="https://a.b/c.png"), text("a")])], {}, "'https://a.b/c.png' is not a file name: images are read from the data file's folder only"),
     ([user([dict(IMAGE, image="data:image/png;base64," + "A" * 9000), text("a")])], {}, "^.{,200}$"),
-    ([user([dict(type="image_url", image_url=dict(url="data:image/png;base64,AAAA"))])], {}, "part 1 of message 1 is .*: its type has to be text, image, video"),
+    ([user([dict(type="image_url", image_url=dict(url="data:image/png;base64,AAAA"))])], {}, "part 1 of message 1 is .*: its type must be one of text, image, video"),
     ([user([dict(IMAGE, url="https://a.b/c.png"), text("a")])], {}, "part 1 of message 1, of type image, has url"),
     ([{"from": "human", "value": "a"}, {"from": "observation", "value": "b"}], {}, "message 2 has the role observation: system, user, assistant"),
     ([{"from": "human", "value": None}], {}, "message 1 has the content None"), ([{"from": ["human"], "value": "a"}], {}, "message 1 has the role"),
-    ([user(), dict(bot(), tool_calls=[1])], {}, "row 1 of chats.jsonl: message 2 has tool_calls"), ([], {}, "row 1 of chats.jsonl: no message is of the user: there are none"),
+    ([user(), dict(bot(), tool_calls=[1])], {}, "row 1 of chats.jsonl: message 2 has tool_calls"), ([], {}, "row 1 of chats.jsonl: there is no message of the user: there are none"),
     ([user("x" * 600_000), bot("y" * 600_000), user()], {}, "the prompt has 1,200,004 characters: at most 1,000,000"), ({"role": ["user"], "content": []}, {}, "text is needed")])
 def test_rows_that_can_not_be_kept_name_what_is_allowed(folder, messages, more, error):
     with pytest.raises(ValueError, match=error): one(folder, messages, **more)
