@@ -127,7 +127,7 @@ def _check_reward(found, label: str) -> Callable:
 def _imported_reward(reference: str, given: dict) -> Callable:
     "A reward of the user's own, with its options."
     found, label = imported(reference, "reward"), f"reward {reference!r}"
-    if not given and not inspect.isclass(found): return _check_reward(found, label)
+    if not callable(found) or not (given or inspect.isclass(found)): return _check_reward(found, label)
     options = {key: json_or_text(value) if isinstance(value, str) else value for key, value in given.items()}
     made = partial(found, **options)
     try:

@@ -185,7 +185,7 @@ def test_a_line_that_is_no_json_in_utf8_is_listed(tmp_path, line):
     assert problems(path)[["file", "row"]].values.tolist() == [["rows.jsonl", 2]]
     with pytest.raises(ValueError, match="row 2 of rows.jsonl: is not JSON"): read_examples(path)
     (path := tmp_path / "rows.json").write_bytes(b"[" + line + b"]")
-    with pytest.raises(ValueError, match="rows.json is no JSON"): problems(path)
+    with pytest.raises(ValueError, match="rows.json is not JSON"): problems(path)
 
 
 @pytest.mark.parametrize("row, column",
@@ -489,7 +489,7 @@ def test_what_a_model_can_not_do(folder):
     from importlib.resources import files
 
     from copd_nb.policy.processors import load_processor
-    model = files("copd_nb") / "data" / "minis-base"
+    model = files("copd_nb") / "assets" / "minis-base"
     path = write(folder, dict(prompt="2+3="), dict(prompt="9" * 600), dict(prompt="sum?", images=["pictures/scan.png"]))
     found = problems(path, model=model, room=8)
     assert found.row.tolist() == [2] and "and 8 for the completion: the context is 512" in found.problem[0]

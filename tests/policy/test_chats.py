@@ -34,7 +34,7 @@ from copd_nb.view.token_views import token_view
 
 RAMP = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
 CLIP = np.stack([RAMP, 255 - RAMP])
-MODEL = files("copd_nb") / "data" / "minis-base"
+MODEL = files("copd_nb") / "assets" / "minis-base"
 
 
 def system(text="Be brief."): return dict(role="system", content=text)
