@@ -219,16 +219,15 @@ def test_last_number(text, number): assert answer_in(text, LastNumber()) == numb
 
 
 def test_verifiers_take_forms():
-    assert one(Exact(Boxed()), r"\boxed{85}") == 1 and one(Exact(Boxed()),
-                                                           "85") == 0 and one(Exact(Tagged()), "<answer>85</answer>") == 1
-    assert one(Numeric(LastNumber()), "so it is 85.") == 1 and one(Numeric(Boxed(), .1),
-                                                                   r"\boxed{80}") == 1 and one(Choice(Tagged("b")), "A "
-                                                                       "<b>(C)</b>", "C") == 1
+    assert one(Exact(Boxed()), r"\boxed{85}") == 1 and one(Exact(Boxed()), "85") == 0
+    assert one(Exact(Tagged()), "<answer>85</answer>") == 1
+    assert one(Numeric(LastNumber()), "so it is 85.") == 1 and one(Numeric(Boxed(), .1), r"\boxed{80}") == 1
+    assert one(Choice(Tagged("b")), "A <b>(C)</b>", "C") == 1
 
 
 def test_names_of_forms():
-    assert [answer_form(n) for n in ("whole", "boxed", "number", "tag:b", "after:: ")] == ["", Boxed(), LastNumber(),
-        Tagged("b"), ": "]
+    names = "whole", "boxed", "number", "tag:b", "after:: "
+    assert [answer_form(n) for n in names] == ["", Boxed(), LastNumber(), Tagged("b"), ": "]
     for wrong in ("", "box", "tag:", "after:", "tag", ":x"):
         with pytest.raises(ValueError, match="whole, boxed, number, tag:NAME, after:MARK"): answer_form(wrong)
 

