@@ -143,7 +143,7 @@ def _examples(path: Path, columns: Columns, split: str | None, longest: int, lim
 def read_examples(
     path: str | Path,  # .jsonl, .json or .parquet, or a folder of `datasets`
     limit: int | None = None,  # the first n rows only
-    columns: Columns = Columns(),  # which column holds what; only the prompt is needed
+    columns: Columns = Columns(),  # of the file; only the prompt is needed
     split: str | None = None,  # of a folder with several
     longest: int = LONGEST,  # characters of a prompt
 ) -> list[Example]:  # all different
@@ -214,7 +214,7 @@ def capability_from(
     path: str | Path,  # .jsonl, .json or .parquet, or a folder of `datasets`
     name: str,  # of the capability
     reward: str | dict | Callable,  # "numeric?tolerance=0.01", "package.module:name", or the reward itself
-    columns: Columns = Columns(),  # which column holds what
+    columns: Columns = Columns(),  # of the file
     test: str | Path | None = None,  # file of the held-out prompts; None splits `path` by hash
     held_out: int | None = None,  # most held-out prompts, None for all
     limit: int | None = None,  # the first n prompts of each file only

@@ -30,7 +30,7 @@ def _put_back(handler, left: float, every: float):
 def within(
     seconds: float | None,  # > 0, None for no limit
 ) -> Iterator[None]:
-    "TimeoutError in a block that takes longer; an outer alarm goes on. Only the main thread has alarms."
+    "TimeoutError in a block that takes longer; an outer alarm keeps running. Only the main thread has alarms."
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return

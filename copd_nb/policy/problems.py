@@ -173,7 +173,7 @@ def _file_problems(path: Path, columns: Columns, split: str | None, reward,
 # %% ../../nbs/1_policy/22_problems.ipynb #7e5d79f3
 def problems(
     path: str | Path,  # .jsonl, .json or .parquet, or a folder of `datasets`
-    columns: Columns = Columns(),  # which column holds what
+    columns: Columns = Columns(),  # of the file
     reward: str | dict | Callable | None = None,  # the answers are checked with it; None skips that
     test: str | Path | None = None,  # file of the held-out prompts
     split: str | None = None,  # of a folder with several splits
