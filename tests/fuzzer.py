@@ -1,10 +1,13 @@
-"""Damaged inputs for every reader of files, and what a reader may do with them.
+"""Damaged inputs for every reader of files, and the contract that a reader keeps.
 
-`python tests/fuzzer.py INPUTS SEED READER …` tries so many inputs times the share of each reader, in a process for each; what breaks the contract goes to `tests/corpus/`, where `test_fuzz.py` tries it again in every run.
-Inputs are seeds that were damaged: bits, lengths and pieces of the bytes, or values, types and keys of the JSON in them. An input that makes a reader do what no input has made it do before is damaged further.
+`python tests/fuzzer.py INPUTS SEED READER …` tries so many inputs times the share of each reader, each reader in a
+process of its own. An input that breaks the contract goes to `tests/corpus/`, where `test_fuzz.py` tries it again in
+every run. Inputs are damaged seeds: bits, lengths and pieces of the bytes, or values, types and keys of the JSON in
+them. An input that provokes a new behaviour of its reader is damaged further.
 
-A fuzzer of bytes that is guided by coverage (atheris 3.0) was tried on schedules: of 595,000 inputs the last 277,000 reached no new branch, because damaged bytes are hardly ever JSON. The damage to values
-would have to be written for it, too, and it has wheels for some platforms only.
+A fuzzer of bytes that is guided by coverage (atheris 3.0) was tried on schedules. Of 595,000 inputs the last 277,000
+reached no new branch, because damaged bytes are hardly ever JSON. The damage to values would have to be written for
+it, too, and it has wheels for some platforms only.
 """
 import hashlib
 import json
@@ -73,7 +76,7 @@ def _pictures(folder):
 
 
 def read_rows(path):
-    "Problems, then the capability; what kind of rows they are, and by which reward they are judged, is taken from the file."
+    "Problems, then the capability; the columns and the reward are chosen by the file."
     data = path.read_bytes()
     columns, reward = (CHOICE, "choice") if b"options" in data else (Columns(), REWARDS[len(data) % 5])
     wrong = problems(path, columns, reward)
@@ -145,7 +148,7 @@ def limited(_signal, _frame): raise Hang
 
 
 def attempt(name: str, data: bytes, folder: Path) -> str:
-    "What a reader does with an input, in a few words; Breach if that is against the contract."
+    "The behaviour of a reader on an input, in a few words; Breach if it breaks the contract."
     reader, path = READERS[name], folder / READERS[name].file
     path.write_bytes(data)
     signal.signal(signal.SIGVTALRM, limited)
@@ -286,7 +289,7 @@ def place_for(name: str, folder: Path) -> Path:
 
 
 def explore(name: str, inputs: int, seed: int, folder: Path) -> dict:
-    "Try inputs, and keep for further damage what makes the reader say something new; returns counts, behaviours and breaches."
+    "Try inputs, and damage those further that provoke a new behaviour; returns counts, behaviours and breaches."
     rng, seeds = random.Random(f"{seed}/{name}"), [p.read_bytes() for p in corpus(name)]
     pool, seen, broken = list(seeds), Counter(), {}
     for _ in range(inputs):
@@ -317,7 +320,7 @@ def mapped_memory() -> int: return int(Path("/proc/self/statm").read_text().spli
 
 
 def keep(name: str, data: bytes, said: str):
-    "Write an input that broke a reader into its corpus, and say so."
+    "Write an input that broke a reader into its corpus, and report it."
     path = CORPUS / SAME.get(name, name) / f"found-{hashlib.sha256(data).hexdigest()[:12]}"
     path.write_bytes(data)
     print(f"{path}: {said}", file=sys.stderr, flush=True)

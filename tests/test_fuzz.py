@@ -1,4 +1,4 @@
-"Every reader of files returns a value or says what is wrong with the file: on all inputs that ever broke one, and on a million new ones."
+"Every reader of files returns a value or a clear error: on all inputs that ever broke one, and on a million new ones."
 import json
 import os
 import shutil

@@ -20,7 +20,7 @@ from .answers import Boxed, Tagged, answer_form, answer_in
 from .capability import Example
 from .guarded import Guarded
 from .instructions import Instructions, _arguments, _constraints
-from .names import imported
+from .names import imported, json_or_text
 from .numbers import plain_numbers, read_number
 from .programs import CodeTests, _tests
 from .rewards import Choice, Exact, Format, LengthPenalty, Noisy, Numeric, Weighted
@@ -136,11 +136,12 @@ def _check_reward(found, label: str) -> Callable:
 def _imported_reward(reference: str, given: dict) -> Callable:
     "A reward of the user's own, with its options."
     found, label = imported(reference, "reward"), f"reward {reference!r}"
-    if not callable(found): return _check_reward(found, label)
-    parameters = dict(inspect.signature(found).parameters)
-    if not inspect.isclass(found): parameters = dict(list(parameters.items())[2:])  # without completions and examples
-    options = _arguments(label, parameters, given) if given or inspect.isclass(found) else {}
-    try: made = found(**options) if inspect.isclass(found) else partial(found, **options) if options else found
+    if not callable(found) or not (given or inspect.isclass(found)): return _check_reward(found, label)
+    options = {key: json_or_text(value) if isinstance(value, str) else value for key, value in given.items()}
+    made = partial(found, **options)
+    try:
+        if inspect.isclass(found): made = made()
+        else: inspect.signature(found).bind([], [], **options)
     except (TypeError, ValueError) as error: raise ValueError(f"{label}: {error}") from error
     return _check_reward(made, label)
 

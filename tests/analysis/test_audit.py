@@ -1,4 +1,4 @@
-"The audit of a reward: variants have the value they should have, rates are counted as they are defined, and bad input is named."
+"The audit of a reward: variants have the right value, rates are counted as defined, and bad input is named."
 import json
 from dataclasses import replace
 from fractions import Fraction
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from copd_nb.analysis.audit import audit, audit_map, audit_plot, completions_of, group_effects, wilson
-from copd_nb.analysis.audit_cases import FORMS, cases, form_of, own_form
-from copd_nb.analysis.shipped import program_references, references, reward_from, shipped
+from copd_nb.analysis.audit_cases import FORMS, answer_kind, cases, form_of, own_form, reference_text, variants
+from copd_nb.analysis.program_variants import cheats, mutants, program_misses, program_names, program_spellings
+from copd_nb.analysis.shipped import program_references, references, shipped
 from copd_nb.data.capability import Example
 from copd_nb.policy.toys import text, tiny_policy
 from copd_nb.analysis.records import read_results
@@ -20,9 +21,7 @@ from copd_nb.data.numbers import read_number
 from copd_nb.data.answers import Tagged
 from copd_nb.data.rewards import Exact, Noisy
 from copd_nb.data.tasks import TASKS
-from copd_nb.analysis.variants import (
-    answer_kind, cheats, mutants, number_misses, number_spellings, program_misses, program_names, program_spellings,
-    reference_text, text_misses, variants)
+from copd_nb.analysis.variants import number_misses, number_spellings, text_misses
 from copd_nb.data.verifiers import named_reward
 
 rational = st.one_of(st.integers(-10 ** 12, 10 ** 12).map(str),
@@ -118,15 +117,16 @@ EFFECTS = {"same signal": [(1, 1), (0, 0)], "another signal": [(1, 0), (0, 1)], 
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_effects_on_groups(effect):
     table = group_effects(pd.DataFrame([dict(example="a", score=s, second=t) for s, t in EFFECTS[effect]]))
-    assert table.set_index("effect").groups.to_dict() == {e: int(e == effect)
-                                                          for e in EFFECTS} and table.share.sum() == 1
+    assert table.set_index("effect").groups.to_dict() == {e: int(e == effect) for e in EFFECTS}
+    assert table.share.sum() == 1
 
 
 def test_the_form_of_rewards_within_others():
     guarded = named_reward("math_verify?form=boxed")
-    assert own_form(guarded) == FORMS["boxed"] == own_form(Noisy(guarded,
-                                                                 0.1)) == own_form(named_reward({"name": "sum", "parts": [[1, "boxed"], [0.1, "length?budget=5"]]}))
-    assert own_form(Exact(Tagged("final"))).endswith("<final>{answer}</final>") and own_form(Exact("So: ")).count("{answer}") == 1
+    mixed = named_reward({"name": "sum", "parts": [[1, "boxed"], [0.1, "length?budget=5"]]})
+    assert own_form(guarded) == own_form(Noisy(guarded, 0.1)) == own_form(mixed) == FORMS["boxed"]
+    assert own_form(Exact(Tagged("final"))).endswith("<final>{answer}</final>")
+    assert own_form(Exact("So: ")).count("{answer}") == 1
     with pytest.raises(ValueError, match="none of the forms|no reference in any"):
         form_of(lambda c, e: [0.0] * len(c), SUMS)
 
@@ -152,7 +152,8 @@ def test_a_model_s_completions_are_judged_by_both():
     own = completions_of(policy, rows, samples=3, max_new_tokens=6, seed=1)
     assert len(own) == 24 and own.equals(completions_of(policy, rows, samples=3, max_new_tokens=6, seed=1))
     found = audit(reward, rows, own=own, second=reward)
-    assert found.disagreements().empty and found.groups().groups.sum() == 8 and not found.groups().set_index("effect").groups["another signal"]
+    assert found.disagreements().empty and found.groups().groups.sum() == 8
+    assert not found.groups().set_index("effect").groups["another signal"]
     own = own.assign(completion=[f"1:{e.answer}" for e in rows for _ in range(3)], finished=[True, False, True] * 8)
     found = audit(reward, rows, own=own, second=lambda c, e: [1.0] * len(c))
     assert found.own.score.tolist() == [1, 0, 1] * 8 == found.own.second.tolist()  # what was cut off is paid by neither
@@ -169,19 +170,23 @@ def test_a_reward_that_raises_is_counted_and_ends_nothing():
     (lambda: audit("numeric", [E("")]), "none of 1 examples"),
     (lambda: audit("numeric", SUMS, form="here"), r"no \{answer\}"),
     (lambda: audit("numberic", SUMS), "no reward 'numberic'"),
-    (lambda: reward_from("nowhere.at_all:f"), "can't be imported"),
-    (lambda: reward_from("json:loadz"), "can't be imported"), (lambda: reward_from("json.decoder:NaN"), "is float"),
+    (lambda: audit("nowhere.at_all:f", SUMS), "reward 'nowhere.at_all:f': no module nowhere"),
+    (lambda: audit("json:loadz", SUMS), "json has no loadz"),
+    (lambda: audit("json.decoder:NaN", SUMS), "'json.decoder:NaN' is nan: a function"),
     (lambda: references("no_file.jsonl"), "no file 'no_file.jsonl', and no task"),
     (lambda: references("algebra?sizes=3"), "no arguments")])
 def test_bad_input_is_named(act, message):
     with pytest.raises(ValueError, match=message): act()
 
 
-def test_named_rewards_and_functions_are_told_apart():
-    assert reward_from("choice?form=after:Answer:") == named_reward("choice?form=after:Answer:") and reward_from("json:dumps") is json.dumps
-    assert {r.partition("?")[0] for r, _, _ in shipped().values()
-            if isinstance(r, str)} == {"numeric", "math_verify", "boxed", "exact", "choice",
-                                       "code"} and "algebra" in TASKS
+def always(completions, examples): return [1.0] * len(completions)
+
+
+def test_shipped_rewards_and_rewards_of_one_s_own(monkeypatch):
+    names = {r.partition("?")[0] for r, _, _ in shipped().values() if isinstance(r, str)}
+    assert names == {"numeric", "math_verify", "boxed", "exact", "choice", "code"} and "algebra" in TASKS
+    found = audit(f"{__name__}:always", SUMS, form="{answer}")
+    assert found.reward.endswith(":always") and list(rates(found).values()) == [0, 1, 1]
 
 
 def test_the_command_audits_a_file(tmp_path, capsys):
@@ -191,9 +196,8 @@ def test_the_command_audits_a_file(tmp_path, capsys):
              str(tmp_path / "out")]
     assert main(words) == 0 and "right answers refused" in capsys.readouterr().out
     record = read_results(tmp_path / "out" / "results.json")
-    assert record["report"] == "audit" and {r["error"]
-                                            for r in record["tables"]["rates"]} == {"right answers refused", "near "
-                                                "misses paid", "controls paid"}
+    errors = {r["error"] for r in record["tables"]["rates"]}
+    assert record["report"] == "audit" and errors == {"right answers refused", "near misses paid", "controls paid"}
     table = pd.read_parquet(tmp_path / "out" / "cases.parquet")
     assert set(table.group) == {"right", "near miss", "control"} and set(table.row) == {1, 2, 3, 4}
     assert main(["audit", "numeric"]) == 2 and "references" in capsys.readouterr().err
@@ -219,6 +223,5 @@ def test_references_that_tasks_keep_as_json_are_asked_by_their_answer():
     found = audit(lambda c, e: [float(t == json.loads(x.answer)["answer"]) for t, x in zip(c, e)],
                   [E(kept), E(kept.replace("17", "25"))], form="{answer}")
     assert set(found.cases.answer) == {"17", "25"} and found.by_kind().set_index("kind").wrong["as written"] == 0
-    assert [reference_text(t)
-            for t in (kept, "17", '{"answer": 17}', "{1", '{"tests": "x"}')] == ["17", "17", '{"answer": 17}', "{1",
-                '{"tests": "x"}']
+    texts = (kept, "17", '{"answer": 17}', "{1", '{"tests": "x"}')
+    assert [reference_text(t) for t in texts] == ["17", *texts[1:]]

@@ -148,7 +148,8 @@ def test_fingerprint_of_plain_functions_survives_a_new_process(tmp_path):
             "print(Capability('c', [a], [b], reward).fingerprint, Capability('c', [a], [b], Weighted(((1, reward), (2, "
             "Exact())))).fingerprint)")
     def prints(junk, word):
-        body = f"def reward(completions, examples): return [float((lambda x: x in {{'a', '{word}'}})(c)) for c in completions]\n"
+        body = ("def reward(completions, examples):\n"
+                f"    return [float((lambda x: x in {{'a', '{word}'}})(c)) for c in completions]\n")
         (tmp_path / "mine.py").write_text(head + junk + body + tail)
         return subprocess.run([sys.executable, tmp_path / "mine.py"], capture_output=True, text=True,
                               check=True).stdout.split()

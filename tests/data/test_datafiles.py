@@ -67,7 +67,8 @@ def test_parquet_equals_jsonl(folder):
             dict(prompt="b", answer=None, images=None, capability=None)]
     pd.DataFrame(rows).to_parquet(folder / "prompts.parquet")
     kept = [{k: v for k, v in r.items() if v is not None} for r in rows]
-    assert [e.id for e in read_examples(folder / "prompts.parquet")] == [e.id for e in read_examples(write(folder, *kept))]
+    files = folder / "prompts.parquet", write(folder, *kept)
+    assert [e.id for e in read_examples(files[0])] == [e.id for e in read_examples(files[1])]
 
 
 def test_pictures_as_bytes_as_datasets_stores_them(folder):
@@ -99,8 +100,8 @@ def test_a_link_to_the_folder_itself_is_no_way_out(folder, tmp_path):
                                dict(prompt="a", images=["pictures/scan.png"])).parent.parent / "also" / "prompts.jsonl")
 
 
-BAD = [("{", "is no JSON"), ('[1]', "no object with a prompt"), ({"question": "a"}, "'prompt' is None: text is needed"),
-       ({"prompt": 3}, "'prompt' is 3"),
+BAD = [("{", "is not JSON"), ('[1]', "is not an object with a prompt"),
+       ({"question": "a"}, "'prompt' is None: text is needed"), ({"prompt": 3}, "'prompt' is 3"),
        ({"prompt": "a", "answer": 3}, "'answer' is 3"), ({"prompt": "a", "capability": "a/b"}, "'a/b' is not allowed"),
        ({"prompt": "a", "images": ["none.png"]}, "there is no file 'none.png'"),
        ({"prompt": "a", "images": ["film.npy"]}, "is no picture that can be read"),
@@ -147,7 +148,7 @@ def test_files_that_are_none(folder):
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 questions = st.lists(texts.filter(str.strip), min_size=1, max_size=6, unique=True)
-DAMAGE = {"cut": lambda row, at: json.dumps(row)[:1 + at % (len(json.dumps(row)) - 1)], "no object": lambda row,
+DAMAGE = {"cut": lambda row, at: json.dumps(row)[:1 + at % (len(json.dumps(row)) - 1)], "not an object": lambda row,
           at: json.dumps([row]), "number": lambda row, at: json.dumps(row | dict(prompt=at)),
           "blank": lambda row, at: json.dumps(row | dict(prompt=" " * (at % 3))), "no prompt": lambda row,
           at: json.dumps(dict(answer="1")), "answer": lambda row, at: json.dumps(row | dict(answer=[at])),
@@ -183,9 +184,9 @@ def test_damage_in_any_row_is_named_with_its_number(prompts, kind, data):
 def test_a_line_that_is_no_json_in_utf8_is_listed(tmp_path, line):
     (path := tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "a"}\n' + line + b"\n")
     assert problems(path)[["file", "row"]].values.tolist() == [["rows.jsonl", 2]]
-    with pytest.raises(ValueError, match="row 2 of rows.jsonl: is no JSON"): read_examples(path)
+    with pytest.raises(ValueError, match="row 2 of rows.jsonl: is not JSON"): read_examples(path)
     (path := tmp_path / "rows.json").write_bytes(b"[" + line + b"]")
-    with pytest.raises(ValueError, match="rows.json is no JSON"): problems(path)
+    with pytest.raises(ValueError, match="rows.json is not JSON"): problems(path)
 
 
 @pytest.mark.parametrize("row, column",
@@ -251,7 +252,7 @@ def test_folders_with_splits_and_pictures(folder, tmp_path):
         capability_from(tmp_path / "set", "c", "exact", split="train", test_split="test")
     made = capability_from(tmp_path / "set", "c", "exact", split="train", test_split="test", repeats="drop")
     assert [e.prompt for e in made.train] == ["what?"] and [e.prompt for e in made.test] == ["which?"]
-    with pytest.raises(ValueError, match="is no folder that `save_to_disk`"): read_examples(folder)
+    with pytest.raises(ValueError, match="was not written by `save_to_disk`"): read_examples(folder)
 
 
 def test_columns_have_other_names_and_depths(folder):
@@ -367,7 +368,7 @@ def test_answers_that_a_reward_can_not_read_are_listed_with_their_rows(folder, r
     (dict(extract="letter", options="o"), dict(answer=2, o=["red", "blue"]), "none of the 2 options"),
     (dict(options="o"), dict(answer="A", o="red or blue"), "are no list"),
     (dict(), dict(answer=None, prompt="  "), "is blank"), (dict(), dict(prompt=[dict(role="system", content="x")]),
-                                                           "no message is of the user: system"),
+                                                           "there is no message of the user: system"),
     (dict(), dict(prompt="x" * 1_000_001), "1,000,001 characters: at most 1,000,000"),
     (dict(), dict(images=["a.png"] , prompt="p"), "no file 'a.png'")])
 def test_rows_that_do_not_fit_the_columns(folder, columns, row, message):
@@ -409,7 +410,8 @@ def test_what_differs_in_meaning_has_another_key(a, b):
 
 def test_the_same_words_about_another_picture_are_another_prompt():
     a, b = (Example("what is this?", "", "c", images=(x,)) for x in (SCAN, SCAN[::-1].copy()))
-    assert prompt_key(a) != prompt_key(b) and prompt_key(a) == prompt_key(Example("What is this", "x", "d", images=(SCAN.copy(),)))
+    assert prompt_key(a) != prompt_key(b)
+    assert prompt_key(a) == prompt_key(Example("What is this", "x", "d", images=(SCAN.copy(),)))
 
 
 def test_rewards_and_answers_are_checked_before_training(folder):
@@ -439,8 +441,8 @@ def test_a_film_is_read_by_name_and_from_bytes(folder):
     data = (folder / "film.mp4").read_bytes()
     named = read_examples(write(folder, dict(prompt="a", videos="film.mp4")))[0].videos[0]
     pd.DataFrame(dict(prompt=["a"], videos=[dict(bytes=data, path="film.mp4")])).to_parquet(folder / "a.parquet")
-    assert named.shape[1:] == (32, 32,
-                               3) and len(named) >= 4 and np.array_equal(read_examples(folder / "a.parquet")[0].videos[0], named)
+    assert named.shape[1:] == (32, 32, 3) and len(named) >= 4
+    assert np.array_equal(read_examples(folder / "a.parquet")[0].videos[0], named)
     (folder / "cut.mp4").write_bytes(data[:len(data) // 3])
     with pytest.raises(ValueError, match="row 2 of prompts.jsonl: .*cut.mp4"):
         read_examples(write(folder, dict(prompt="fine"), dict(prompt="a", videos="cut.mp4")))
@@ -455,13 +457,13 @@ def test_every_problem_is_reported_with_its_row(folder):
             dict(prompt="fine", answer="many", id=3), dict(answer="3"), dict(prompt="x" * 50, answer="4"), [1]]
     found = problems(write(folder, *rows), reward="numeric", longest=40)
     said = [(r.row, r.column, r.problem) for r in found.itertuples()]
-    for row, column, text in [(1, "", "is no JSON"), (3, "prompt", "'prompt' is 7"), (3, "answer", r"\[1\]"),
+    for row, column, text in [(1, "", "is not JSON"), (3, "prompt", "'prompt' is 7"), (3, "answer", r"\[1\]"),
                               (3, "images", "no file 'none.png'"), (3, "videos", "no file 'none.npy'"),
                               (4, "prompt", "repeats row 2 with another answer"),
                               (4, "id", "'1' is the id of row 2, too"),
                               (5, "prompt", "repeats row 2 with another answer"),
                               (5, "answer", "'many'"), (6, "prompt", "None"), (7, "prompt", "50 characters"),
-                              (8, "", "no object")]:
+                              (8, "", "not an object")]:
         assert [s for s in said if s[:2] == (row, column) and re.search(text, s[2])], (row, column, text, said)
     assert len(said) == 12 and set(found.file) == {"prompts.jsonl"}
 
@@ -469,8 +471,8 @@ def test_every_problem_is_reported_with_its_row(folder):
 def test_a_column_that_no_row_has_is_one_line(folder):
     path = save(folder / "a.jsonl", [dict(question="a", answer="1"), dict(question="b", answer="2")])
     found = problems(path, Columns(images="picture"), "exact")
-    assert found[["row", "column"]].values.tolist() == [[0, "prompt"],
-                                                        [0, "picture"]] and "the file has question, answer" in found.problem[0]
+    assert found[["row", "column"]].values.tolist() == [[0, "prompt"], [0, "picture"]]
+    assert "the file has question, answer" in found.problem[0]
     assert problems(path, Columns("question"), "exact").empty
     assert problems(write(folder)).problem.tolist() == ["holds no prompts"]
     with pytest.raises(ValueError, match="there is no reward"): problems(path, Columns("question"), "exakt")
@@ -489,7 +491,7 @@ def test_what_a_model_can_not_do(folder):
     from importlib.resources import files
 
     from copd_nb.policy.processors import load_processor
-    model = files("copd_nb") / "data" / "minis-base"
+    model = files("copd_nb") / "assets" / "minis-base"
     path = write(folder, dict(prompt="2+3="), dict(prompt="9" * 600), dict(prompt="sum?", images=["pictures/scan.png"]))
     found = problems(path, model=model, room=8)
     assert found.row.tolist() == [2] and "and 8 for the completion: the context is 512" in found.problem[0]
@@ -500,8 +502,9 @@ def test_what_a_model_can_not_do(folder):
     (folder / "text" / "chat_template.jinja").unlink(missing_ok=True)
     transformers.LlamaConfig(max_position_embeddings=512).save_pretrained(folder / "text")
     found = problems(path, model=folder / "text")
-    assert [r for r in found.row] == [0, 0, 2,
-                                      3] and "no chat template" in found.problem[0] and "no padding token" in found.problem[1] and "reads text only" in found.problem[3]
+    assert [r for r in found.row] == [0, 0, 2, 3]
+    assert "no chat template" in found.problem[0] and "no padding token" in found.problem[1]
+    assert "reads text only" in found.problem[3]
     with pytest.raises(FileNotFoundError, match="there is no checkpoint in .*: config.json is missing"):
         problems(path, model=folder)
 
@@ -538,8 +541,8 @@ def test_recipes_read_their_layout(folder, name):
     assert problems(path, columns, recipe.reward).empty
     made = capability_from(path, name, recipe.reward, columns)
     example = made.test[0]
-    assert len(made.train) + len(made.test) == 40 and (len(example.images),
-                                                       len(example.videos)) == (recipe.branch == "image", recipe.branch == "video")
+    assert len(made.train) + len(made.test) == 40
+    assert (len(example.images), len(example.videos)) == (recipe.branch == "image", recipe.branch == "video")
     assert ("A. red\nB. blue" in example.prompt) == bool(recipe.columns.options)
     right = {"math_verify": rf"\boxed{{{example.answer}}}"}.get(recipe.reward, f"<answer>{example.answer}</answer>")
     if name == "math-500" or recipe.reward != "math_verify":
@@ -587,7 +590,9 @@ def test_prefills_and_templates_that_open_a_form_are_listed(folder, tmp_path):
                  dict(prompt="3+3?", answer="6"))
     assert list(problems(path, reward=TAGS).row) == [1] and not len(problems(path, reward="numeric"))
     policy = tiny_policy()
-    policy.tokenizer.chat_template = policy.processor.chat_template = policy.tokenizer.chat_template.replace("assistant{{ '\\n' }}{% endif %}", "assistant{{ '\\n<think>\\n' }}{% endif %}")
+    plain, thinking = "assistant{{ '\\n' }}{% endif %}", "assistant{{ '\\n<think>\\n' }}{% endif %}"
+    template = policy.tokenizer.chat_template.replace(plain, thinking)
+    policy.tokenizer.chat_template = policy.processor.chat_template = template
     policy.save(tmp_path / "model")
     found = problems(path, reward=THINKS, model=tmp_path / "model")
     assert [r for r, text in zip(found.row, found.problem) if "<think>" in text] == [2]

@@ -288,7 +288,7 @@ def test_odd_parts_of_files_are_harmless_or_named(extra, tmp_path):
 
 
 @pytest.mark.parametrize("part, value, message", [
-    ("images", Image.new("RGB", (4, 4)), r"images\[0\] is Image: .*media_module.pixels"),
+    ("images", Image.new("RGB", (4, 4)), r"images\[0\] is Image: .*data.media.pixels"),
     ("images", [[0, 0, 0]], "list"),
     ("images", COLOURS, r"uint8 of shape \(12, 16, 4\)"), ("images", COLOURS[..., 0], r"shape \(12, 16\)"),
     ("images", COLOURS[..., :3] / 255, "float64"), ("images", COLOURS[:0, :, :3], r"shape \(0, 16, 3\)"),

@@ -48,8 +48,7 @@ def test_numeric(completion, expected): assert one(Numeric(), completion) == exp
 
 @pytest.mark.parametrize("reference", ["nan", "inf", "", "eighty-five"])
 def test_a_reference_that_is_no_number_matches_nothing(reference):
-    assert one(Numeric(), f"x:{reference}", reference) == one(Numeric(), "x:nan",
-                                                              reference) == one(Numeric(), "x:inf", reference) == 0
+    for answer in (reference, "nan", "inf"): assert one(Numeric(), f"x:{answer}", reference) == 0
 
 
 def test_numeric_asks_for_the_same_number_unless_there_is_a_tolerance():
@@ -219,16 +218,15 @@ def test_last_number(text, number): assert answer_in(text, LastNumber()) == numb
 
 
 def test_verifiers_take_forms():
-    assert one(Exact(Boxed()), r"\boxed{85}") == 1 and one(Exact(Boxed()),
-                                                           "85") == 0 and one(Exact(Tagged()), "<answer>85</answer>") == 1
-    assert one(Numeric(LastNumber()), "so it is 85.") == 1 and one(Numeric(Boxed(), .1),
-                                                                   r"\boxed{80}") == 1 and one(Choice(Tagged("b")), "A "
-                                                                       "<b>(C)</b>", "C") == 1
+    assert one(Exact(Boxed()), r"\boxed{85}") == 1 and one(Exact(Boxed()), "85") == 0
+    assert one(Exact(Tagged()), "<answer>85</answer>") == 1
+    assert one(Numeric(LastNumber()), "so it is 85.") == 1 and one(Numeric(Boxed(), .1), r"\boxed{80}") == 1
+    assert one(Choice(Tagged("b")), "A <b>(C)</b>", "C") == 1
 
 
 def test_names_of_forms():
-    assert [answer_form(n) for n in ("whole", "boxed", "number", "tag:b", "after:: ")] == ["", Boxed(), LastNumber(),
-        Tagged("b"), ": "]
+    names = "whole", "boxed", "number", "tag:b", "after:: "
+    assert [answer_form(n) for n in names] == ["", Boxed(), LastNumber(), Tagged("b"), ": "]
     for wrong in ("", "box", "tag:", "after:", "tag", ":x"):
         with pytest.raises(ValueError, match="whole, boxed, number, tag:NAME, after:MARK"): answer_form(wrong)
 
@@ -246,8 +244,8 @@ def test_the_names_of_rewards_are_those_of_stored_runs():
 @pytest.mark.parametrize("completion, words, characters", [("", 0, 0), ("a b", 0, -.1), ("a b c", -.25, -.3),
                                                            ("a b c d e f", -1, -.9), ("a " * 50, -1, -1)])
 def test_length_penalty(completion, words, characters):
-    assert one(LengthPenalty(2, 4), completion) == words and one(LengthPenalty(2, 10, "characters"),
-                                                                 completion) == characters
+    assert one(LengthPenalty(2, 4), completion) == words
+    assert one(LengthPenalty(2, 10, "characters"), completion) == characters
 
 
 @pytest.mark.parametrize("wrong", [dict(budget=-1), dict(budget=1, span=0), dict(budget=1, unit="tokens")])

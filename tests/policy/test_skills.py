@@ -41,8 +41,8 @@ def test_noise_spares_held_out_prompts_and_is_the_same_every_time():
     assert first == score(noisy, right, train, [True] * 1000) and 0.64 < sum(first) / 1000 < 0.76
     wrong = score(noisy, ["0,0:0"] * 1000, train, [True] * 1000)
     assert 0.24 < sum(wrong) / 1000 < 0.36  # wrong answers are rewarded as often
-    assert score(noisy, [e.answer for e in test], test, [True] * len(test)) == score(clean, [e.answer for e in test],
-        test, [True] * len(test))
+    answers, finished = [e.answer for e in test], [True] * len(test)
+    assert score(noisy, answers, test, finished) == score(clean, answers, test, finished)
     assert noisy.fingerprint != clean.fingerprint
 
 
@@ -54,7 +54,29 @@ def test_noise_rate_must_be_a_share():
 def test_unknown_skills_and_arguments_are_named():
     with pytest.raises(ValueError, match="unknown skill 'juggle': add, subtract"): skill("juggle")
     with pytest.raises(ValueError, match="it takes \\['names', 'warm', 'noise'"): load_suite("skills?nmaes=add")
-    with pytest.raises(ValueError, match="no module copd_nb.nothing in .* or among"): load_suite("copd_nb.nothing:suite")
+    with pytest.raises(ValueError, match="no module copd_nb.nothing in .* or among"):
+        load_suite("copd_nb.nothing:suite")
+
+
+def test_suites_by_name_by_function_and_as_a_pair(tmp_path, monkeypatch):
+    capabilities, base = load_suite("minis")
+    old, same = load_suite("copd_nb.minis:suite")  # as version 0.1 wrote it
+    assert list(old) == ["text", "image", "video"] == list(capabilities) and same.name == base.name
+    pair = [capabilities["text"]], base
+    assert load_suite(pair) == load_suite(lambda: pair) == ({"text": capabilities["text"]}, base)
+    (tmp_path / "mine_of_skills.py").write_text(
+        "from copd_nb.policy.skills import skill, text_policy\n"
+        "def suite(name='add'): return [skill(name, held_out=4)], text_policy(16, 1, 2)\n"
+        "def bare(): return [skill('add', held_out=4)]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(load_suite("mine_of_skills:suite?name=mirror")[0]) == ["mirror"]
+    with pytest.raises(ValueError, match="it takes \\['name'\\]"): load_suite("mine_of_skills:suite?names=add")
+    with pytest.raises(ValueError, match="suite 'mine_of_skills:bare' is .*: a pair of capabilities and a base"):
+        load_suite("mine_of_skills:bare")
+    with pytest.raises(ValueError, match="the suite is 3: a pair"): load_suite(3)
+    with pytest.raises(ValueError, match="no suite 'minnis': one of minis, skills, presets, or package.module:name"):
+        load_suite("minnis")
 
 
 def test_a_base_is_trained_once_and_depends_on_what_it_is_named_after(tmp_path):

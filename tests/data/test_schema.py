@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 
 from copd_nb.data.schema import DEPTH, REAL, SHOWN, TEXT, check, listed, mapped, parse, read_bytes, read_json, record
 
-FORM = Draft202012Validator(record(dict(name=TEXT, weights=listed(REAL)), dict(more=mapped(TEXT))))
+SCHEMA = Draft202012Validator(record(dict(name=TEXT, weights=listed(REAL)), dict(more=mapped(TEXT))))
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
                       lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
 
@@ -57,14 +57,14 @@ def test_a_pair_of_surrogates_is_a_letter(): assert parse(b'"\\ud83d\\ude00"', s
     ({"name": "a", "weights": [], "else": 1}, "the whole: Additional properties"),
     ({"name": "a", "weights": [float("inf")]}, "weights/0: inf")])
 def test_the_first_fault_is_named_by_its_path(value, said):
-    with pytest.raises(ValueError, match=said): check(value, FORM)
+    with pytest.raises(ValueError, match=said): check(value, SCHEMA)
 
 
 @pytest.mark.parametrize("value",
                          ["x" * 10 ** 6, {"x" * 10 ** 6: 1}, {"name": "a", "weights": [], "more": {"k" * 10 ** 6: 1}},
                           {"name": parse(nested(DEPTH)), "weights": []}])
 def test_messages_stay_short(value):
-    with pytest.raises(ValueError) as caught: check(value, FORM)
+    with pytest.raises(ValueError) as caught: check(value, SCHEMA)
     assert len(str(caught.value)) < 5 * SHOWN
 
 
@@ -75,4 +75,4 @@ def test_files_are_named(tmp_path):
                        (lambda p: p.write_text("{}"), "f.json: the whole: 'name'")):
         (folder := tmp_path / str(len(list(tmp_path.iterdir())))).mkdir()
         make(folder / "f.json")
-        with pytest.raises(ValueError, match=said): read_json(folder / "f.json", FORM)
+        with pytest.raises(ValueError, match=said): read_json(folder / "f.json", SCHEMA)

@@ -165,7 +165,8 @@ def test_the_base_is_the_tiny_model(shipped):
     fresh = tiny_policy()
     assert {k: v.shape for k, v in shipped.state_dict().items()} == {k: v.shape for k, v in fresh.state_dict().items()}
     assert all(torch.isfinite(v).all() and v.dtype == torch.float32 for v in shipped.state_dict().values())
-    assert shipped.tokenizer.get_vocab() == fresh.tokenizer.get_vocab() and (shipped.eos, shipped.name) == (fresh.eos, "base")
+    assert shipped.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
+    assert (shipped.eos, shipped.name) == (fresh.eos, "base")
     assert torch.equal(shipped.banned, fresh.banned)
 
 
