@@ -12,7 +12,7 @@ from latex2mathml.converter import convert
 
 import copd_nb
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
-from copd_nb.analysis.claims import claims_markdown
+from copd_nb.analysis.findings import claims_markdown
 from copd_nb.schedule.copd import copd
 from copd_nb.analysis.records import read_results
 from copd_nb.report.driver import inert

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd_nb.analysis.claims import (
-    CLAIMS, ONE_SEED, claim, claims_markdown, claims_table, finding, finding_of, of_all, of_some)
+from copd_nb.analysis.claims import CLAIMS, claim
+from copd_nb.analysis.findings import claims_markdown, claims_table, finding, finding_of, of_all, of_some
+from copd_nb.analysis.tests import ONE_SEED
 from copd_nb.analysis.paper import paper_lead, paper_summary, paper_table
 from copd_nb.analysis.records import VERDICTS
 from copd_nb.analysis.intervals import Interval, macro_difference

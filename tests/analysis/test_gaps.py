@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from copd_nb.analysis import gradients as gradients_module
+from copd_nb.analysis import same_tokens as same_tokens_module
 from copd_nb.analysis import token_gap as token_gap_module
 from copd_nb.analysis import transfer as transfer_module
 from copd_nb.engine import update as update_module
@@ -20,12 +21,13 @@ from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.train import train
-from copd_nb.analysis.absorption import (
-    absorption, absorption_links, absorption_table, capability_gap, headroom_recovery, link_scores, oracle,
-    retained_share, seesaw, unified_form)
+from copd_nb.analysis.absorption import absorption, absorption_links, absorption_table, link_scores
+from copd_nb.analysis.capability_gap import (
+    capability_gap, headroom_recovery, oracle, retained_share, seesaw, unified_form)
 from copd_nb.analysis.gradients import gradient_conflict, layer_of, random_projection
 from copd_nb.analysis.stores import distinct_names, load_policies, store_scores
-from copd_nb.analysis.token_gap import behavior_gap, gap_metrics, same_format, summarize_gap
+from copd_nb.analysis.same_tokens import same_format
+from copd_nb.analysis.token_gap import behavior_gap, gap_metrics, summarize_gap
 from copd_nb.analysis.transfer import transfer_matrix
 from copd_nb.analysis.weights import interpolation_path, task_vectors
 from copd_nb.engine.evaluation import evaluate
@@ -214,11 +216,11 @@ def test_logits_that_are_not_finite_name_the_policy_and_the_example(a, b, owners
 
 def test_one_token_that_is_not_finite_is_found(a, b, monkeypatch):
     "NaN in the middle of a completion: the position is named."
-    real = token_gap_module._states
+    real = same_tokens_module._states
     def broken(policy, owner, out):
         hidden = real(policy, owner, out)
         return hidden.index_fill(0, torch.tensor([2]), math.nan) if policy.name == "b" else hidden
-    monkeypatch.setattr(token_gap_module, "_states", broken)
+    monkeypatch.setattr(same_tokens_module, "_states", broken)
     with pytest.raises(ValueError, match="logits of 'b' are not finite: .* completion 0, position 2"): behavior_gap(a, b, MIXED[:1], owners="a", completions=["12345"])
 
 

@@ -3,7 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from copd_nb.analysis.results import compare, equal_budgets, gap_to_experts, main_table, score_arrays
+from copd_nb.analysis.capability_gap import capability_gap
+from copd_nb.analysis.results import compare, equal_budgets, main_table, score_arrays
 
 
 def rows(values, capability="text", start=0):
@@ -36,8 +37,8 @@ def test_main_table_means():
 
 
 def test_gap_is_to_the_capability_s_own_expert():
-    gaps = gap_to_experts(score_arrays(SCORES, "greedy"), ["CoPD"], ["text", "image"]).set_index("capability").difference
-    assert gaps["text"] == pytest.approx(-50) and gaps["image"] == pytest.approx(-25)
+    gaps = capability_gap(score_arrays(SCORES, "greedy"), ["CoPD"], ["text", "image"]).set_index("capability").value
+    assert gaps["text"] == pytest.approx(50) and gaps["image"] == pytest.approx(25)  # positive is missing
 
 
 def test_compare_is_paired_and_says_so():

@@ -9,7 +9,8 @@ from scipy import stats as scipy_stats
 from copd_nb.analysis.curves import at_budget, band, common_budget, line_fit
 from copd_nb.analysis.intervals import (
     Interval, cluster_intervals, coverage, crossed_bootstrap, macro_difference, macro_interval, paired_difference,
-    ratio_interval, small_sample_factor)
+    small_sample_factor)
+from copd_nb.analysis.ratios import ratio_interval
 from copd_nb.analysis.tests import effect_size, holm, minimum_detectable_difference, paired_test, verdict
 
 

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copd_nb.study import jobs as jobs_module
+from copd_nb.study import workers as workers_module
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr
 from copd_nb.engine.config import Config
 from copd_nb.policy.suites import load_suite
-from copd_nb.study.jobs import Job, do_all, in_order, is_done, run_of, scores_of
+from copd_nb.study.jobs import Job, is_done, run_of, scores_of
+from copd_nb.study.workers import do_all, in_order
 
 TINY = Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu")
 
@@ -44,7 +45,7 @@ def test_processes_do_not_change_numbers(tmp_path, monkeypatch):
         a, b = (run_of(j, tmp_path / n) for n in ("one", "two"))
         pd.testing.assert_frame_equal(a.events.drop(columns="seconds"), b.events.drop(columns="seconds"))
         pd.testing.assert_frame_equal(scores_of(a, j), scores_of(b, j))
-    monkeypatch.setattr(jobs_module, "do", lambda *a: pytest.fail("done again"))
+    monkeypatch.setattr(workers_module, "do", lambda *a: pytest.fail("done again"))
     do_all(free(listed), tmp_path / "two", workers=1)
 
 
@@ -52,7 +53,7 @@ def test_judged_later_without_training_again(tmp_path, monkeypatch):
     quick, full = job(expert("text", 1), prompts=0), job(expert("text", 1))
     do_all(free([quick]), tmp_path, workers=1)
     assert is_done(quick, tmp_path) and not is_done(full, tmp_path)
-    monkeypatch.setattr("copd_nb.engine.train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr("copd_nb.engine.train.train_step", lambda *a: pytest.fail("trained again"))
     do_all(free([full]), tmp_path, workers=1)
     assert is_done(full, tmp_path) and len(scores_of(run_of(full, tmp_path), full)) == 24
 
@@ -64,7 +65,7 @@ def test_jobs_come_after_what_they_need(graph):
     jobs = [job(expert("text", i + 1)) for i in range(n)]
     needs = {i: {b for a, b in edges if a == i and b < i} for i in range(n)}  # to smaller numbers: no circle
     shown = [jobs[i] for i in reversed(range(n))]
-    ordered = in_order([(jobs[i], {(jobs[k].name, 8) for k in needs[i]}) for i in reversed(range(n))])
+    ordered = list(in_order([(jobs[i], {(jobs[k].name, 8) for k in needs[i]}) for i in reversed(range(n))]))
     place = {j.name: i for i, j in enumerate(ordered)}
     assert sorted(place) == sorted(j.name for j in jobs)
     assert all(place[jobs[k].name] < place[jobs[i].name] for i in needs for k in needs[i])

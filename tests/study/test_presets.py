@@ -5,9 +5,10 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import peft
 import pytest
 import torch
-from transformers import Qwen3VLForConditionalGeneration
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3VLForConditionalGeneration
 
 from copd_nb.study import presets as presets_module
 from copd_nb.schedule.costs import ModelShape
@@ -15,10 +16,9 @@ from copd_nb.engine.train import train
 from copd_nb.policy.suites import load_suite
 from copd_nb.policy.toys import minis
 from copd_nb.policy.core import Policy
-from copd_nb.policy.lora import LoraPolicy, lora
-from copd_nb.study.presets import (
-    PRESETS, base_of, capabilities_of, fetch, fitted, lora_size, memory_plan, preset, qwen3_vl_4b, rehearsal,
-    share_of_digits, shrunk)
+from copd_nb.policy.lora import LoraPolicy, _targets, lora
+from copd_nb.study.memory import lora_size, memory_plan, qwen3_vl_4b, rehearsal, share_of_digits, shrunk
+from copd_nb.study.presets import PRESETS, base_of, capabilities_of, fetch, fitted, preset
 
 
 def test_the_gpu_preset_is_the_setting_of_the_paper():
@@ -85,6 +85,20 @@ def test_bases_have_the_weights_that_their_branches_can_learn_on(rank, precision
 def test_adapters_have_the_size_that_is_planned(folder):
     policy = Policy.load(folder)
     for vision in (False, True): assert sum(p.numel() for p in lora(policy, 4, vision=vision).parameters()) == lora_size(policy.model, 4, vision)
+
+
+def test_adapters_of_a_mixture_of_experts_with_a_dense_layer_have_the_size_that_is_planned():
+    "Layers named as experts are, `gate_proj` and its like, get no adapters, not even in the dense layer; on the meta device, too."
+    sizes = dict(vocab_size=40, hidden_size=16, intermediate_size=32, moe_intermediate_size=8, num_hidden_layers=2,
+                 num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_experts=4, num_experts_per_tok=2)
+    config = Qwen3MoeConfig(**sizes, mlp_only_layers=[0])
+    with torch.device("meta"): planned = Qwen3MoeForCausalLM(config)
+    assert any("mlp.gate_proj" in n for n, _ in planned.named_modules())
+    model = Qwen3MoeForCausalLM(config)
+    found = _targets(model, vision=False)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=4, **found), model)
+    adapters = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+    assert lora_size(planned, 4) == adapters > 0
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from copd_nb.policy import suites as suites_module
 from copd_nb.study import jobs as jobs_module
+from copd_nb.study import workers as workers_module
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.train import train
 from copd_nb.policy.suites import json_or_text, load_suite
-from copd_nb.study.jobs import Job, prepare
+from copd_nb.study.jobs import Job
+from copd_nb.study.workers import prepare
 from copd_nb.signals.objectives import unlikely_advantages
 from copd_nb.analysis.records import read_results
 from copd_nb.report.driver import run_report
@@ -25,9 +26,10 @@ from copd_nb.report.index import STUDIES
 from copd_nb.report.parameters import parameters_of
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, Phase, Update
-from copd_nb.study.studies import (
-    SCALES, Arm, Study, accuracy_of, best_arm, combined, difference_of, over_runs, ranking, run_scores, run_studies,
-    scale_of, sentences, skills_suite, with_frozen_teachers, with_signals)
+from copd_nb.study.grid import SCALES, Arm, Study, run_studies, scale_of, skills_suite
+from copd_nb.study.outcomes import (
+    accuracy_of, best_arm, combined, difference_of, over_runs, ranking, run_scores, sentences)
+from copd_nb.study.variants import with_frozen_teachers, with_signals
 
 NAMES = ["digits", "sort"]  # learnt soonest: a base that fails everything tells no arms apart
 
@@ -96,7 +98,7 @@ def test_sentences_and_runs(outcome):
     said = sentences(outcome, "CoPD")
     assert len(said) == 3 and all("CoPD" in s for s in said)
     table, family = over_runs(outcome, "CoPD")
-    assert set(table.arm) == set(outcome.labels) and "of 3 differences" in family and np.isnan(table.set_index("arm").p_holm["CoPD"])
+    assert set(table.arm) == set(outcome.labels) and "of 3 paired comparisons" in family and np.isnan(table.set_index("arm").p_holm["CoPD"])
     assert run_scores(outcome, ["CoPD"])["CoPD"].shape == (2, 2)
     assert run_scores(outcome)["CoPD"].mean() == pytest.approx(accuracy_of(outcome, "CoPD").mean)
 
@@ -105,7 +107,7 @@ def test_events_carry_their_seed(outcome): assert set(outcome.events("CoPD").see
 
 
 def test_several_studies_at_once_do_equal_jobs_once(folder, outcome, monkeypatch):
-    monkeypatch.setattr(jobs_module, "do", lambda *a: pytest.fail("done again"))
+    monkeypatch.setattr(workers_module, "do", lambda *a: pytest.fail("done again"))
     found = run_studies({"a": (outcome.study, {"CoPD": copd(NAMES, 2, 1, 1)}), "b": (outcome.study, {"same": copd(NAMES, 2, 1, 1)})})
     assert found["a"].jobs["CoPD", 0] == found["b"].jobs["same", 0]
 
@@ -190,7 +192,7 @@ def test_bad_arguments_of_a_suite_are_named(suite, said):
 
 def test_suites_are_prepared_once_each(monkeypatch):
     seen = []
-    monkeypatch.setattr(suites_module, "load_suite", seen.append)
+    monkeypatch.setattr(workers_module, "load_suite", seen.append)
     prepare(["a", "b", "a"], workers=1)
     assert seen == ["a", "b"]
 
@@ -217,7 +219,7 @@ def test_the_control_asks_no_teacher(folder, tmp_path):
 SWEEP = """
 import sys
 from dataclasses import replace
-from copd_nb.study.studies import SCALES, Study
+from copd_nb.study.grid import SCALES, Study
 from copd_nb.schedule.paradigms import mixed_rlvr
 from copd_nb.schedule.copd import copd
 study = Study(sys.argv[2], replace(SCALES["smoke"], seeds=(0, 1, 2)), sys.argv[1], workers=1)
