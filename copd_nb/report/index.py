@@ -156,7 +156,7 @@ def write_index(
 ) -> Path:  # the page
     "Write the index of all reports in a folder, with links relative to it; FileNotFoundError if there is none."
     from jinja2 import Environment
-    from copd_nb.analysis.claims import claims_table
+    from copd_nb.analysis.findings import claims_table
     found, page = entries(folder), Path(out or Path(folder) / "index.html")
     table = claims_table([e.record for e in found if not e.fault])
     body = Environment(autoescape=True).from_string(PAGE).render(
@@ -179,7 +179,7 @@ def publish(
     limit: int = 10_000_000,  # bytes of all that will be there
 ) -> Path:  # the index
     "Copy every report's page and record, write their index and the table of claims (claims.md); ValueError above the limit or for a record that can't be read, before anything is changed."
-    from copd_nb.analysis.claims import claims_markdown
+    from copd_nb.analysis.findings import claims_markdown
     to, found = Path(to), entries(folder)
     if broken := [f"{e.folder.name}: {e.fault}" for e in found if e.fault]: raise ValueError(f"records that can't be read can't be published: {'; '.join(broken)}")
     with tempfile.TemporaryDirectory() as aside:
