@@ -35,7 +35,8 @@ def test_scales_of_the_comparison_are_those_of_version_01():
     assert found == dict(smoke=((0,), 4, 16, 2), quick=((0,), 80, 256, 4), standard=(tuple(range(5)), 80, 512, 4),
                          full=(tuple(range(10)), 80, 512, 4))
     assert COMPARISON_SCALES["quick"].config == Config(probe_every=20, eval_samples=1, checkpoint_every=20)
-    with pytest.raises(ValueError, match="unknown preset 'fast': smoke, quick"): scale_of("fast", None, COMPARISON_SCALES)
+    with pytest.raises(ValueError, match="unknown preset 'fast': smoke, quick"):
+        scale_of("fast", None, COMPARISON_SCALES)
 
 
 def test_every_family_has_the_same_number_of_different_trials():
@@ -48,19 +49,22 @@ def test_tuning_seeds_are_not_used():
 
 def test_chosen_settings_are_the_best_of_the_committed_trials():
     table, record = pd.DataFrame(tuned()["trials"]), tuned()
-    assert set(table.family) == set(FAMILIES) and table.groupby("family").trial.nunique().eq(record["trials_each"]).all()
+    assert set(table.family) == set(FAMILIES)
+    assert table.groupby("family").trial.nunique().eq(record["trials_each"]).all()
     assert set(table.seed) == set(record["seeds"])
     rate = record["chosen"]["expert"]["learning_rate"]
     assert {f: vars(trials(f, rate)[t]) for f, t in best(table).items()} == record["chosen"]
 
 
 def test_criterion_weighs_capabilities_equally():
-    rows = pd.DataFrame([("result", "a", 1.0, 0.5)] * 3 + [("result", "b", 0.0, 0.0), ("branch", "a", 0.0, 0.0)], columns=["model", "capability", "greedy", "sampled"])
+    rows = pd.DataFrame([("result", "a", 1.0, 0.5)] * 3 + [("result", "b", 0.0, 0.0), ("branch", "a", 0.0, 0.0)],
+                        columns=["model", "capability", "greedy", "sampled"])
     assert criterion(rows, ["a", "b"]) == 0.375 and criterion(rows, ["a"]) == 0.75
 
 
 def test_cycles_must_fit():
-    with pytest.raises(ValueError, match="75 steps.*12 \\+ 8"): paradigms(settings_of()["two_branch"], 75, PLAIN, ["copd"])
+    with pytest.raises(ValueError, match="75 steps.*12 \\+ 8"):
+        paradigms(settings_of()["two_branch"], 75, PLAIN, ["copd"])
 
 
 def test_settings_need_two_capabilities():
@@ -79,14 +83,17 @@ def test_every_job_waits_for_its_experts_and_those_for_shorter_ones():
     experts = [(j, needs) for j, needs in listed if j.prompts == 0]
     assert sorted(j.schedule.total_steps for j, _ in experts) == [60] * 6 + [80] * 6
     for j, needs in experts:
-        assert [(n.config, n.schedule.name, n.schedule.total_steps) for n in needs] == ([(j.config, j.schedule.name, 60)] if j.schedule.total_steps == 80 else [])
+        assert [(n.config, n.schedule.name, n.schedule.total_steps)
+                for n in needs] == ([(j.config, j.schedule.name, 60)] if j.schedule.total_steps == 80 else [])
     needed = {j.schedule.name: {n.schedule.name for n in needs} for j, needs in listed if j.prompts != 0}
-    assert not needed["copd-hub"] and not needed["mixed"] and needed["mopd"] == needed["merged"] == {"expert-text", "expert-image", "expert-video"}
+    assert not needed["copd-hub"] and not needed["mixed"]
+    assert needed["mopd"] == needed["merged"] == {"expert-text", "expert-image", "expert-video"}
 
 
 def test_sweep_jobs_are_quiet_and_seeded():
     jobs = sweep_jobs("copd", [7, 8])
-    assert len(jobs) == 12 and all(j.config.probe_every == j.config.eval_every == 0 and j.config.seed == s for (_, s, _), j in jobs.items())
+    assert len(jobs) == 12
+    assert all(j.config.probe_every == j.config.eval_every == 0 and j.config.seed == s for (_, s, _), j in jobs.items())
 
 
 # paradigms of one's own
@@ -132,7 +139,8 @@ def test_a_schedule_that_does_not_fit_a_setting_is_left_out():
 @pytest.mark.parametrize("wanted, error, words", [
     ("ring", ValueError, "paradigm 'ring': one of expert, mixed, opd, mopd, merged, copd, or package.module:name"),
     ("no_such_module:ring", ValueError, "no module no_such_module in .* or among the installed packages"),
-    ("copd_nb.study.comparison:ring", ValueError, "has no ring"), ("copd_nb.study.comparison:FAMILIES", TypeError, "is a tuple"),
+    ("copd_nb.study.comparison:ring", ValueError, "has no ring"),
+    ("copd_nb.study.comparison:FAMILIES", TypeError, "is a tuple"),
     (lambda names, total: 3, TypeError, "gave a int, not a Schedule"),
     (lambda names, total: apart(names[:1], total), ValueError, r"never trains \['image'\]: return None"),
     (lambda names, total: apart((*names, "audio"), total), ValueError, "audio")])

@@ -23,7 +23,8 @@ def free(jobs): return [(j, []) for j in jobs]
 
 
 def test_names_tell_content_apart():
-    names = [job(expert("text", 1)), job(expert("text", 2)), job(expert("image", 1)), replace(job(expert("text", 1)), config=replace(TINY, seed=1))]
+    names = [job(expert("text", 1)), job(expert("text", 2)), job(expert("image", 1)),
+             replace(job(expert("text", 1)), config=replace(TINY, seed=1))]
     assert len({j.name for j in names}) == 4
     assert job(expert("text", 1)).name == job(expert("text", 1), prompts=0).name  # judging is no part of the run
 
@@ -59,7 +60,9 @@ def test_judged_later_without_training_again(tmp_path, monkeypatch):
 
 
 @settings(deadline=None)
-@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=12))))
+@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n),
+                                                     st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)),
+                                                              max_size=12))))
 def test_jobs_come_after_what_they_need(graph):
     n, edges = graph
     jobs = [job(expert("text", i + 1)) for i in range(n)]
@@ -75,18 +78,21 @@ def test_jobs_come_after_what_they_need(graph):
 def test_jobs_that_need_each_other_are_refused(tmp_path):
     a, b = job(expert("text", 1)), job(expert("text", 2))
     for workers in (1, 2):
-        with pytest.raises(ValueError, match="jobs need each other"): do_all([(a, [b]), (b, [a])], tmp_path, workers=workers)
+        with pytest.raises(ValueError, match="jobs need each other"):
+            do_all([(a, [b]), (b, [a])], tmp_path, workers=workers)
 
 
 def test_a_job_waits_for_what_it_needs(tmp_path):
     short, long = job(expert("text", 1), prompts=0), job(expert("text", 2))
     do_all([(long, [short]), (short, [])], tmp_path, workers=2)
     began = [run_of(j, tmp_path).manifest["started"] for j in (short, long)]
-    assert began == sorted(began) and len(list((tmp_path / ".experts").glob("*/[0-9]*"))) == 2  # the longer one continued from the shorter
+    assert began == sorted(began)
+    assert len(list((tmp_path / ".experts").glob("*/[0-9]*"))) == 2  # the longer one continued from the shorter
 
 
 def test_an_error_in_a_worker_is_raised(tmp_path):
-    with pytest.raises(ValueError, match="unknown capability 'audio'"): do_all(free([job(expert("audio", 1))]), tmp_path, workers=2)
+    with pytest.raises(ValueError, match="unknown capability 'audio'"):
+        do_all(free([job(expert("audio", 1))]), tmp_path, workers=2)
 
 
 def test_branches_of_co_training_are_judged_and_merged_experts_are_not(tmp_path):
