@@ -49,7 +49,7 @@ def _wins() -> Iterator[Claim]:
                  "capabilities, its interval corrected for their number.")
     yield points("hub_three_branches", "With a hub, CoPD is the most accurate unified model of three branches",
                  min(three("copd", other) for other in ("mixed_rlvr", "mopd")),
-                 "Hub and spoke works for K > 2, says the paper. CoPD with a hub minus every other unified model that "
+                 "In the paper hub and spoke works for K > 2. CoPD with a hub minus every other unified model that "
                  "the paper has (mixed RLVR, MOPD), the smallest lead.")
 
 # %% ../../nbs/5_analysis/07_claims.ipynb #c008

@@ -126,7 +126,7 @@ def _check_finite(numbers: dict[str, Tensor], policies: tuple[Policy, Policy], o
 
 # %% ../../nbs/5_analysis/08_same_tokens.ipynb #aad33216
 def _place(a: Policy, b: Policy, owner: str, out: Rollouts, rows: Tensor, positions: Tensor, ids: Tensor) -> dict:
-    "The columns that say which token it is."
+    "The columns that identify a token."
     used, examples = sorted(set(ids.tolist())), [out.examples[r] for r in rows.tolist()]
     texts = dict(zip(used, completion_texts(a.tokenizer, [[i] for i in used])))
     return dict(a=a.name, b=b.name, owner=owner, capability=[e.capability for e in examples],

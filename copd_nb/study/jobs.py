@@ -29,8 +29,7 @@ class Job:
     suite: str = "minis"  # a built-in suite, or package.module:function → (capabilities, base)
     prompts: int | None = None  # held-out prompts of the final evaluation, None for all, 0 for no evaluation
     samples: int = 4  # sampled completions a prompt in it
-    starts: tuple[tuple[str, str],
-                  ...] = ()  # (branch, folder of a policy): where it starts, whatever the schedule says
+    starts: tuple[tuple[str, str], ...] = ()  # (branch, folder of a policy that it starts from)
 
     @property
     def name(self) -> str:

@@ -271,7 +271,8 @@ def test_policies_of_different_types(a, b, tokens, dtype, atol):
     other = b.clone("b")
     other.model.to(dtype)
     texts = ["7,15:85"] * 3
-    plain, mixed, swapped = (behavior_gap(*pair, MIXED[:3], completions=texts) for pair in ((a, b), (a, other), (other, a)))
+    pairs = (a, b), (a, other), (other, a)
+    plain, mixed, swapped = (behavior_gap(*pair, MIXED[:3], completions=texts) for pair in pairs)
     assert np.isfinite(mixed[gap_metrics(mixed)].to_numpy()).all()
     assert np.allclose(mixed.logp_b, plain.logp_b, atol=atol)
     assert np.allclose(mixed.logp_a, plain.logp_a, atol=1e-5)

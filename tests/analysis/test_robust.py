@@ -37,7 +37,8 @@ def test_iqm_of_equal_runs_has_no_width_and_joint_seeds_keep_correlation():
 
 @pytest.mark.parametrize("kind, seeds, correlation, joint", [("iqm", 3, 0.0, True), ("iqm", 5, 0.7, True),
                                                              ("iqm", 10, 0.0, False), ("iqm", 3, 0.0, False),
-                                                             ("improvement", 5, 0.0, False), ("improvement", 10, 0.0, False),
+                                                             ("improvement", 5, 0.0, False),
+                                                             ("improvement", 10, 0.0, False),
                                                              ("improvement", 5, 0.7, True)])
 def test_coverage(kind, seeds, correlation, joint):
     held = robust_coverage(kind, seeds, 3, correlation, joint, repeats=600, key=3)
