@@ -15,7 +15,6 @@ from copd_nb.analysis import gradients as gradients_module
 from copd_nb.analysis import same_tokens as same_tokens_module
 from copd_nb.analysis import token_gap as token_gap_module
 from copd_nb.analysis import transfer as transfer_module
-from copd_nb.engine import update as update_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
@@ -569,13 +568,13 @@ def flat(gradient, policy):
 @pytest.fixture(scope="module")
 def kept(a):
     "The gradients that `gradient_conflict` takes, noted on the way."
-    noted, real = [], update_module.gradients_of
+    noted, real = [], gradients_module.gradients_of
     def noting(training, name, batches):
         found = real(training, name, batches)
         noted.append((name, flat(found[0]["rl"], a), [e.id for e in batches[0].rollouts.examples]))
         return found
     patch = pytest.MonkeyPatch()
-    patch.setattr(update_module, "gradients_of", noting)
+    patch.setattr(gradients_module, "gradients_of", noting)
     table = gradient_conflict(a, SUITE, TINY, batches=3)
     patch.undo()
     return noted, table
