@@ -15,6 +15,7 @@ from copd_nb.analysis import gradients as gradients_module
 from copd_nb.analysis import same_tokens as same_tokens_module
 from copd_nb.analysis import token_gap as token_gap_module
 from copd_nb.analysis import transfer as transfer_module
+from copd_nb.engine import update as update_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd import copd
