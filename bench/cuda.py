@@ -20,7 +20,8 @@ from copd_nb.engine.accelerator import accelerator_for, machine
 from copd_nb.policy.toys import minis
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora import lora
-from copd_nb.study.presets import lora_size, memory_plan, preset, qwen3_vl_4b, share_of_digits
+from copd_nb.study.memory import lora_size, memory_plan, qwen3_vl_4b, share_of_digits
+from copd_nb.study.presets import preset
 from copd_nb.policy.processors import small_processor
 from copd_nb.signals.rollouts import generator
 from copd_nb.signals.sampling import sample

@@ -44,7 +44,7 @@ from copd_nb.view import pages as pages_module
 from copd_nb.view import token_inspector as token_inspector_module
 from copd_nb.analysis.audit import audit
 from copd_nb.data.capability import Capability, Example, check_name
-from copd_nb.analysis.claims import finding
+from copd_nb.analysis.findings import finding
 from copd_nb.schedule.costs import Cost
 from copd_nb.data.files import read_examples
 from copd_nb.policy.problems import problems

@@ -22,7 +22,8 @@ from .tests import holm, minimum_detectable_difference, paired_test
 def _table(scores) -> np.ndarray:
     "Scores as a float table (S, K); ValueError for another shape or for missing values."
     table = np.asarray(scores, float)
-    if table.ndim != 2 or not table.size: raise ValueError(f"scores need shape (seeds, capabilities), got {table.shape}")
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"scores need shape (seeds, capabilities), got {table.shape}")
     if not np.isfinite(table).all(): raise ValueError("scores hold NaN or infinity; every seed needs every capability")
     return table
 
@@ -36,7 +37,7 @@ def seed_means(
 def interquartile_mean(
     scores,  # any shape; all numbers count alike
 ) -> float:
-    "Mean of the middle half; a quarter of the numbers (rounded down) is cut off at each end. ValueError for no numbers."
+    "Mean of the middle half: a quarter (rounded down) is cut off at each end. ValueError for no numbers."
     values = np.asarray(scores, float).ravel()
     if not len(values): raise ValueError("an interquartile mean needs at least one score")
     return float(stats.trim_mean(values, 0.25))
@@ -44,7 +45,8 @@ def interquartile_mean(
 # %% ../../nbs/5_analysis/03_robust.ipynb #c008
 def _stretch(seeds: int, freedom: int, level: float) -> float:
     "The small-sample factor for a given number of degrees of freedom; 0 for one seed."
-    return small_sample_factor(freedom + 1, level) * np.sqrt(seeds * freedom / ((seeds - 1) * (freedom + 1))) if seeds > 1 else 0.0
+    if seeds < 2: return 0.0
+    return small_sample_factor(freedom + 1, level) * np.sqrt(seeds * freedom / ((seeds - 1) * (freedom + 1)))
 
 def iqm_interval(
     scores,  # (S, K) scores, one row a training seed
@@ -60,7 +62,8 @@ def iqm_interval(
     rows = rng.integers(seeds, size=(draws, seeds, 1 if joint else k))
     drawn = table[rows, np.arange(k)].reshape(draws, -1)
     moved = stats.trim_mean(drawn, 0.25, axis=1) - mean
-    low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2]) * _stretch(seeds, seeds - 1 if joint else k * (seeds - 1), level)
+    freedom = seeds - 1 if joint else k * (seeds - 1)
+    low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2]) * _stretch(seeds, freedom, level)
     return Interval(mean, float(mean + low), float(mean + high), seeds, 0, level)
 
 # %% ../../nbs/5_analysis/03_robust.ipynb #c011
@@ -74,11 +77,13 @@ def probability_of_improvement(
     return float(np.mean(stats.mannwhitneyu(a, b, axis=0, method="asymptotic").statistic) / (len(a) * len(b)))
 
 def _score_end(p: float, spread: float, q: float, sign: int) -> float:
-    "The value beyond p, on the side of `sign`, that p is just not told apart from."
+    "The farthest value, on the side of `sign`, that the estimate p does not contradict."
     def excess(theta): return (p - theta) ** 2 - q ** 2 * spread_at(theta)
-    def spread_at(theta): return theta * (1 - theta) * (1 + spread[0] * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / spread[1]
+    def spread_at(theta):
+        return theta * (1 - theta) * (1 + spread[0] * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / spread[1]
     edge = 1.0 if sign > 0 else 0.0
-    return edge if p == edge else float(optimize.brentq(excess, np.clip(p, 1e-12, 1 - 1e-12), edge))  # p itself is a root where nothing varies
+    if p == edge: return edge
+    return float(optimize.brentq(excess, np.clip(p, 1e-12, 1 - 1e-12), edge))  # p is a root where nothing varies
 
 def improvement_interval(
     a,  # (S, K) scores of one method
@@ -116,7 +121,8 @@ def robust_coverage(
 ) -> float:  # share of the intervals that hold the truth
     "Coverage of the nominal 95 % interval by simulation."
     rng, means = np.random.default_rng(key), np.linspace(0.4, 0.7, capabilities)
-    truth = {"iqm": lambda: interquartile_mean(synthetic_runs(rng, 100_000, means)), "improvement": lambda: stats.norm.cdf(shift / 0.02 / np.sqrt(2))}[kind]()
+    truth = {"iqm": lambda: interquartile_mean(synthetic_runs(rng, 100_000, means)),
+             "improvement": lambda: stats.norm.cdf(shift / 0.02 / np.sqrt(2))}[kind]()
     def one(): return synthetic_runs(rng, seeds, means, correlation=correlation)
     if kind == "iqm": found = (iqm_interval(one(), joint, 400) for _ in range(repeats))
     else: found = (improvement_interval(one() + shift, one(), joint) for _ in range(repeats))
@@ -127,39 +133,47 @@ def comparisons(
     scores: Mapping[str, np.ndarray],  # method → (S, K), the same seeds in the same order
     reference: str | None = None,  # compare the others with this one; None compares all pairs
     level: float = 0.95,  # of mdd and of the interval of improvement
-) -> pd.DataFrame:  # columns a, b, difference, t, p, p_holm, d, mdd, improvement, improvement_low, improvement_high, seeds; shares, not points
-    "Every pair by a paired test over seeds, with Holm's correction over the rows. Tests are NaN for one seed; ValueError for unequal shapes or an unknown reference."
+) -> pd.DataFrame:  # a, b, difference, t, p, p_holm, d, mdd, improvement (with _low, _high), seeds; shares, not points
+    "Paired tests over seeds, Holm-corrected; NaN for one seed. ValueError for unequal shapes, unknown reference."
     tables = {name: _table(t) for name, t in scores.items()}
-    if len({t.shape for t in tables.values()}) > 1: raise ValueError(f"shapes differ: { {n: t.shape for n, t in tables.items()} }; pairing needs the same seeds")
-    if reference is not None and reference not in tables: raise ValueError(f"no {reference!r}; there are {list(tables)}")
+    if len({t.shape for t in tables.values()}) > 1:
+        raise ValueError(f"shapes differ: { {n: t.shape for n, t in tables.items()} }; pairing needs the same seeds")
+    if reference is not None and reference not in tables:
+        raise ValueError(f"no {reference!r}; there are {list(tables)}")
     pairs = list(combinations(tables, 2)) if reference is None else [(n, reference) for n in tables if n != reference]
     rows = pd.DataFrame([_row(a, b, tables[a], tables[b], level) for a, b in pairs], columns=_COLUMNS)
     rows["p_holm"] = holm(rows.p) if len(rows) and rows.p.notna().all() else np.nan
     return rows
 
-_COLUMNS = ["a", "b", "difference", "t", "p", "p_holm", "d", "mdd", "improvement", "improvement_low", "improvement_high", "seeds"]
+_COLUMNS = ["a", "b", "difference", "t", "p", "p_holm", "d", "mdd", "improvement", "improvement_low",
+            "improvement_high", "seeds"]
 
 def _row(a: str, b: str, x: np.ndarray, y: np.ndarray, level: float) -> dict:
     "One row of `comparisons`."
     difference, chance = (x - y).mean(1), improvement_interval(x, y, level=level)
-    row = dict(a=a, b=b, difference=difference.mean(), improvement=chance.mean, improvement_low=chance.low, improvement_high=chance.high, seeds=len(x))
+    row = dict(a=a, b=b, difference=difference.mean(), improvement=chance.mean, improvement_low=chance.low,
+               improvement_high=chance.high, seeds=len(x))
     if len(x) < 2: return row
     test, sd = paired_test(x.mean(1), y.mean(1)), difference.std(ddof=1)
-    return row | dict(t=test.t, p=test.p, d=test.d, mdd=minimum_detectable_difference(sd, len(x), level=level) if sd > 1e-12 else 0.0)
+    return row | dict(t=test.t, p=test.p, d=test.d, mdd=minimum_detectable_difference(sd, len(x), level=level)
+                      if sd > 1e-12 else 0.0)
 
 # %% ../../nbs/5_analysis/03_robust.ipynb #c019
 def comparison_sentence(
     row,  # of `comparisons`
     alpha: float = 0.05,  # family-wise error
 ) -> str:
-    "What a row allows one to say, and no more."
+    "A sentence on one pair that its test supports."
     def signed(v): return f"{v:+.1f}".replace("-", "−")
     size = f"{signed(100 * row.difference)} points over {row.seeds} seed{'s' * (row.seeds > 1)}"
     if not np.isfinite(row.p_holm): return f"{row.a} against {row.b}: {size}; one seed can't be tested."
-    chance = f"a run of {row.a} scores higher with probability {row.improvement:.2f} [{row.improvement_low:.2f}, {row.improvement_high:.2f}]"
+    low, high = row.improvement_low, row.improvement_high
+    chance = f"a run of {row.a} scores higher with probability {row.improvement:.2f} [{low:.2f}, {high:.2f}]"
     tested = f"Holm p {row.p_holm:.2g}" if row.p_holm >= 1e-3 else "Holm p < 0.001"
-    if row.p_holm < alpha: return f"{row.a} is {'higher' if row.difference > 0 else 'lower'} than {row.b}: {size}, {tested}; {chance}."
-    return f"No difference between {row.a} and {row.b} detected: {size}, {tested}; {100 * row.mdd:.1f} points would have been found with probability 0.8."
+    if row.p_holm < alpha:
+        return f"{row.a} is {'higher' if row.difference > 0 else 'lower'} than {row.b}: {size}, {tested}; {chance}."
+    power = f"minimum detectable difference at 80 % power: {100 * row.mdd:.1f} points"
+    return f"No difference between {row.a} and {row.b} detected: {size}, {tested}; {power}."
 
 def comparison_sentences(
     table: pd.DataFrame,  # from `comparisons`
@@ -172,23 +186,28 @@ def family_sentence(
     table: pd.DataFrame,  # from `comparisons`
     alpha: float = 0.05,  # family-wise error
 ) -> str:
-    "What is left of a whole table after Holm's correction, and how much the seeds could have shown."
+    "How many rows are significant after Holm's correction, and the median minimum detectable difference."
     if table.empty: return "There is nothing to compare."
-    if not np.isfinite(table.p_holm).all(): return f"{len(table)} comparisons over one training seed: no test over seeds is possible."
-    left = table[table.p_holm < alpha]
-    named = ": " + ", ".join(f"{r.a} {'above' if r.difference > 0 else 'below'} {r.b}" for r in left.itertuples()) if len(left) else ""
-    return (f"Paired tests over {table.seeds.iloc[0]} seeds with Holm's correction leave {len(left)} of {len(table)} differences{named}. "
-            f"These seeds find a difference of {100 * table.mdd.median():.1f} points (median over the rows) with probability 0.8.")
+    if not np.isfinite(table.p_holm).all():
+        return f"{len(table)} comparisons over one training seed: no test over seeds is possible."
+    found, seeds = table[table.p_holm < alpha], table.seeds.iloc[0]
+    names = ", ".join(f"{r.a} {'above' if r.difference > 0 else 'below'} {r.b}" for r in found.itertuples())
+    verb, count = "is" if len(found) < 2 else "are", f"{len(found) or 'None'} of {len(table)}"
+    return (f"{count} paired comparisons {verb} significant after Holm correction ({seeds} "
+            f"seeds){': ' * bool(names)}{names}. "
+            f"Minimum detectable difference at 80 % power: {100 * table.mdd.median():.1f} points (median over "
+            "comparisons).")
 
 # %% ../../nbs/5_analysis/03_robust.ipynb #c021
 def robust_table(
     scores: Mapping[str, np.ndarray],  # method → (S, K)
     reference: str | None = None,  # adds a comparison of the others with this one
     level: float = 0.95,  # of the intervals
-) -> pd.DataFrame:  # best first: arm, iqm, low, high and worst (run and capability) in %, seeds; with a reference the columns of `comparisons`, differences in points
+) -> pd.DataFrame:  # best first: arm, iqm, low, high, worst (%), seeds; with a reference also `comparisons`, in points
     "Interquartile mean of each method over runs × capabilities, and its test against a reference."
     found = {label: (iqm_interval(table, level=level), _table(table).min()) for label, table in scores.items()}
-    rows = pd.DataFrame([dict(arm=label, iqm=100 * i.mean, low=100 * i.low, high=100 * i.high, worst=100 * worst, seeds=i.seeds) for label, (i, worst) in found.items()])
+    rows = pd.DataFrame([dict(arm=label, iqm=100 * i.mean, low=100 * i.low, high=100 * i.high, worst=100 * worst,
+                              seeds=i.seeds) for label, (i, worst) in found.items()])
     if reference is not None:
         tests = comparisons(scores, reference, level).rename(columns=dict(a="arm")).drop(columns=["b", "seeds"])
         rows = rows.merge(tests.assign(difference=100 * tests.difference, mdd=100 * tests.mdd), on="arm", how="left")

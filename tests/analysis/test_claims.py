@@ -8,15 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd_nb.analysis.claims import (
-    CLAIMS, ONE_SEED, claim, claims_markdown, claims_table, finding, finding_of, of_all, of_some)
+from copd_nb.analysis.claims import CLAIMS, claim
+from copd_nb.analysis.findings import claims_markdown, claims_table, finding, finding_of, of_all, of_some
+from copd_nb.analysis.tests import ONE_SEED
 from copd_nb.analysis.paper import paper_lead, paper_summary, paper_table
 from copd_nb.analysis.records import VERDICTS
 from copd_nb.analysis.intervals import Interval, macro_difference
 
-IDS = """copd_over_mixed_two copd_over_mixed_three copd_over_static_opd copd_over_mopd copd_over_own_expert mixed_seesaw ablation_without_first_opd ablation_without_second_opd
-merged_over_first_branch merged_over_second_branch overlap_predicts_gain absorption_rises_with_overlap drift_kl_rises drift_overlap_falls overlap_falls_in_rl overlap_recovers_in_opd
-overlap_above_090 copd_closer_than_static ratio_best hub_three_branches copd_over_merged copd_over_mixed_equal_tokens copd_over_mixed_critical_path""".split()
+IDS = """
+copd_over_mixed_two copd_over_mixed_three copd_over_static_opd copd_over_mopd copd_over_own_expert mixed_seesaw
+ablation_without_first_opd ablation_without_second_opd merged_over_first_branch merged_over_second_branch
+overlap_predicts_gain absorption_rises_with_overlap drift_kl_rises drift_overlap_falls overlap_falls_in_rl
+overlap_recovers_in_opd overlap_above_090 copd_closer_than_static ratio_best hub_three_branches copd_over_merged
+copd_over_mixed_equal_tokens copd_over_mixed_critical_path
+""".split()
 numbers = st.floats(-100, 100, allow_nan=False)
 
 
@@ -28,7 +33,8 @@ def test_paper_tables(name, shape):
 
 def test_paper_values():
     two, ablation = (paper_summary(n).set_index(["paradigm", "capability"])["mean"] for n in ("two_branch", "ablation"))
-    for c in ("image", "text", "mean"): assert two["copd", c] == pytest.approx(ablation["copd", c], abs=0.01)  # 56.97, 58.76, 57.71
+    for c in ("image", "text", "mean"):
+        assert two["copd", c] == pytest.approx(ablation["copd", c], abs=0.01)  # 56.97, 58.76, 57.71
     assert paper_table("three_branch").set_index("benchmark").loc["MMMU", "copd"] == 67.78
     with pytest.raises(ValueError, match="two_branch.*three_branch.*ablation"): paper_table("four_branch")
     with pytest.raises(KeyError): paper_lead("two_branch", "copd", "mopd")
@@ -36,9 +42,11 @@ def test_paper_values():
 
 def test_every_claim_is_there_once_and_complete():
     assert sorted(c.id for c in CLAIMS) == sorted(IDS)
-    for c in CLAIMS: assert c.text[0].isupper() and not c.text.endswith(".") and c.note.endswith(".") and c.unit and c.report
+    for c in CLAIMS:
+        assert c.text[0].isupper() and not c.text.endswith(".") and c.note.endswith(".") and c.unit and c.report
     assert {c.id for c in CLAIMS if "Asked by reviewers" in c.note} == {i for i in IDS if claim(i).paper is None} - {
-        "ratio_best", "drift_overlap_falls", "overlap_falls_in_rl", "overlap_recovers_in_opd", "copd_closer_than_static"}
+        "ratio_best", "drift_overlap_falls", "overlap_falls_in_rl", "overlap_recovers_in_opd",
+        "copd_closer_than_static"}
     with pytest.raises(ValueError, match="unknown claim 'copd_wins': copd_over_mixed_two, "): claim("copd_wins")
 
 
@@ -50,61 +58,81 @@ def column(name, paradigm, capability=None):
 
 def test_numbers_of_the_paper_by_hand():
     paper = {c.id: c.paper for c in CLAIMS}
-    assert paper["copd_over_mixed_two"] == pytest.approx(column("two_branch", "copd") - column("two_branch", "mixed_rlvr"))
-    assert paper["copd_over_mixed_three"] == pytest.approx(column("three_branch", "copd") - column("three_branch", "mixed_rlvr"))
+    assert paper["copd_over_mixed_two"] == pytest.approx(column("two_branch", "copd") - column("two_branch",
+                                                                                               "mixed_rlvr"))
+    assert paper["copd_over_mixed_three"] == pytest.approx(column("three_branch", "copd") - column("three_branch",
+                                                                                                   "mixed_rlvr"))
     assert paper["copd_over_mopd"] == pytest.approx(column("three_branch", "copd") - column("three_branch", "mopd"))
-    assert paper["copd_over_static_opd"] == pytest.approx(column("two_branch", "copd") - column("two_branch", "opd_text_to_image"))  # the better direction
-    assert paper["copd_over_own_expert"] == pytest.approx(column("three_branch", "copd", "video") - column("three_branch", "video_expert", "video"))  # the closest expert
-    assert paper["mixed_seesaw"] == pytest.approx(column("three_branch", "text_expert", "text") - column("three_branch", "mixed_rlvr", "text"))  # text loses most
+    better = column("two_branch", "opd_text_to_image")  # the better direction
+    assert paper["copd_over_static_opd"] == pytest.approx(column("two_branch", "copd") - better)
+    closest = column("three_branch", "video_expert", "video")  # the closest expert
+    assert paper["copd_over_own_expert"] == pytest.approx(column("three_branch", "copd", "video") - closest)
+    loser = column("three_branch", "mixed_rlvr", "text")  # text loses most
+    assert paper["mixed_seesaw"] == pytest.approx(column("three_branch", "text_expert", "text") - loser)
     assert paper["hub_three_branches"] == pytest.approx(min(paper["copd_over_mixed_three"], paper["copd_over_mopd"]))
     overall = paper_table("ablation").set_index("variant")["overall"]
-    for id, variant in dict(ablation_without_first_opd="without_text_opd", ablation_without_second_opd="without_image_opd", merged_over_first_branch="text_branch_only",
-                            merged_over_second_branch="image_branch_only").items(): assert paper[id] == pytest.approx(overall["copd"] - overall[variant])
-    rounded = {i: round(paper[i], 2) for i in ("copd_over_mixed_two", "copd_over_mopd", "mixed_seesaw", "merged_over_second_branch")}
-    assert rounded == dict(copd_over_mixed_two=2.11, copd_over_mopd=1.13, mixed_seesaw=2.5, merged_over_second_branch=0.77)
-    assert paper["overlap_predicts_gain"] == 0.89 and paper["overlap_predicts_gain"] ** 2 == pytest.approx(0.79, abs=0.005)
+    for id, variant in dict(ablation_without_first_opd="without_text_opd",
+                            ablation_without_second_opd="without_image_opd",
+                            merged_over_first_branch="text_branch_only",
+                            merged_over_second_branch="image_branch_only").items():
+        assert paper[id] == pytest.approx(overall["copd"] - overall[variant])
+    rounded = {i: round(paper[i], 2) for i in ("copd_over_mixed_two", "copd_over_mopd", "mixed_seesaw",
+                                               "merged_over_second_branch")}
+    assert rounded == dict(copd_over_mixed_two=2.11, copd_over_mopd=1.13, mixed_seesaw=2.5,
+                           merged_over_second_branch=0.77)
+    assert paper["overlap_predicts_gain"] == 0.89
+    assert paper["overlap_predicts_gain"] ** 2 == pytest.approx(0.79, abs=0.005)
 
 
 @pytest.mark.parametrize("id, low, high, verdict", [
-    ("copd_over_mopd", 1e-9, 2, "holds"), ("copd_over_mopd", 0, 2, "not detected"), ("copd_over_mopd", -1, 0, "not detected"), ("copd_over_mopd", -2, -1e-9, "does not hold"),
-    ("overlap_above_090", 0.9001, 0.95, "holds"), ("overlap_above_090", 0.9, 0.95, "not detected"), ("overlap_above_090", 0.5, 0.8999, "does not hold"), ("drift_kl_rises", 0.9, 3, "not detected"),
-    ("copd_over_mopd", None, None, "not testable here"), ("copd_over_mopd", float("nan"), 1, "not testable here"), ("copd_over_mopd", -1, float("inf"), "not testable here")])
+    ("copd_over_mopd", 1e-9, 2, "holds"), ("copd_over_mopd", 0, 2, "not detected"),
+    ("copd_over_mopd", -1, 0, "not detected"), ("copd_over_mopd", -2, -1e-9, "does not hold"),
+    ("overlap_above_090", 0.9001, 0.95, "holds"), ("overlap_above_090", 0.9, 0.95, "not detected"),
+    ("overlap_above_090", 0.5, 0.8999, "does not hold"), ("drift_kl_rises", 0.9, 3, "not detected"),
+    ("copd_over_mopd", None, None, "not testable here"), ("copd_over_mopd", float("nan"), 1, "not testable here"),
+    ("copd_over_mopd", -1, float("inf"), "not testable here")])
 def test_verdicts_at_their_edges(id, low, high, verdict):
     found = finding(id, 1.0, low, high, 3)
     assert found["verdict"] == verdict and f": {verdict}, " in found["sentence"]
-    if verdict == "not testable here": assert found["low"] is found["high"] is None and "no interval" in found["sentence"]
+    if verdict == "not testable here":
+        assert found["low"] is found["high"] is None and "no interval" in found["sentence"]
 
 
 def test_no_value_has_no_interval():
     found = finding("copd_over_mopd", None, 1.0, 2.0, 3)
     assert (found["value"], found["low"], found["high"], found["verdict"]) == (None, None, None, "not testable here")
-    with pytest.raises(ValueError, match=r"copd_over_mopd: the interval \[2, 1\] has its ends exchanged"): finding("copd_over_mopd", 1.5, 2, 1, 3)
+    with pytest.raises(ValueError, match=r"copd_over_mopd: the interval \[2, 1\] has its ends exchanged"):
+        finding("copd_over_mopd", 1.5, 2, 1, 3)
 
 
 @given(st.sampled_from(IDS), numbers, numbers, numbers, st.integers(1, 5))
 def test_findings_say_what_they_found(id, value, a, b, seeds):
     found = finding(id, value, min(a, b), max(a, b), seeds, "here")
     assert found["verdict"] in VERDICTS and (ONE_SEED in found["sentence"]) == (seeds == 1)
-    assert found["sentence"].startswith(f"{claim(id).text} (here): {found['verdict']}") and not re.search(r"-\d", found["sentence"])
+    assert found["sentence"].startswith(f"{claim(id).text} (here): {found['verdict']}")
+    assert not re.search(r"-\d", found["sentence"])
     assert ("the paper has" in found["sentence"]) == (claim(id).paper is not None)
 
 
 def test_points_are_hundredths_and_other_units_are_not():
     points, share = Interval(0.02, 0.01, 0.03, 3, 8), Interval(0.93, 0.91, 0.95, 1, 8)
     assert finding_of("copd_over_mopd", points) == finding("copd_over_mopd", 2.0, 1.0, 3.0, 3)
-    assert finding_of("overlap_above_090", share)["low"] == 0.91 and finding_of("copd_over_mopd", points, scale=1)["value"] == 0.02
+    assert finding_of("overlap_above_090", share)["low"] == 0.91
+    assert finding_of("copd_over_mopd", points, scale=1)["value"] == 0.02
 
 
 def test_all_is_the_weakest_and_some_is_the_strongest():
     a, b = Interval(0.03, 0.01, 0.06, 3, 8, 0.975), Interval(0.02, -0.01, 0.05, 3, 9, 0.975)
-    assert of_all([a, b]) == Interval(0.02, -0.01, 0.05, 3, 9, 0.975) and of_some([a, b]) == Interval(0.03, 0.01, 0.06, 3, 9, 0.95)
-    with pytest.raises(ValueError, match="2 intervals need the level 0.9750"): of_some([a, Interval(0.02, 0.01, 0.03, 3, 8)])
+    assert of_all([a, b]) == Interval(0.02, -0.01, 0.05, 3, 9, 0.975)
+    assert of_some([a, b]) == Interval(0.03, 0.01, 0.06, 3, 9, 0.95)
+    with pytest.raises(ValueError, match="2 intervals need the level 0.9750"):
+        of_some([a, Interval(0.02, 0.01, 0.03, 3, 8)])
     with pytest.raises(ValueError, match="no interval"): of_all([])
     with pytest.raises(ValueError, match=r"rest on \[1, 3\] seeds"): of_all([a, Interval(0, 0, 0, 1, 8)])
 
 
 def test_some_rarely_holds_by_chance():
-    "Without any effect, the largest of three differences stays within its corrected interval about as often as promised; uncorrected it doesn't."
+    "Without any effect, the largest of three differences stays within its corrected interval as often as promised."
     rng, hits, loose = np.random.default_rng(0), 0, 0
     for _ in range(200):
         pairs = rng.normal(0.5, 0.1, (3, 2, 4, 60)).clip(0, 1)
@@ -114,19 +142,25 @@ def test_some_rarely_holds_by_chance():
     assert hits <= 0.05 * 200 and loose > hits
 
 
-def record(report, preset=None, **claims): return dict(report=report, parameters=dict(preset=preset) if preset else {}, claims=claims)
+def record(report, preset=None, **claims):
+    return dict(report=report, parameters=dict(preset=preset) if preset else {}, claims=claims)
 
 
 def test_missing_reports_are_not_run_and_nothing_is_lost():
     empty = claims_table([])
-    assert list(empty.columns) == ["claim", "paper", "ours", "verdict", "report"] and list(empty.index) == [c.id for c in CLAIMS] and set(empty.verdict) == {"not run"}
+    assert list(empty.columns) == ["claim", "paper", "ours", "verdict", "report"]
+    assert list(empty.index) == [c.id for c in CLAIMS] and set(empty.verdict) == {"not run"}
     mopd, own = finding("copd_over_mopd", 1.8, 0.4, 4.0, 1), finding("copd_over_mopd", -1.8, -4.0, -0.4, 3, "greedy")
     strange = mopd | dict(unit="apples")
-    table = claims_table([record("comparison", "quick", copd_over_mopd=mopd, **{"copd_over_mopd/greedy": own}), record("later", something_new=strange)])
+    table = claims_table([record("comparison", "quick", copd_over_mopd=mopd, **{"copd_over_mopd/greedy": own}),
+                          record("later", something_new=strange)])
     rows = table.loc["copd_over_mopd"]
-    assert list(rows.verdict) == ["holds (examples only)", "does not hold"] and list(rows.report) == ["comparison (quick)"] * 2
-    assert list(rows.ours) == ["1.8 points [0.4, 4.0], 1 seed", "−1.8 points [−4.0, −0.4], 3 seeds"] and set(rows.paper) == {"1.1 points"}
-    assert table.index[-1] == "something_new" and table.iloc[-1].report == "later" and (table.verdict == "not run").sum() == len(CLAIMS) - 1
+    assert list(rows.verdict) == ["holds (examples only)", "does not hold"]
+    assert list(rows.report) == ["comparison (quick)"] * 2
+    assert list(rows.ours) == ["1.8 points [0.4, 4.0], 1 seed", "−1.8 points [−4.0, −0.4], 3 seeds"]
+    assert set(rows.paper) == {"1.1 points"}
+    assert table.index[-1] == "something_new" and table.iloc[-1].report == "later"
+    assert (table.verdict == "not run").sum() == len(CLAIMS) - 1
 
 
 def test_the_table_in_markdown_has_a_row_for_each_row():

@@ -1,4 +1,4 @@
-"One form of results.json: what is not JSON is turned or refused, faults are named by their path, what is committed has that form."
+"One schema for results.json: values are converted or refused, faults named by their path, committed records valid."
 import json
 import math
 from pathlib import Path
@@ -14,7 +14,8 @@ from copd_nb.analysis.records import (
 
 ROOT = Path(__file__).parents[2]
 FINDING = dict(value=1.0, low=0.5, high=2.0, unit="points", seeds=3, verdict="holds", sentence="It holds.")
-GOOD = dict(schema=SCHEMA, report="x", parameters={}, environment={}, headline="h", tables=dict(main=[dict(a=1, b=None, c="t", d=True)]), shown=["s"], limits=["l"],
+GOOD = dict(schema=SCHEMA, report="x", parameters={}, environment={}, headline="h",
+            tables=dict(main=[dict(a=1, b=None, c="t", d=True)]), shown=["s"], limits=["l"],
             claims=dict(some=FINDING), costs=[1, 2])
 
 
@@ -28,41 +29,53 @@ def test_a_record_with_keys_of_its_own_is_fine(): check_results(GOOD)
 
 @pytest.mark.parametrize("key", RESULTS_SCHEMA["required"])
 def test_every_required_key_is_missed(key):
-    with pytest.raises(ValueError, match=f"the record: '{key}' is a required property"): check_results({k: v for k, v in GOOD.items() if k != key})
+    with pytest.raises(ValueError, match=f"the record: '{key}' is a required property"):
+        check_results({k: v for k, v in GOOD.items() if k != key})
 
 
 @pytest.mark.parametrize("change, path", [
-    (dict(schema="copd_nb.results/0"), "schema"), (dict(report=""), "report"), (dict(headline=None), "headline"), (dict(tables=dict(main=dict(a=1))), "tables/main"),
-    (dict(tables=dict(main=[dict(a=1), dict(a=[1])])), "tables/main/1/a"), (dict(shown="one sentence"), "shown"), (dict(limits=["fine", 3]), "limits/1"),
-    (dict(claims=dict(some=FINDING | dict(verdict="nearly"))), "claims/some/verdict"), (dict(claims=dict(some=FINDING | dict(seeds=1.5))), "claims/some/seeds"),
+    (dict(schema="copd_nb.results/0"), "schema"), (dict(report=""), "report"), (dict(headline=None), "headline"),
+    (dict(tables=dict(main=dict(a=1))), "tables/main"),
+    (dict(tables=dict(main=[dict(a=1), dict(a=[1])])), "tables/main/1/a"), (dict(shown="one sentence"), "shown"),
+    (dict(limits=["fine", 3]), "limits/1"),
+    (dict(claims=dict(some=FINDING | dict(verdict="nearly"))), "claims/some/verdict"),
+    (dict(claims=dict(some=FINDING | dict(seeds=1.5))), "claims/some/seeds"),
     (dict(claims=dict(some={k: v for k, v in FINDING.items() if k != "low"})), "claims/some")])
 def test_the_path_of_a_fault_is_named(change, path):
     with pytest.raises(ValueError, match=f"not a results record: {path}: "): check_results(GOOD | change)
 
 
 def test_numpy_pandas_and_missing_values_become_json(tmp_path):
-    table = pd.DataFrame(dict(n=np.array([1, 2]), x=[math.nan, np.inf], on=[True, False], name=pd.array(["a", pd.NA], dtype="string")), index=[7, 9])
-    record = written(tmp_path, tables={("two", "greedy"): table, "none": pd.DataFrame()}, shares=np.array([[0.5, math.nan]]), seed=np.int64(3))
-    assert record["tables"] == {"two/greedy": [dict(n=1, x=None, on=True, name="a"), dict(n=2, x=None, on=False, name=None)], "none": []}
+    table = pd.DataFrame(dict(n=np.array([1, 2]), x=[math.nan, np.inf], on=[True, False],
+                              name=pd.array(["a", pd.NA], dtype="string")), index=[7, 9])
+    record = written(tmp_path, tables={("two", "greedy"): table, "none": pd.DataFrame()},
+                     shares=np.array([[0.5, math.nan]]), seed=np.int64(3))
+    assert record["tables"] == {"two/greedy": [dict(n=1, x=None, on=True, name="a"),
+                                               dict(n=2, x=None, on=False, name=None)], "none": []}
     assert record["shares"] == [[0.5, None]] and type(record["seed"]) is int
     assert read_results(tmp_path / "results.json") == record == json.loads((tmp_path / "results.json").read_text())
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
 def test_whatever_plain_returns_survives_json(value):
     turned = plain(value)
     assert json.loads(json.dumps(turned, allow_nan=False)) == turned == plain(turned)
 
 
 def test_what_has_no_form_is_refused_with_its_path():
-    with pytest.raises(ValueError, match="costs/0/when: Timestamp"): plain(dict(costs=pd.DataFrame(dict(when=[pd.Timestamp(0)]))))
-    with pytest.raises(ValueError, match="main: columns .* have a name twice"): plain(dict(main=pd.DataFrame([[1, 2]], columns=["a", "a"])))
+    with pytest.raises(ValueError, match="costs/0/when: Timestamp"):
+        plain(dict(costs=pd.DataFrame(dict(when=[pd.Timestamp(0)]))))
+    with pytest.raises(ValueError, match="main: columns .* have a name twice"):
+        plain(dict(main=pd.DataFrame([[1, 2]], columns=["a", "a"])))
     with pytest.raises(ValueError, match="the record: set"): plain({1})
 
 
 def test_nothing_is_written_if_the_record_is_wrong(tmp_path):
-    with pytest.raises(ValueError, match="tables/main/0/a"): written(tmp_path / "new", tables=dict(main=pd.DataFrame(dict(a=[[1]]))))
-    with pytest.raises(ValueError, match=r"keys \['environment'\] are written"): written(tmp_path / "new", environment={})
+    with pytest.raises(ValueError, match="tables/main/0/a"):
+        written(tmp_path / "new", tables=dict(main=pd.DataFrame(dict(a=[[1]]))))
+    with pytest.raises(ValueError, match=r"keys \['environment'\] are written"):
+        written(tmp_path / "new", environment={})
     assert not (tmp_path / "new").exists()
 
 
@@ -79,7 +92,8 @@ def test_a_file_that_holds_no_record_is_named(tmp_path, text, said):
 
 
 def test_markdown_cells_stay_in_their_row():
-    assert markdown_table(pd.DataFrame({"a|b": ["x\ny"], "c": [1]})).splitlines() == ["| a\\|b | c |", "| --- | --- |", "| x y | 1 |"]
+    assert markdown_table(pd.DataFrame({"a|b": ["x\ny"], "c": [1]})).splitlines() == ["| a\\|b | c |", "| --- | --- |",
+                                                                                      "| x y | 1 |"]
 
 
 COMMITTED = sorted([*(ROOT / "docs" / "results").glob("*.json"), *(ROOT / "docs" / "reports").rglob("results.json")])

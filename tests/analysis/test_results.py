@@ -3,18 +3,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from copd_nb.analysis.results import compare, equal_budgets, gap_to_experts, main_table, score_arrays
+from copd_nb.analysis.capability_gap import capability_gap
+from copd_nb.analysis.results import compare, equal_budgets, main_table, score_arrays
 
 
 def rows(values, capability="text", start=0):
-    return pd.DataFrame([dict(example=f"{capability}{i + start}", capability=capability, greedy=v, sampled=v / 2) for i, v in enumerate(values)])
+    return pd.DataFrame([dict(example=f"{capability}{i + start}", capability=capability, greedy=v, sampled=v / 2) for i,
+                         v in enumerate(values)])
 
 
 def both(text, image): return pd.concat([rows(text), rows(image, "image")], ignore_index=True)
 
 
-SCORES = {("CoPD", 0): both([1, 1, 0], [1, 0]), ("CoPD", 1): both([1, 0, 0], [1, 1]), ("text expert", 0): both([1, 1, 1], [0, 0]),
-          ("text expert", 1): both([1, 1, 1], [0, 0]), ("image expert", 0): both([0, 0, 0], [1, 1]), ("image expert", 1): both([0, 0, 0], [1, 1])}
+SCORES = {("CoPD", 0): both([1, 1, 0], [1, 0]), ("CoPD", 1): both([1, 0, 0], [1, 1]),
+          ("text expert", 0): both([1, 1, 1], [0, 0]),
+          ("text expert", 1): both([1, 1, 1], [0, 0]), ("image expert", 0): both([0, 0, 0], [1, 1]),
+          ("image expert", 1): both([0, 0, 0], [1, 1])}
 
 
 def test_arrays_are_seed_by_example_in_one_order():
@@ -25,28 +29,38 @@ def test_arrays_are_seed_by_example_in_one_order():
 
 
 def test_missing_seed_other_examples_unknown_metric_are_errors():
-    with pytest.raises(ValueError, match="every label needs every seed"): score_arrays({k: v for k, v in SCORES.items() if k != ("CoPD", 1)})
-    with pytest.raises(ValueError, match="other examples"): score_arrays(SCORES | {("CoPD", 1): both([1, 1, 0], [1, 0]).assign(example=list("abcde"))})
+    with pytest.raises(ValueError, match="every label needs every seed"):
+        score_arrays({k: v for k, v in SCORES.items() if k != ("CoPD", 1)})
+    with pytest.raises(ValueError, match="other examples"):
+        score_arrays(SCORES | {("CoPD", 1): both([1, 1, 0], [1, 0]).assign(example=list("abcde"))})
     with pytest.raises(ValueError, match="unknown metric 'f1'"): score_arrays(SCORES, "f1")
 
 
 def test_main_table_means():
     table = main_table(score_arrays(SCORES, "greedy"), ["text", "image"]).set_index(["paradigm", "capability"])["mean"]
-    assert table["CoPD", "text"] == pytest.approx(50) and table["CoPD", "image"] == pytest.approx(75) and table["CoPD", "mean"] == pytest.approx(62.5)
+    assert table["CoPD", "text"] == pytest.approx(50)
+    assert table["CoPD", "image"] == pytest.approx(75)
+    assert table["CoPD", "mean"] == pytest.approx(62.5)
 
 
 def test_gap_is_to_the_capability_s_own_expert():
-    gaps = gap_to_experts(score_arrays(SCORES, "greedy"), ["CoPD"], ["text", "image"]).set_index("capability").difference
-    assert gaps["text"] == pytest.approx(-50) and gaps["image"] == pytest.approx(-25)
+    gaps = capability_gap(score_arrays(SCORES, "greedy"), ["CoPD"], ["text", "image"]).set_index("capability").value
+    assert gaps["text"] == pytest.approx(50) and gaps["image"] == pytest.approx(25)  # positive is missing
 
 
 def test_compare_is_paired_and_says_so():
     found = compare(score_arrays(SCORES, "greedy"), "CoPD", ["text expert"], ["text", "image"]).iloc[0]
-    assert found.difference == pytest.approx(12.5) and found.low <= found.difference <= found.high and "CoPD" in found.sentence
+    assert found.difference == pytest.approx(12.5) and found.low <= found.difference <= found.high
+    assert "CoPD" in found.sentence
 
 
 def test_equal_budgets_do_not_extrapolate():
-    def run(paradigm, steps, seed=0): return pd.DataFrame(dict(paradigm=paradigm, seed=seed, total_steps=steps, tokens=steps, critical_steps=steps, accuracy=np.array(steps) * 1.0))
-    table = equal_budgets(pd.concat([run("early", [10, 30]), run("early", [10, 30], 1), run("late", [40, 50])])).set_index(["budget", "paradigm"])
-    assert table.loc[("tokens", "early"), "at"] == 30 and table.loc[("tokens", "early"), "accuracy"] == 30 and table.loc[("tokens", "early"), "seeds"] == 2
+    def run(paradigm, steps, seed=0):
+        return pd.DataFrame(dict(paradigm=paradigm, seed=seed, total_steps=steps, tokens=steps, critical_steps=steps,
+                                 accuracy=np.array(steps) * 1.0))
+    table = equal_budgets(pd.concat([run("early", [10, 30]), run("early", [10, 30], 1),
+                                     run("late", [40, 50])])).set_index(["budget", "paradigm"])
+    assert table.loc[("tokens", "early"), "at"] == 30
+    assert table.loc[("tokens", "early"), "accuracy"] == 30
+    assert table.loc[("tokens", "early"), "seeds"] == 2
     assert np.isnan(table.loc[("tokens", "late"), "accuracy"])

@@ -9,7 +9,8 @@ from scipy import stats as scipy_stats
 from copd_nb.analysis.curves import at_budget, band, common_budget, line_fit
 from copd_nb.analysis.intervals import (
     Interval, cluster_intervals, coverage, crossed_bootstrap, macro_difference, macro_interval, paired_difference,
-    ratio_interval, small_sample_factor)
+    small_sample_factor)
+from copd_nb.analysis.ratios import ratio_interval
 from copd_nb.analysis.tests import effect_size, holm, minimum_detectable_difference, paired_test, verdict
 
 
@@ -28,7 +29,8 @@ def test_bootstrap_is_seeded_and_counts_what_it_rests_on():
     table = scores(5, 1024)
     i = crossed_bootstrap(table)
     assert i == crossed_bootstrap(table) != crossed_bootstrap(table, seed=1)
-    assert (i.seeds, i.examples, i.level) == (5, 1024, 0.95) and i.mean == pytest.approx(table.mean()) and i.contains(i.mean)
+    assert (i.seeds, i.examples, i.level) == (5, 1024, 0.95)
+    assert i.mean == pytest.approx(table.mean()) and i.contains(i.mean)
     assert crossed_bootstrap(table, level=0.5).width < i.width
 
 
@@ -47,7 +49,8 @@ def test_one_seed_matches_the_interval_over_examples():
 
 
 def test_small_sample_factor():
-    assert small_sample_factor(1) == 0 and small_sample_factor(3) == pytest.approx(4.302653 / 1.959964 * 1.5**0.5, rel=1e-5)
+    assert small_sample_factor(1) == 0
+    assert small_sample_factor(3) == pytest.approx(4.302653 / 1.959964 * 1.5**0.5, rel=1e-5)
     assert small_sample_factor(1000) == pytest.approx(1, abs=0.01)
 
 
@@ -143,7 +146,8 @@ def test_power_agrees_with_the_noncentral_t(seeds):
 @pytest.mark.parametrize("ends, said", [
     ((0.012, 0.003, 0.021), "CoPD is higher than mixed by 1.2 points [0.3, 2.1]."),
     ((-0.012, -0.021, -0.003), "CoPD is lower than mixed by 1.2 points [0.3, 2.1]."),
-    ((0.003, -0.009, 0.015), "No difference between CoPD and mixed detected at this budget (0.3 points [−0.9, 1.5])."),
+    ((0.003, -0.009, 0.015),
+     "No difference between CoPD and mixed detected at this budget (0.3 points [−0.9, 1.5])."),
     ((0.0, 0.0, 0.0), "No difference between CoPD and mixed detected at this budget (0.0 points [0.0, 0.0])."),
     ((0.01, 0.0, 0.02), "No difference between CoPD and mixed detected at this budget (1.0 points [0.0, 2.0])."),
 ])
@@ -190,7 +194,8 @@ def test_line_fit_agrees_with_scipy_and_a_formula():
     line, found = line_fit(x, y), scipy_stats.linregress(x, y)
     assert (line.slope, line.intercept, line.r) == pytest.approx((found.slope, found.intercept, found.rvalue))
     at, low, high = line.at(np.array([0.0]))  # the band at 0 is the interval of the intercept
-    assert at[0] == pytest.approx(found.intercept) and (high - low)[0] / 2 == pytest.approx(scipy_stats.t.ppf(0.975, 10) * found.intercept_stderr)
+    assert at[0] == pytest.approx(found.intercept)
+    assert (high - low)[0] / 2 == pytest.approx(scipy_stats.t.ppf(0.975, 10) * found.intercept_stderr)
     interval = scipy_stats.pearsonr(x, y).confidence_interval()
     assert (line.r_low, line.r_high) == pytest.approx((interval.low, interval.high))
 
@@ -218,10 +223,12 @@ def test_ratio_of_tables_is_the_quotient_of_means_with_fieller_ends():
     bottom = (rng.random((4, 500)) < 0.5).astype(float)
     top = bottom * (rng.random((4, 500)) < 0.4)
     r = ratio_interval(top, bottom)
-    assert r.value == pytest.approx(top.mean() / bottom.mean()) and r.low < r.value < r.high and (r.seeds, r.examples, r.reason) == (4, 500, "")
+    assert r.value == pytest.approx(top.mean() / bottom.mean()) and r.low < r.value < r.high
+    assert (r.seeds, r.examples, r.reason) == (4, 500, "")
     assert r == ratio_interval(top, bottom) and str(r) == f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]"
     both = ratio_interval([top, top[:, :100]], [bottom, bottom[:, :100]])
-    assert both.value == pytest.approx((top.mean() + top[:, :100].mean()) / (bottom.mean() + bottom[:, :100].mean())) and both.examples == 600
+    assert both.value == pytest.approx((top.mean() + top[:, :100].mean()) / (bottom.mean() + bottom[:, :100].mean()))
+    assert both.examples == 600
 
 
 def test_ratio_of_seed_means_equals_fieller_by_hand():
@@ -237,7 +244,8 @@ def test_ratio_of_seed_means_equals_fieller_by_hand():
 def test_ratio_is_undefined_where_the_denominator_may_be_zero():
     rng = np.random.default_rng(1)
     noise = rng.choice([-1.0, 0.0, 1.0], (3, 300))
-    for r in (ratio_interval(noise, noise - noise.mean()), ratio_interval(np.array([0.1, 0.2]), np.array([0.1, -0.1])), ratio_interval(np.ones((2, 5)), np.zeros((2, 5)))):
+    for r in (ratio_interval(noise, noise - noise.mean()), ratio_interval(np.array([0.1, 0.2]), np.array([0.1, -0.1])),
+              ratio_interval(np.ones((2, 5)), np.zeros((2, 5)))):
         assert r.value is r.low is r.high is None and "holds 0" in r.reason and str(r).startswith("undefined: ")
     assert "one seed mean" in ratio_interval(np.array([0.1]), np.array([0.2])).reason
     assert ratio_interval(np.full((2, 5), 0.2), np.full((2, 5), 0.4)).value == pytest.approx(0.5)  # no spread at all
@@ -249,7 +257,8 @@ def test_ratio_interval_covers():
     rng, hits = np.random.default_rng(2), 0
     for _ in range(200):
         bottom = 0.3 + 0.02 * rng.standard_normal((3, 1)) + 0.5 * rng.standard_normal(200)
-        hits += (r := ratio_interval(0.6 * bottom + 0.02 * rng.standard_normal((3, 1)), bottom, draws=400)).low <= 0.6 <= r.high
+        hits += (r := ratio_interval(0.6 * bottom + 0.02 * rng.standard_normal((3, 1)), bottom,
+                                     draws=400)).low <= 0.6 <= r.high
     assert hits >= 180
 
 

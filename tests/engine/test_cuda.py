@@ -23,7 +23,8 @@ from copd_nb.policy.toys import minis_base, minis, tiny_policy
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora import lora
 from copd_nb.scale.sharding import ShardedPolicy, join_group
-from copd_nb.study.presets import fitted, memory_plan, preset
+from copd_nb.study.memory import memory_plan
+from copd_nb.study.presets import fitted, preset
 from copd_nb.signals.rollouts import generator
 from copd_nb.signals.sampling import sample
 from copd_nb.engine.runs import Run

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from copd_nb.policy.suites import load_suite
-from copd_nb.study.jobs import prepare
+from copd_nb.study.workers import prepare
 from copd_nb.data.rewards import Exact, Noisy
 from copd_nb.data.scoring import score
 from copd_nb.policy.skills import SKILLS, skill, text_policy

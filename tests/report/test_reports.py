@@ -10,7 +10,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from copd_nb.analysis.claims import CLAIMS, finding
+from copd_nb.analysis.claims import CLAIMS
+from copd_nb.analysis.findings import finding
 from copd_nb.analysis.records import read_results, write_results
 from copd_nb.report.command import main
 from copd_nb.report.driver import _tidy, run_all, run_report

@@ -25,7 +25,8 @@ from copd_nb.engine.executors import Cluster, Lost, NoPlace
 from copd_nb.scale.cluster import RayExecutor
 from copd_nb.scale.connection import connect, ray_address
 from copd_nb.engine.train import train
-from copd_nb.study.jobs import Job, do_all, run_of, scores_of
+from copd_nb.study.jobs import Job, run_of, scores_of
+from copd_nb.study.workers import do_all
 from copd_nb.policy.toys import minis_base, minis
 from copd_nb.policy.core import Policy
 from copd_nb.scale.sharding import join_group

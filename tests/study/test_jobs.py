@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copd_nb.study import jobs as jobs_module
+from copd_nb.study import workers as workers_module
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr
 from copd_nb.engine.config import Config
 from copd_nb.policy.suites import load_suite
-from copd_nb.study.jobs import Job, do_all, in_order, is_done, run_of, scores_of
+from copd_nb.study.jobs import Job, is_done, run_of, scores_of
+from copd_nb.study.workers import do_all, in_order
 
 TINY = Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu")
 
@@ -22,7 +23,8 @@ def free(jobs): return [(j, []) for j in jobs]
 
 
 def test_names_tell_content_apart():
-    names = [job(expert("text", 1)), job(expert("text", 2)), job(expert("image", 1)), replace(job(expert("text", 1)), config=replace(TINY, seed=1))]
+    names = [job(expert("text", 1)), job(expert("text", 2)), job(expert("image", 1)),
+             replace(job(expert("text", 1)), config=replace(TINY, seed=1))]
     assert len({j.name for j in names}) == 4
     assert job(expert("text", 1)).name == job(expert("text", 1), prompts=0).name  # judging is no part of the run
 
@@ -44,7 +46,7 @@ def test_processes_do_not_change_numbers(tmp_path, monkeypatch):
         a, b = (run_of(j, tmp_path / n) for n in ("one", "two"))
         pd.testing.assert_frame_equal(a.events.drop(columns="seconds"), b.events.drop(columns="seconds"))
         pd.testing.assert_frame_equal(scores_of(a, j), scores_of(b, j))
-    monkeypatch.setattr(jobs_module, "do", lambda *a: pytest.fail("done again"))
+    monkeypatch.setattr(workers_module, "do", lambda *a: pytest.fail("done again"))
     do_all(free(listed), tmp_path / "two", workers=1)
 
 
@@ -52,19 +54,21 @@ def test_judged_later_without_training_again(tmp_path, monkeypatch):
     quick, full = job(expert("text", 1), prompts=0), job(expert("text", 1))
     do_all(free([quick]), tmp_path, workers=1)
     assert is_done(quick, tmp_path) and not is_done(full, tmp_path)
-    monkeypatch.setattr("copd_nb.engine.train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr("copd_nb.engine.train.train_step", lambda *a: pytest.fail("trained again"))
     do_all(free([full]), tmp_path, workers=1)
     assert is_done(full, tmp_path) and len(scores_of(run_of(full, tmp_path), full)) == 24
 
 
 @settings(deadline=None)
-@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=12))))
+@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n),
+                                                     st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)),
+                                                              max_size=12))))
 def test_jobs_come_after_what_they_need(graph):
     n, edges = graph
     jobs = [job(expert("text", i + 1)) for i in range(n)]
     needs = {i: {b for a, b in edges if a == i and b < i} for i in range(n)}  # to smaller numbers: no circle
     shown = [jobs[i] for i in reversed(range(n))]
-    ordered = in_order([(jobs[i], {(jobs[k].name, 8) for k in needs[i]}) for i in reversed(range(n))])
+    ordered = list(in_order([(jobs[i], {(jobs[k].name, 8) for k in needs[i]}) for i in reversed(range(n))]))
     place = {j.name: i for i, j in enumerate(ordered)}
     assert sorted(place) == sorted(j.name for j in jobs)
     assert all(place[jobs[k].name] < place[jobs[i].name] for i in needs for k in needs[i])
@@ -74,18 +78,21 @@ def test_jobs_come_after_what_they_need(graph):
 def test_jobs_that_need_each_other_are_refused(tmp_path):
     a, b = job(expert("text", 1)), job(expert("text", 2))
     for workers in (1, 2):
-        with pytest.raises(ValueError, match="jobs need each other"): do_all([(a, [b]), (b, [a])], tmp_path, workers=workers)
+        with pytest.raises(ValueError, match="jobs need each other"):
+            do_all([(a, [b]), (b, [a])], tmp_path, workers=workers)
 
 
 def test_a_job_waits_for_what_it_needs(tmp_path):
     short, long = job(expert("text", 1), prompts=0), job(expert("text", 2))
     do_all([(long, [short]), (short, [])], tmp_path, workers=2)
     began = [run_of(j, tmp_path).manifest["started"] for j in (short, long)]
-    assert began == sorted(began) and len(list((tmp_path / ".experts").glob("*/[0-9]*"))) == 2  # the longer one continued from the shorter
+    assert began == sorted(began)
+    assert len(list((tmp_path / ".experts").glob("*/[0-9]*"))) == 2  # the longer one continued from the shorter
 
 
 def test_an_error_in_a_worker_is_raised(tmp_path):
-    with pytest.raises(ValueError, match="unknown capability 'audio'"): do_all(free([job(expert("audio", 1))]), tmp_path, workers=2)
+    with pytest.raises(ValueError, match="unknown capability 'audio'"):
+        do_all(free([job(expert("audio", 1))]), tmp_path, workers=2)
 
 
 def test_branches_of_co_training_are_judged_and_merged_experts_are_not(tmp_path):

@@ -1,4 +1,4 @@
-"""Studies: scales, arms, comparisons, variants of schedules, sweeps that are killed, and every report at the size of a smoke test."""
+"Studies: scales, arms, comparisons, variants of schedules, killed sweeps, and a smoke test of every report."
 import os
 import signal
 import subprocess
@@ -10,30 +10,32 @@ import numpy as np
 import pytest
 import torch
 
-from copd_nb.policy import suites as suites_module
 from copd_nb.study import jobs as jobs_module
+from copd_nb.study import workers as workers_module
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.train import train
-from copd_nb.data.names import json_or_text
-from copd_nb.policy.suites import load_suite
-from copd_nb.study.jobs import Job, prepare
-from copd_nb.signals.objectives import low_probability_advantages
+from copd_nb.policy.suites import json_or_text, load_suite
+from copd_nb.study.jobs import Job
+from copd_nb.study.workers import prepare
+from copd_nb.signals.objectives import unlikely_advantages
 from copd_nb.analysis.records import read_results
 from copd_nb.report.driver import run_report
 from copd_nb.report.index import STUDIES
 from copd_nb.report.parameters import parameters_of
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, Phase, Update
-from copd_nb.study.studies import (
-    SCALES, Arm, Study, accuracy_of, best_arm, combined, difference_of, over_runs, ranking, run_scores, run_studies,
-    scale_of, sentences, skills_suite, with_frozen_teachers, with_signals)
+from copd_nb.study.grid import SCALES, Arm, Study, run_studies, scale_of, skills_suite
+from copd_nb.study.outcomes import (
+    accuracy_of, best_arm, combined, difference_of, over_runs, ranking, run_scores, sentences)
+from copd_nb.study.variants import with_frozen_teachers, with_signals
 
 NAMES = ["digits", "sort"]  # learnt soonest: a base that fails everything tells no arms apart
 
 
-def tiny(folder, names=NAMES): return f"skills?names={','.join(names)}&warm=200&hidden=48&layers=2&folder={folder}/bases"
+def tiny(folder, names=NAMES):
+    return f"skills?names={','.join(names)}&warm=200&hidden=48&layers=2&folder={folder}/bases"
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +45,16 @@ def folder(tmp_path_factory): return tmp_path_factory.mktemp("studies")
 @pytest.fixture(scope="module")
 def outcome(folder):
     scale = replace(SCALES["smoke"], seeds=(0, 1))
-    arms = {"CoPD": copd(NAMES, 2, 1, 1), "mixed RLVR": mixed_rlvr(NAMES, 8), "merged experts": merged_experts(NAMES, 4), "reset": Arm(copd(NAMES, 2, 1, 1), dict(optimizer_state="reset"))}
+    arms = {"CoPD": copd(NAMES, 2, 1, 1), "mixed RLVR": mixed_rlvr(NAMES, 8),
+            "merged experts": merged_experts(NAMES, 4), "reset": Arm(copd(NAMES, 2, 1, 1),
+                                                                     dict(optimizer_state="reset"))}
     return Study(tiny(folder), scale, folder / "store", workers=1).run(arms)
 
 
 def test_scales():
     assert scale_of("standard").seeds == (0, 1, 2) and scale_of("quick", [7]).seeds == (7,)
-    assert scale_of("standard").steps == 60 and replace(scale_of("full"), seeds=()) == replace(scale_of("standard"), seeds=())
+    assert scale_of("standard").steps == 60
+    assert replace(scale_of("full"), seeds=()) == replace(scale_of("standard"), seeds=())
     with pytest.raises(ValueError, match="unknown preset 'huge': smoke, quick"): scale_of("huge")
 
 
@@ -59,24 +64,29 @@ def test_a_suite_of_skills_is_a_line_of_text():
 
 
 def test_arms_share_everything_but_what_is_asked(outcome):
-    assert outcome.labels == ["CoPD", "mixed RLVR", "merged experts", "reset"] and len({j.name for j in outcome.jobs.values()}) == 8
+    assert outcome.labels == ["CoPD", "mixed RLVR", "merged experts", "reset"]
+    assert len({j.name for j in outcome.jobs.values()}) == 8
     one, other = outcome.jobs["CoPD", 0], outcome.jobs["reset", 0]
-    assert one.config == replace(other.config, optimizer_state=one.config.optimizer_state) and one.schedule == other.schedule
+    assert one.config == replace(other.config, optimizer_state=one.config.optimizer_state)
+    assert one.schedule == other.schedule
     assert all(s.shape == (2, 16) for label in ("base", *outcome.labels) for s in combined(outcome, label).values())
 
 
 def test_every_arm_is_judged_on_the_same_prompts(outcome):
-    prompts = {key: tuple(rows[rows.model == "result"][["capability", "example"]].itertuples(index=False)) if "example" in rows else len(rows[rows.model == "result"]) for key, rows in outcome.scores.items()}
+    prompts = {key: tuple(rows[rows.model == "result"][["capability", "example"]].itertuples(index=False))
+               if "example" in rows else len(rows[rows.model == "result"]) for key, rows in outcome.scores.items()}
     assert len(set(prompts.values())) == 1
 
 
 def test_ranking_is_sorted_paired_and_consistent(outcome):
     table = ranking(outcome, "CoPD")
-    assert list(table.accuracy) == sorted(table.accuracy, reverse=True) and best_arm(table) == table.arm[0] != best_arm(table, other_than=[table.arm[0]])
+    assert list(table.accuracy) == sorted(table.accuracy, reverse=True)
+    assert best_arm(table) == table.arm[0] != best_arm(table, other_than=[table.arm[0]])
     own = table.set_index("arm").loc["CoPD"]
     assert own.difference == own.difference_low == own.difference_high == 0
     for row in table.itertuples():
-        assert row.difference == pytest.approx(row.accuracy - own.accuracy) and row.accuracy == pytest.approx(100 * accuracy_of(outcome, row.arm).mean)
+        assert row.difference == pytest.approx(row.accuracy - own.accuracy)
+        assert row.accuracy == pytest.approx(100 * accuracy_of(outcome, row.arm).mean)
     assert list(ranking(outcome, "CoPD", ["reset"]).arm) == ["reset"]
 
 
@@ -97,7 +107,8 @@ def test_sentences_and_runs(outcome):
     said = sentences(outcome, "CoPD")
     assert len(said) == 3 and all("CoPD" in s for s in said)
     table, family = over_runs(outcome, "CoPD")
-    assert set(table.arm) == set(outcome.labels) and "of 3 differences" in family and np.isnan(table.set_index("arm").p_holm["CoPD"])
+    assert set(table.arm) == set(outcome.labels) and "of 3 paired comparisons" in family
+    assert np.isnan(table.set_index("arm").p_holm["CoPD"])
     assert run_scores(outcome, ["CoPD"])["CoPD"].shape == (2, 2)
     assert run_scores(outcome)["CoPD"].mean() == pytest.approx(accuracy_of(outcome, "CoPD").mean)
 
@@ -106,8 +117,9 @@ def test_events_carry_their_seed(outcome): assert set(outcome.events("CoPD").see
 
 
 def test_several_studies_at_once_do_equal_jobs_once(folder, outcome, monkeypatch):
-    monkeypatch.setattr(jobs_module, "do", lambda *a: pytest.fail("done again"))
-    found = run_studies({"a": (outcome.study, {"CoPD": copd(NAMES, 2, 1, 1)}), "b": (outcome.study, {"same": copd(NAMES, 2, 1, 1)})})
+    monkeypatch.setattr(workers_module, "do", lambda *a: pytest.fail("done again"))
+    found = run_studies({"a": (outcome.study, {"CoPD": copd(NAMES, 2, 1, 1)}),
+                         "b": (outcome.study, {"same": copd(NAMES, 2, 1, 1)})})
     assert found["a"].jobs["CoPD", 0] == found["b"].jobs["same", 0]
 
 
@@ -116,7 +128,8 @@ def test_several_studies_at_once_do_equal_jobs_once(folder, outcome, monkeypatch
 def test_signals_can_be_taken_away_and_phases_go_with_their_last():
     whole = copd(NAMES, 2, 1, 1)
     one_way = with_signals(whole, lambda u: u.rl if u.branch == "digits" else u.signals)
-    assert one_way.links() == {("sort", "digits")} and one_way.total_steps == whole.total_steps and one_way.name == whole.name
+    assert one_way.links() == {("sort", "digits")} and one_way.total_steps == whole.total_steps
+    assert one_way.name == whole.name
     assert with_signals(whole, lambda u: u.rl, "alone").links() == set()
     untaught = with_signals(whole, lambda u: u.opd)
     assert len(untaught.phases) == 2 and all("OPD" in p.name for p in untaught.phases)
@@ -146,7 +159,9 @@ def moved(base, by=0.01):
     return policy
 
 
-def distil(): return Schedule("distil", ["digits", "teacher"], [Phase("OPD", 1, [Update("digits", [OPD("digits", "teacher", 1.0)])])], "digits")
+def distil():
+    return Schedule("distil", ["digits", "teacher"],
+                    [Phase("OPD", 1, [Update("digits", [OPD("digits", "teacher", 1.0)])])], "digits")
 
 
 def test_a_branch_can_start_from_a_policy_of_its_own_and_a_run_knows_it(folder, tmp_path):
@@ -155,43 +170,53 @@ def test_a_branch_can_start_from_a_policy_of_its_own_and_a_run_knows_it(folder, 
     run = train(distil(), capabilities, base, config, tmp_path / "run", starts={"digits": other})
     plain = train(distil(), capabilities, base, config, tmp_path / "plain")
     assert run.manifest["starts"].keys() == {"digits"} and "starts" not in plain.manifest
-    def distance(run, policy): return max((a - b).abs().max().item() for a, b in zip(run.result.model.parameters(), policy.model.parameters()))
+    def distance(run, policy):
+        return max((a - b).abs().max().item() for a, b in zip(run.result.model.parameters(), policy.model.parameters()))
     assert distance(run, other) < 0.005 < distance(run, base)
-    with pytest.raises(ValueError): train(distil(), capabilities, base, config, tmp_path / "run", starts={"digits": moved(base, 0.02)})  # another run's folder
+    with pytest.raises(ValueError):
+        train(distil(), capabilities, base, config, tmp_path / "run",
+              starts={"digits": moved(base, 0.02)})  # another run's folder
 
 
 def test_bad_starts_are_named(folder, tmp_path):
     capabilities, base = load_suite(tiny(folder))
-    with pytest.raises(ValueError, match=r"unknown branches \['other'\]"): train(distil(), capabilities, base, SCALES["smoke"].config, tmp_path / "a", starts={"other": base})
+    with pytest.raises(ValueError, match=r"unknown branches \['other'\]"):
+        train(distil(), capabilities, base, SCALES["smoke"].config, tmp_path / "a", starts={"other": base})
     larger = load_suite(tiny(folder).replace("hidden=48", "hidden=32").replace("warm=200", "warm=2"))[1]
-    with pytest.raises(ValueError, match="'digits' starts from has other parameters"): train(distil(), capabilities, base, SCALES["smoke"].config, tmp_path / "b", starts={"digits": larger})
+    with pytest.raises(ValueError, match="'digits' starts from has other parameters"):
+        train(distil(), capabilities, base, SCALES["smoke"].config, tmp_path / "b", starts={"digits": larger})
 
 
 def test_jobs_start_from_folders(folder, tmp_path):
     capabilities, base = load_suite(tiny(folder))
     moved(base).save(tmp_path / "student")
     config = SCALES["smoke"].config
-    plain, job = Job(distil(), config, tiny(folder), 8, 1), Job(distil(), config, tiny(folder), 8, 1, (("digits", str(tmp_path / "student")),))
+    plain, job = Job(distil(), config, tiny(folder), 8, 1), Job(distil(), config, tiny(folder), 8, 1,
+                                                                (("digits", str(tmp_path / "student")),))
     assert plain.name != job.name
     jobs_module.do(job, tmp_path / "store")
     direct = train(distil(), capabilities, base, config, tmp_path / "direct", starts={"digits": moved(base)})
-    for a, b in zip(jobs_module.run_of(job, tmp_path / "store").result.model.parameters(), direct.result.model.parameters()): assert torch.equal(a, b)
+    for a, b in zip(jobs_module.run_of(job, tmp_path / "store").result.model.parameters(),
+                    direct.result.model.parameters()):
+        assert torch.equal(a, b)
 
 
 # suites with arguments
 
-@pytest.mark.parametrize("text, value", [("3", 3), ("0.5", 0.5), ("[1, 2]", [1, 2]), ("add,mirror", "add,mirror"), ("true", True), ("", "")])
+@pytest.mark.parametrize("text, value", [("3", 3), ("0.5", 0.5), ("[1, 2]", [1, 2]), ("add,mirror", "add,mirror"),
+                                         ("true", True), ("", "")])
 def test_json_or_text(text, value): assert json_or_text(text) == value
 
 
-@pytest.mark.parametrize("suite, said", [("skills?nam=add", "nam"), ("skills?names", "bad query"), ("skills?names=add,nothing", "nothing")])
+@pytest.mark.parametrize("suite, said", [("skills?nam=add", "nam"), ("skills?names", "bad query"),
+                                         ("skills?names=add,nothing", "nothing")])
 def test_bad_arguments_of_a_suite_are_named(suite, said):
     with pytest.raises(ValueError, match=said): load_suite(suite)
 
 
 def test_suites_are_prepared_once_each(monkeypatch):
     seen = []
-    monkeypatch.setattr(suites_module, "load_suite", seen.append)
+    monkeypatch.setattr(workers_module, "load_suite", seen.append)
     prepare(["a", "b", "a"], workers=1)
     assert seen == ["a", "b"]
 
@@ -200,14 +225,17 @@ def test_suites_are_prepared_once_each(monkeypatch):
 
 def test_unlikely_tokens_are_pushed_down_whoever_is_right():
     logp = torch.log(torch.tensor([[0.05, 0.1001, 0.9]]))
-    assert low_probability_advantages(logp, 2.0).tolist() == [[-2, 0, 0]] and low_probability_advantages(logp, 1.0, below=1.0).tolist() == [[-1, -1, -1]]
-    with pytest.raises(ValueError, match="below=0"): low_probability_advantages(logp, below=0)
+    assert unlikely_advantages(logp, 2.0).tolist() == [[-2, 0, 0]]
+    assert unlikely_advantages(logp, 1.0, below=1.0).tolist() == [[-1, -1, -1]]
+    with pytest.raises(ValueError, match="below=0"): unlikely_advantages(logp, below=0)
     assert not OPD("digits", "base", 0.1, "unlikely").taught and OPD("digits", "base", 0.1).taught
 
 
 def test_the_control_asks_no_teacher(folder, tmp_path):
     capabilities, base = load_suite(tiny(folder))
-    plan = Schedule("control", ["digits"], [Phase("II OPD", 1, [Update("digits", [RL("digits"), OPD("sort", "base", 0.1, "unlikely")])])], "digits")
+    plan = Schedule("control", ["digits"],
+                    [Phase("II OPD", 1, [Update("digits", [RL("digits"), OPD("sort", "base", 0.1, "unlikely")])])],
+                    "digits")
     events = train(plan, capabilities, base, SCALES["smoke"].config, tmp_path / "run").events
     rows = events[(events.kind == "train") & events.stream.fillna("").str.startswith("opd")]
     assert len(rows) and (rows.scored == 0).all() and (rows.generated > 0).all()
@@ -218,7 +246,7 @@ def test_the_control_asks_no_teacher(folder, tmp_path):
 SWEEP = """
 import sys
 from dataclasses import replace
-from copd_nb.study.studies import SCALES, Study
+from copd_nb.study.grid import SCALES, Study
 from copd_nb.schedule.paradigms import mixed_rlvr
 from copd_nb.schedule.copd import copd
 study = Study(sys.argv[2], replace(SCALES["smoke"], seeds=(0, 1, 2)), sys.argv[1], workers=1)
@@ -238,7 +266,9 @@ def test_a_killed_sweep_goes_on_where_it_was_and_ends_with_the_same_numbers(fold
     assert process.wait() == -signal.SIGKILL, "the sweep ended before it could be killed"
     done = finished(store)
     assert 3 <= len(done) < 6
-    def state(): return {f: (f.read_bytes(), f.stat().st_mtime_ns) for path in done for f in (path / "events.jsonl", *path.glob("scores-*.parquet"), *path.rglob("*.safetensors"))}
+    def state():
+        return {f: (f.read_bytes(), f.stat().st_mtime_ns) for path in done
+                for f in (path / "events.jsonl", *path.glob("scores-*.parquet"), *path.rglob("*.safetensors"))}
     before = state()
     assert len(before) >= 3 * len(done)
     subprocess.run(command, env=env, check=True)
@@ -260,7 +290,8 @@ def asked(name, folder):
     "Parameters of a smoke run: the skills that are learnt soonest, where a report can be told."
     names = ["digits", "sort", "add"][:3 if name == "student" else 2]
     small = f"skills?names={','.join(names)}&warm=2&hidden=16&layers=1&folder={folder}/bases"
-    told = {k: v for k, v in dict(names=names, suite=small, uneven=None, betas=[0.01, 3.0]).items() if k in parameters_of(name)}
+    told = {k: v for k, v in dict(names=names, suite=small, uneven=None, betas=[0.01, 3.0]).items()
+            if k in parameters_of(name)}
     return dict(preset="smoke", store=str(folder / "stores" / name), workers=1) | told
 
 
@@ -269,7 +300,8 @@ def test_smoke_run_of_a_study(name, folder, monkeypatch):
     monkeypatch.chdir(folder)  # bases that a report can't be told about
     run_report(name, asked(name, folder), folder / name, progress=False)
     record = read_results(folder / name / "results.json")
-    assert record["report"] == name and record["parameters"]["preset"] == "smoke" and record["limits"] and record["headline"]
+    assert record["report"] == name and record["parameters"]["preset"] == "smoke"
+    assert record["limits"] and record["headline"]
     claims = {c.id for c in CLAIMS if c.report == name}
     found = {key.split("/")[0] for key in record["claims"]}
     assert found == claims or name == "pilot" and found < claims  # students that don't differ have no correlation
