@@ -1163,6 +1163,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'copd_nb/engine/executors.py'),
                                           'copd_nb.engine.executors.Deferred.__init__': ( '4_engine/executors.html#deferred.__init__',
                                                                                           'copd_nb/engine/executors.py'),
+                                          'copd_nb.engine.executors.Deferred.clock': ( '4_engine/executors.html#deferred.clock',
+                                                                                       'copd_nb/engine/executors.py'),
                                           'copd_nb.engine.executors.LocalExecutor': ( '4_engine/executors.html#localexecutor',
                                                                                       'copd_nb/engine/executors.py'),
                                           'copd_nb.engine.executors.LocalExecutor.__init__': ( '4_engine/executors.html#localexecutor.__init__',

@@ -22,37 +22,39 @@ from ..engine.memory import retry_on_oom
 from ..engine.passes import by_length
 from ..engine.state import Batch, Training
 from ..engine.update import Learner, first_notes, optimizer_step
-from .trl_model import OPTIONS, has_advantages, lent, make_trainer, pass_inputs, token_advantages, trl_package
+from .trl_model import (
+    OPTIONS, has_advantages, lent, make_trainer, pass_inputs, token_advantages, trl_package)
 
 # %% ../../nbs/9_scale/09_trl.ipynb #0cf29f6d
 def _refuse_model(policy: Policy):
     "ValueError for a model whose passes TRL would compute otherwise."
     text = policy.model.config.get_text_config()
     if getattr(text, "rope_parameters", None) is None:
-        raise ValueError(f"{policy.name!r} has no rotary positions: TRL's pass counts padding as positions, so only models "
-                         "with rotary ones give the engine's loss")
+        raise ValueError(f"{policy.name!r} has no rotary positions: TRL's pass counts padding as positions, so only "
+                         "models with rotary ones give the engine's loss")
     if len(policy.banned) and getattr(text, "final_logit_softcapping", None):
-        raise ValueError(f"{policy.name!r} has soft-capped logits and {len(policy.banned)} banned ids: TRL's head can't "
-                         "ban ids under a cap, use the built-in learner")
+        raise ValueError(f"{policy.name!r} has soft-capped logits and {len(policy.banned)} banned ids: TRL's head "
+                         "can't ban ids under a cap, use the built-in learner")
 
 def _refuse_run(config: Config, accelerator: Accelerator):
     "ValueError for optimisers that a trainer can't have, or whose gradients can't be read."
     if config.optimizer_state == "separate":
-        raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimiser, allowed are 'keep' and "
-                         "'reset'")
+        raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimiser, allowed are 'keep' "
+                         "and 'reset'")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError("DeepSpeed keeps gradients in buffers of its own, where streams can't be told apart: shard the "
-                         "model with FSDP2 (torch's fully_shard), or use one process")
+        raise ValueError("DeepSpeed keeps gradients in buffers of its own, where streams can't be told apart: shard "
+                         "the model with FSDP2 (torch's fully_shard), or use one process")
 
 def _refuse_batch(batch: Batch):
     "ValueError for a stream that TRL's loss can't express."
     signal, examples = batch.signals[0], batch.rollouts.prompts.examples
     if not has_advantages(signal):
         kind = getattr(signal, "estimator_label", "supervised")
-        raise ValueError(f"stream {batch.stream!r} ({kind}): TRL's loss takes an advantage for each sampled token, allowed "
-                         "are RL and OPD with an estimator by advantages, such as 'sampled' or 'low_probability'")
+        raise ValueError(f"stream {batch.stream!r} ({kind}): TRL's loss takes an advantage for each sampled token, "
+                         "allowed are RL and OPD with an estimator by advantages, such as 'sampled' or 'low_probability'")
     if seen := [e.id for e in examples if e.videos]:
-        raise ValueError(f"prompt {seen[0]} of stream {batch.stream!r} has a video: TRL's pass takes text and images only")
+        raise ValueError(f"prompt {seen[0]} of stream {batch.stream!r} has a video: TRL's pass takes text and images "
+                         "only")
 
 # %% ../../nbs/9_scale/09_trl.ipynb #d53cd9be
 def _parts(limits: Limits, out: Rollouts, rows: Tensor, processes: int) -> list[Tensor]:
