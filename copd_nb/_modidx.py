@@ -1782,6 +1782,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'copd_nb.policy.lora._targets': ('1_policy/lora.html#_targets', 'copd_nb/policy/lora.py'),
                                      'copd_nb.policy.lora._unscaled': ('1_policy/lora.html#_unscaled', 'copd_nb/policy/lora.py'),
                                      'copd_nb.policy.lora.lora': ('1_policy/lora.html#lora', 'copd_nb/policy/lora.py')},
+            'copd_nb.policy.pair': { 'copd_nb.policy.pair.minis_branch': ('1_policy/pair.html#minis_branch', 'copd_nb/policy/pair.py'),
+                                     'copd_nb.policy.pair.minis_events': ('1_policy/pair.html#minis_events', 'copd_nb/policy/pair.py')},
             'copd_nb.policy.passes': { 'copd_nb.policy.passes.PackedDecoder': ( '1_policy/passes.html#packeddecoder',
                                                                                 'copd_nb/policy/passes.py'),
                                        'copd_nb.policy.passes.PackedDecoder.keep': ( '1_policy/passes.html#packeddecoder.keep',
