@@ -2041,7 +2041,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'copd_nb.scale.calls.Costs.question': ('9_scale/calls.html#costs.question', 'copd_nb/scale/calls.py'),
                                      'copd_nb.scale.calls.Costs.reply': ('9_scale/calls.html#costs.reply', 'copd_nb/scale/calls.py'),
                                      'copd_nb.scale.calls._kind': ('9_scale/calls.html#_kind', 'copd_nb/scale/calls.py'),
-                                     'copd_nb.scale.calls._label': ('9_scale/calls.html#_label', 'copd_nb/scale/calls.py'),
                                      'copd_nb.scale.calls._learner_calls': ('9_scale/calls.html#_learner_calls', 'copd_nb/scale/calls.py'),
                                      'copd_nb.scale.calls._replies': ('9_scale/calls.html#_replies', 'copd_nb/scale/calls.py'),
                                      'copd_nb.scale.calls._shares': ('9_scale/calls.html#_shares', 'copd_nb/scale/calls.py'),
