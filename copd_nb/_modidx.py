@@ -2800,6 +2800,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'copd_nb/signals/estimators.py'),
                                             'copd_nb.signals.estimators.Estimator': ( '2_signals/estimators.html#estimator',
                                                                                       'copd_nb/signals/estimators.py'),
+                                            'copd_nb.signals.estimators.Estimator.__new__': ( '2_signals/estimators.html#estimator.__new__',
+                                                                                              'copd_nb/signals/estimators.py'),
                                             'copd_nb.signals.estimators.Estimator.cost': ( '2_signals/estimators.html#estimator.cost',
                                                                                            'copd_nb/signals/estimators.py'),
                                             'copd_nb.signals.estimators.Estimator.loss': ( '2_signals/estimators.html#estimator.loss',
