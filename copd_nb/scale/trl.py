@@ -49,7 +49,7 @@ def _refuse_batch(batch: Batch):
     if not has_advantages(signal):
         kind = getattr(signal, "estimator_label", "supervised")
         raise ValueError(f"stream {batch.stream!r} ({kind}): TRL's loss takes an advantage for each sampled token, "
-                         "allowed are RL and OPD with an estimator by advantages, such as 'sampled' or 'low_probability'")
+                         "allowed are RL and OPD with an estimator by advantages, such as 'sampled'")
     if seen := [e.id for e in examples if e.videos]:
         raise ValueError(f"prompt {seen[0]} of stream {batch.stream!r} has a video: TRL's pass takes text and images "
                          "only")
