@@ -1,4 +1,4 @@
-# Two commands matter: `make report` and `make test`. Both install what they need into .venv first.
+# Two commands matter: `make report` and `make test`. Both install what they need into .venv first; `make test-all` is what CI runs.
 PYTHON ?= python3
 VENV := .venv
 VISION := .venv-vision
@@ -7,10 +7,11 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 10000
 export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE  # set in many containers; every process would compile all that it imports
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PRESET ?= quick
 BENCH ?=
 
-.PHONY: setup chromium report test test-notebooks test-unit test-reports test-browser test-slow test-cuda test-parity sweep bench docs export clean
+.PHONY: setup chromium report lint test test-all test-notebooks test-reports test-browser test-slow test-cuda test-parity sweep bench docs export clean
 
 setup: $(VENV)/.done chromium
 
@@ -28,24 +29,27 @@ $(VENV)/.done: constraints.txt settings.ini setup.py pyproject.toml
 report: setup  ## train every paradigm on the embedded suite and write the comparison report
 	$(BIN)/copd report comparison -p preset $(PRESET)
 
-test: setup  ## every default tier; the exit status is pytest's
+lint: setup  ## ruff: lines of 120, complexity of 8, unused and unsafe things
+	$(BIN)/ruff check .
+
+test: setup lint  ## what to run before a commit: ruff, export and clean are no-ops, unit tests
 	.ci/gate $(BIN)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow and not integration and not browser"
 
-test-notebooks: setup  ## export is a no-op, clean is a no-op, notebooks run
-	.ci/gate $(BIN)
+test-all: test test-notebooks  ## every default tier; the exit status is pytest's
+	$(PYTEST) -m "(integration or browser) and not slow"
 
-test-unit: setup
-	$(BIN)/python -m pytest -m "not slow and not browser" --ignore tests/test_reports.py
+test-notebooks: setup  ## notebooks run
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 
-test-reports: setup
-	$(BIN)/python -m pytest tests/test_reports.py -m "not slow"
+test-reports: setup  ## every report with its smallest preset
+	$(PYTEST) tests/report -m "not slow"
 
 test-browser: setup  ## widgets in a real JupyterLab and chromium; screenshots in reports_out/browser
 	COPD_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
 
 test-slow: setup  ## a million damaged files, runs killed at 45 moments, 2,000 steps; the shipped base rebuilt; every HumanEval mutant and reasoning-gym task; SmolLM2 from its package; Ray workers, nodes and clusters taken away; every family of models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -rP --durations 15 -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m slow -rP --durations 15
 
 $(VISION)/.done: constraints.txt  ## torchvision wants a torch of its own; a real clip comes from a wheel that is not installed
 	$(PYTHON) -m venv $(VISION)

@@ -16,7 +16,7 @@ from ..data.scoring import score
 from ..policy.core import Policy, Prompts
 from ..signals.estimators import estimator_named
 from ..signals.objectives import grpo_advantages
-from ..signals.rollouts import Address, Request, Rollouts, Sampler, closed, generator, given_rollouts
+from ..signals.rollouts import Address, Request, Rollouts, closed, generator, given_rollouts
 from ..signals.sampling import sample_many
 from ..schedule.parts import OPD, RL, SFT, Update
 from .config import Config, Limits

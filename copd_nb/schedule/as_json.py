@@ -44,20 +44,25 @@ def _phase_dict(phase: Phase) -> dict:
 
 def _phase(data: dict) -> Phase:
     "The inverse of `_phase_dict`."
-    return Phase(**data | {"updates": [Update(u["branch"], [_signal(s) for s in u["signals"]]) for u in data["updates"]]})
+    updates = [Update(u["branch"], [_signal(s) for s in u["signals"]]) for u in data["updates"]]
+    return Phase(**data | {"updates": updates})
 
 # %% ../../nbs/3_schedule/03_as_json.ipynb #c006
 _KIND = {"kind": {"enum": list(_KINDS)}}
 _PLAIN = record(_KIND | {"capability": TEXT})
 _TAUGHT = record(_KIND | {"capability": TEXT, "teacher": TEXT}, {"beta": REAL, "estimator": TEXT})
-_SIGNAL = {"type": "object", "properties": _KIND, "if": {"properties": {"kind": {"const": "opd"}}}, "then": _TAUGHT, "else": _PLAIN}
+_SIGNAL = {"type": "object", "properties": _KIND, "if": {"properties": {"kind": {"const": "opd"}}},
+           "then": _TAUGHT, "else": _PLAIN}
 _UPDATE = record({"branch": TEXT, "signals": listed(_SIGNAL)})
-_PHASE = record({"name": TEXT, "steps": {"type": "integer"}, "updates": listed(_UPDATE)}, {"cycle": {"type": ["integer", "null"]}, "lr": REAL})
-_MERGE = record({"branches": listed(TEXT)}, {"method": TEXT, "weights": listed(REAL) | {"type": ["array", "null"]}, "density": REAL})
+_PHASE = record({"name": TEXT, "steps": {"type": "integer"}, "updates": listed(_UPDATE)},
+                {"cycle": {"type": ["integer", "null"]}, "lr": REAL})
+_MERGE = record({"branches": listed(TEXT)},
+                {"method": TEXT, "weights": listed(REAL) | {"type": ["array", "null"]}, "density": REAL})
 _CONTROL = record({"rule": TEXT}, {"settings": mapped(REAL | {"type": ["number", "string", "null"]})})
 _PAIR = listed(TEXT) | {"minItems": 2, "maxItems": 2}
 _FORM = Draft202012Validator(record(
-    {"schema": TEXT, "name": TEXT, "branches": listed(_PAIR), "phases": listed(_PHASE), "result": _MERGE | {"type": ["object", "string"]}}, {"control": _CONTROL}))
+    {"schema": TEXT, "name": TEXT, "branches": listed(_PAIR), "phases": listed(_PHASE),
+     "result": _MERGE | {"type": ["object", "string"]}}, {"control": _CONTROL}))
 
 # %% ../../nbs/3_schedule/03_as_json.ipynb #c007
 def to_dict(self: Schedule) -> dict:  # only lists, dicts, strings and numbers

@@ -16,12 +16,12 @@ from .core import Schedule
 from .parts import BASE, OPD, Phase, Update
 
 # %% auto #0
-__all__ = ['Rows', 'Place', 'BETAS', 'distances', 'gradient_norms', 'rewarded_steps', 'change_cycles', 'next_cycle', 'halves',
-           'betas', 'scale_beta', 'move_steps', 'share_steps', 'deal_steps']
+__all__ = ['Rows', 'distances', 'gradient_norms', 'rewarded_steps', 'change_cycles', 'next_cycle', 'halves', 'betas',
+           'scale_beta', 'move_steps', 'share_steps', 'deal_steps']
 
 # %% ../../nbs/3_schedule/13_changes.ipynb #h005
 Rows = list[dict]
-Place = tuple[int, int]  # (phase index, step)
+_Place = tuple[int, int]  # (phase index, step)
 
 
 def _logged(rows: Iterable[dict], kind: str, cycle: int, key: str) -> Rows:
@@ -30,9 +30,9 @@ def _logged(rows: Iterable[dict], kind: str, cycle: int, key: str) -> Rows:
     return [row for row in mine if row.get(key) is not None and not math.isnan(row[key])]
 
 
-def _by_place(rows: Rows, branch: str) -> dict[str, dict[Place, Rows]]:
+def _by_place(rows: Rows, branch: str) -> dict[str, dict[_Place, Rows]]:
     "Branch → place → rows, for rows that hold their branch under the key `branch`."
-    found: dict[str, dict[Place, Rows]] = {}
+    found: dict[str, dict[_Place, Rows]] = {}
     for row in rows:
         found.setdefault(row[branch], {}).setdefault((row["phase_index"], row["step"]), []).append(row)
     return found
@@ -105,14 +105,14 @@ def halves(phases: Iterable[Phase]) -> tuple[list[Phase], list[Phase]]:
     return first, second
 
 # %% ../../nbs/3_schedule/13_changes.ipynb #h013
-BETAS = (1e-6, 1e6)  # no rule leaves this range
+_BETAS = (1e-6, 1e6)  # no rule leaves this range
 
 
 def _scaled(update: Update, factor: float) -> Update:
     "An update with every β times a factor."
     if factor == 1:
         return update
-    low, high = BETAS
+    low, high = _BETAS
     signals = [replace(s, beta=min(max(s.beta * factor, low), high)) if isinstance(s, OPD) else s
                for s in update.signals]
     return replace(update, signals=signals)

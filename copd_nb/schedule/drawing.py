@@ -10,7 +10,7 @@ from html import escape
 
 from .core import Schedule
 from .layout import _TOP, _Column, _drawn, _head, _label, _Lane, _lanes, _columns
-from .parts import BASE, OPD, Merge, Signal
+from .parts import OPD, Merge, Signal
 from .shapes import _arrow, _dot, _ink, _path, _rect, _text, _tint, _width, capability_colors
 
 # %% auto #0

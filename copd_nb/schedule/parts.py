@@ -12,8 +12,8 @@ from operator import itemgetter
 from ..data.names import imported, later, reference
 
 # %% auto #0
-__all__ = ['BASE', 'ESTIMATORS', 'OLD_ESTIMATORS', 'METHODS', 'SCHEMA', 'Signal', 'CONTROLS', 'RL', 'OPD', 'SFT', 'Update',
-           'Phase', 'split_prompts', 'Merge', 'Control']
+__all__ = ['BASE', 'ESTIMATORS', 'METHODS', 'SCHEMA', 'Signal', 'CONTROLS', 'RL', 'OPD', 'SFT', 'Update', 'Phase',
+           'split_prompts', 'Merge', 'Control']
 
 # %% ../../nbs/3_schedule/01_parts.ipynb #c005
 def _require(condition: bool, message: str) -> None:
@@ -24,7 +24,7 @@ def _require(condition: bool, message: str) -> None:
 # %% ../../nbs/3_schedule/01_parts.ipynb #c006
 BASE = "base"  # the policy that every training starts from; frozen, so it may teach but never learns
 ESTIMATORS = ("sampled", "reverse", "forward", "jsd", "topk", "low_probability")
-OLD_ESTIMATORS = ("unlikely",)  # names of version 0.1 that are still read: low_probability
+_OLD_ESTIMATORS = ("unlikely",)  # names of version 0.1 that are still read: low_probability
 METHODS = ("linear", "task_arithmetic", "ties", "dare", "slerp")
 SCHEMA = "copd_nb.schedule/1"
 
@@ -54,7 +54,7 @@ class OPD:
     capability: str  # whose prompts are rolled out
     teacher: str  # the branch that scores them, or "base"
     beta: float = 0.1  # weight of the OPD advantage, > 0
-    estimator: object = "sampled"  # one of ESTIMATORS, "package.module:name", or an object, kept by its name if it has one
+    estimator: object = "sampled"  # one of ESTIMATORS, "package.module:name", or an object, kept by name if it has one
 
     def __post_init__(self):
         object.__setattr__(self, "beta", float(self.beta))
@@ -93,7 +93,7 @@ Signal = RL | OPD | SFT
 # %% ../../nbs/3_schedule/01_parts.ipynb #c009
 @dataclass(frozen=True)
 class Update:
-    "What one branch learns from in one optimiser step."
+    "What one branch learns from in one optimizer step."
     branch: str  # the learner
     signals: tuple[Signal, ...]  # lists are accepted
 
@@ -208,5 +208,6 @@ class Control:
         return self.rule if isinstance(self.rule, str) else getattr(self.rule, "__name__", type(self.rule).__name__)
 
     def __str__(self) -> str:
-        values = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in self.settings]
+        values = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                  for name, value in self.settings]
         return f"{self.name} ({', '.join(values)})" if values else self.name

@@ -14,21 +14,20 @@ from html import escape
 from typing import Any
 
 from ..data.names import named
-from .core import Schedule
 from .parts import CONTROLS, Control, Phase
 
 # %% auto #0
-__all__ = ['REQUIRED', 'NEEDS', 'Setting', 'Rule', 'control_rule', 'rule_of', 'check_settings', 'control_from', 'control_words',
+__all__ = ['NEEDS', 'Setting', 'Rule', 'control_rule', 'rule_of', 'check_settings', 'control_from', 'control_words',
            'control_line']
 
 # %% ../../nbs/3_schedule/05_rules.ipynb #r005
-REQUIRED = inspect.Parameter.empty
+_REQUIRED = inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
 class Setting:
     "A setting of a control rule: its default and the values that are allowed."
-    default: Any = REQUIRED  # without one it must be given
+    default: Any = _REQUIRED  # without one it must be given
     above: float | None = None  # lower bound, excluded
     least: float | None = None  # lower bound, included
     below: float | None = None  # upper bound, excluded
@@ -116,7 +115,7 @@ class Rule:
             if name not in self.settings:
                 raise ValueError(f"{where}, setting {name!r} is unknown; allowed: {list(self.settings)}")
         full = {name: given.get(name, setting.default) for name, setting in self.settings.items()}
-        if missing := [name for name, value in full.items() if value is REQUIRED]:
+        if missing := [name for name, value in full.items() if value is _REQUIRED]:
             raise ValueError(f"{where} needs a value for {missing}; its settings are {list(self.settings)}")
         full = {name: self.settings[name].kept(name, value) for name, value in full.items()}
         if self.check: self.check(full)
@@ -126,7 +125,7 @@ class Rule:
 
     def _repr_html_(self) -> str:
         "What the rule does, and a table of its settings."
-        rows = "".join(f"<tr><td>{escape(name)}</td><td>{'' if s.default is REQUIRED else escape(str(s.default))}</td>"
+        rows = "".join(f"<tr><td>{escape(name)}</td><td>{'' if s.default is _REQUIRED else escape(str(s.default))}</td>"
                        f"<td>{escape(s.allowed)}</td></tr>" for name, s in self.settings.items())
         head = "<tr><th>setting</th><th>default</th><th>allowed</th></tr>"
         return f"<p><b>{escape(self.__name__)}</b>: {escape(self.words)}</p><table>{head}{rows}</table>"

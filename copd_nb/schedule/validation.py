@@ -9,9 +9,9 @@ import math
 import re
 from collections.abc import Iterable
 
-
 from .core import Schedule
-from .parts import BASE, CONTROLS, ESTIMATORS, METHODS, OLD_ESTIMATORS, OPD, Control, Merge, Phase, Signal, _require
+from .parts import (
+    _OLD_ESTIMATORS, BASE, CONTROLS, ESTIMATORS, METHODS, OPD, Control, Merge, Phase, Signal, _require)
 
 # %% auto #0
 __all__ = ['validate']
@@ -23,7 +23,8 @@ _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,100}")
 def _check_name(kind: str, name: str) -> None:
     "A name must be usable as a folder name."
     allowed = isinstance(name, str) and _NAME.fullmatch(name)
-    _require(bool(allowed), f"{kind} name {str(name)[:120]!r} is not allowed: use letters, digits, '_', '.' and '-', at most 100")
+    _require(bool(allowed), f"{kind} name {str(name)[:120]!r} is not allowed: "
+             "use letters, digits, '_', '.' and '-', at most 100")
 
 # %% ../../nbs/3_schedule/04_validation.ipynb #c006
 def _check_branches(schedule: Schedule) -> None:
@@ -51,12 +52,14 @@ def _check_estimator(estimator: object, where: str) -> None:
     "A known name, a reference, or an object with a loss. References are not imported: `train` does that."
     known = hasattr(estimator, "loss")
     if isinstance(estimator, str):
-        known = estimator in ESTIMATORS + OLD_ESTIMATORS or ":" in estimator
+        known = estimator in ESTIMATORS + _OLD_ESTIMATORS or ":" in estimator
     allowed = f"{list(ESTIMATORS)}, or package.module:name"
     _require(known, f"{where}: unknown estimator {str(estimator)[:120]!r}; allowed: {allowed}")
 
 
-def _check_signal(signal: Signal, where: str, learner: str, branches: list[str], capabilities: list[str] | None) -> None:
+def _check_signal(
+    signal: Signal, where: str, learner: str, branches: list[str], capabilities: list[str] | None
+) -> None:
     "One signal of one update."
     _check_name("capability", signal.capability)
     known = capabilities is None or signal.capability in capabilities
@@ -80,7 +83,8 @@ def _check_phase(phase: Phase, index: int, branches: list[str], capabilities: li
     readable = isinstance(phase.name, str) and phase.name.isprintable() and phase.name
     _require(bool(readable), f"{where}: the name must be printable text, not {phase.name!r}")
     _require(_counts(phase.steps), f"{where}: steps must be an integer ≥ 1, not {phase.steps!r}")
-    _require(phase.cycle is None or _counts(phase.cycle), f"{where}: cycle must be an integer ≥ 1 or None, not {phase.cycle!r}")
+    numbered = phase.cycle is None or _counts(phase.cycle)
+    _require(numbered, f"{where}: cycle must be an integer ≥ 1 or None, not {phase.cycle!r}")
     _require(0 < phase.lr < math.inf, f"{where}: lr must be > 0 and finite, not {phase.lr}")
     _require(bool(phase.updates), f"{where} has no updates")
     learners = [update.branch for update in phase.updates]
@@ -89,8 +93,8 @@ def _check_phase(phase: Phase, index: int, branches: list[str], capabilities: li
         _require(update.branch in branches, f"{where} updates unknown branch {update.branch!r}; allowed: {branches}")
         _require(learners.count(update.branch) == 1, f"{here} is updated twice; put all its signals in one update")
         _require(bool(update.signals), f"{here} has no signals; allowed: RL(...), OPD(...) and SFT(...)")
-        targets = [f"{s.stream}/{s.capability}" for s in update.signals]
-        _require(len(set(targets)) == len(targets), f"{here} has duplicate signals: {[s.stream for s in update.signals]}")
+        targets, streams = zip(*((f"{s.stream}/{s.capability}", s.stream) for s in update.signals))
+        _require(len(set(targets)) == len(targets), f"{here} has duplicate signals: {list(streams)}")
         for signal in update.signals:
             _check_signal(signal, here, update.branch, branches, capabilities)
 
@@ -101,10 +105,12 @@ def _check_merge(merge: Merge) -> None:
     _require(len(set(merge.branches)) == len(merge.branches), f"merge lists a branch twice: {list(merge.branches)}")
     _require(merge.method in METHODS, f"unknown merge method {merge.method!r}; allowed: {list(METHODS)}")
     fits = merge.weights is None or len(merge.weights) == len(merge.branches)
-    _require(fits, f"merge has {len(merge.weights or ())} weights for {len(merge.branches)} branches; give one each or None")
+    counts = f"{len(merge.weights or ())} weights for {len(merge.branches)} branches"
+    _require(fits, f"merge has {counts}; give one each or None")
     sound = merge.weights is None or all(0 <= w < math.inf for w in merge.weights) and any(merge.weights)
     _require(sound, f"merge weights must be finite and not negative, with a sum above 0, not {merge.weights}")
-    _require(merge.method != "slerp" or len(merge.branches) == 2, f"slerp merges exactly 2 branches, not {list(merge.branches)}")
+    paired = merge.method != "slerp" or len(merge.branches) == 2
+    _require(paired, f"slerp merges exactly 2 branches, not {list(merge.branches)}")
     _require(0 < merge.density <= 1, f"merge density must be in (0, 1], not {merge.density}")
 
 
@@ -126,7 +132,7 @@ def _check_control(control: Control) -> None:
     for name, value in control.settings:
         where = f"control {control.name!r}, setting {name!r}"
         _require(names.count(name) == 1, f"{where} is listed twice; give it once")
-        plain = value is None or isinstance(value, str | int | float) and value not in (float("inf"), -float("inf")) and value == value
+        plain = value is None or isinstance(value, str) or isinstance(value, int | float) and math.isfinite(value)
         _require(plain, f"{where} must be a finite number, a text or None, not {value!r}")
     if isinstance(control.rule, str) and control.rule in CONTROLS:
         control.check()

@@ -46,10 +46,10 @@ def entropy(
 # %% ../../nbs/2_signals/02_divergences.ipynb #c012
 def _same_vocabulary(a_logits: Tensor, b_logits: Tensor) -> None:
     "ValueError naming both sizes if two policies do not share one vocabulary, or both shapes if they differ elsewhere."
-    if a_logits.shape[-1] != b_logits.shape[-1]:
-        raise ValueError(f"vocabularies of {a_logits.shape[-1]} and {b_logits.shape[-1]} ids: both policies must share one tokenizer")
-    if a_logits.shape != b_logits.shape:
-        raise ValueError(f"logits of shapes {tuple(a_logits.shape)} and {tuple(b_logits.shape)}: both must score the same tokens")
+    a, b = tuple(a_logits.shape), tuple(b_logits.shape)
+    if a[-1] != b[-1]:
+        raise ValueError(f"vocabularies of {a[-1]} and {b[-1]} ids: both policies must share one tokenizer")
+    if a != b: raise ValueError(f"logits of shapes {a} and {b}: both must score the same tokens")
 
 # %% ../../nbs/2_signals/02_divergences.ipynb #c013
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def kl(
     p_logits: Tensor,  # (B, T, V) the distribution that the expectation is taken under
     q_logits: Tensor,  # (B, T, V)
 ) -> Tensor:  # (B, T) nats
-    "KL(p‖q) per token over the full vocabulary, (B, T, V) twice → (B, T); ValueError for vocabularies that differ."
+    "KL(p‖q) per token over the full vocabulary, (B, T, V) twice → (B, T)."
     _same_vocabulary(p_logits, q_logits)
     return _kl(_log_probs(p_logits), _log_probs(q_logits))
 
@@ -70,7 +70,7 @@ _FLOOR = -1e30  # nats; e to this is 0 in every precision
 
 def _jsd(student_log: Tensor, teacher_log: Tensor, alpha: float) -> Tensor:
     "Generalised Jensen–Shannon divergence from log-probabilities, `alpha` on the teacher."
-    if not 0 < alpha < 1: raise ValueError(f"alpha is {alpha}: the mixture weight of jsd must lie between 0 and 1, both excluded")
+    if not 0 < alpha < 1: raise ValueError(f"alpha is {alpha}: the mixture weight of jsd must lie in (0, 1)")
     t, s = teacher_log.clamp(min=_FLOOR), student_log.clamp(min=_FLOOR)
     mixture = torch.logaddexp(t + math.log(alpha), s + math.log1p(-alpha))
     return alpha * _kl(t, mixture) + (1 - alpha) * _kl(s, mixture)
@@ -82,7 +82,7 @@ def divergence(
     kind: str = "reverse",  # reverse: KL(student‖teacher), forward: KL(teacher‖student), jsd
     alpha: float = 0.5,  # jsd only: weight of the teacher in the mixture, in (0, 1)
 ) -> Tensor:  # (B, T) nats
-    "Divergence of student and teacher per token, (B, T, V) twice → (B, T); ValueError for an unknown kind or vocabularies that differ."
+    "Divergence of student and teacher per token, (B, T, V) twice → (B, T); ValueError for an unknown kind."
     _same_vocabulary(student_logits, teacher_logits)
     s, t = _log_probs(student_logits), _log_probs(teacher_logits)
     if kind == "reverse": return _kl(s, t)
@@ -95,7 +95,7 @@ def symmetric_kl(
     a_logits: Tensor,  # (B, T, V)
     b_logits: Tensor,  # (B, T, V)
 ) -> Tensor:  # (B, T) nats, ≥ 0
-    "Jeffreys' divergence KL(a‖b) + KL(b‖a) per token, (B, T, V) twice → (B, T); ValueError for vocabularies that differ."
+    "Jeffreys' divergence KL(a‖b) + KL(b‖a) per token, (B, T, V) twice → (B, T)."
     _same_vocabulary(a_logits, b_logits)
     a, b = _log_probs(a_logits), _log_probs(b_logits)
     p, q = a.exp(), b.exp()
@@ -107,7 +107,8 @@ def topk_mask(
     k: int,  # 1 ≤ k ≤ V
 ) -> Tensor:  # (…, V) bool, exactly k true a row
     "Which ids are among the k most likely, ties by token id (the lower one wins); ValueError for k outside 1…V."
-    if not 1 <= k <= logits.shape[-1]: raise ValueError(f"k is {k}: with a vocabulary of {logits.shape[-1]} ids it must be 1 to that size")
+    size = logits.shape[-1]
+    if not 1 <= k <= size: raise ValueError(f"k is {k}: with a vocabulary of {size} ids it must be 1 to that size")
     threshold = logits.detach().topk(k, dim=-1).values[..., -1:]
     above, tied = logits > threshold, logits == threshold
     room = k - above.sum(-1, keepdim=True)
@@ -146,7 +147,7 @@ def topk_reverse_kl(
     teacher_logits: Tensor,  # (B, T, V)
     k: int,  # 1 ≤ k ≤ V, ids of the student that are kept
 ) -> Tensor:  # (B, T) nats, at most the full reverse KL
-    "Reverse KL over the student's top k ids and one tail bucket, (B, T, V) twice → (B, T); never clamped; ValueError for k > V."
+    "Reverse KL over the student's top k ids and one tail bucket, (B, T, V) twice → (B, T); never clamped."
     _same_vocabulary(student_logits, teacher_logits)
     top, s, t = topk_mask(student_logits, k), _log_probs(student_logits), _log_probs(teacher_logits)
     if k == s.shape[-1]: return _kl(s, t)
@@ -156,7 +157,8 @@ def topk_reverse_kl(
 # %% ../../nbs/2_signals/02_divergences.ipynb #c037
 def _select(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     "`x` with zeros outside the mask, and the mask as bool; ValueError for other shapes or an all-zero mask."
-    if x.shape != mask.shape: raise ValueError(f"values of shape {tuple(x.shape)} and a mask of shape {tuple(mask.shape)}: they must agree")
+    if x.shape != mask.shape:
+        raise ValueError(f"values of shape {tuple(x.shape)} and a mask of shape {tuple(mask.shape)}: they must agree")
     keep = mask.bool()
     if not keep.any(): raise ValueError("the mask selects no token: a mean over nothing is undefined")
     return torch.where(keep, x.to(torch.promote_types(x.dtype, torch.float32)), 0), keep

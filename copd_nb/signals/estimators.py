@@ -11,12 +11,10 @@ __all__ = ['sampled', 'low_probability', 'topk', 'reverse', 'forward', 'jsd', 'E
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from ..data.names import named
 from ..policy.head import Head
-from .heads import token_scores
 from .objectives import clipped_surrogate, low_probability_advantages, opd_advantages
 from .teachers import token_divergence, topk_divergence, topk_log_probs
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from copd_nb.engine import passes as passes_module
 from copd_nb.engine import step as step_module
 from copd_nb.engine.accelerator import accelerator_for, machine
 from copd_nb.engine.request import placed

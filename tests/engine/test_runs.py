@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import copd_nb
 from copd_nb.engine import checkpoints as checkpoints_module
+from copd_nb.engine import environment as environment_module
 from copd_nb.policy.toys import tiny_policy
 from copd_nb.policy.core import weights_hash
 from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
@@ -447,9 +448,10 @@ def test_a_file_of_tensors_that_was_damaged_before_it_was_signed(tmp_path):
 
 def test_a_run_of_a_source_tree_that_is_not_installed_notes_its_version(monkeypatch):
     "On a machine that has the sources on its path only, there is no metadata of this package."
-    real = checkpoints_module.version
+    real = environment_module.version
     def known(name):
         if name == "copd_nb": raise LookupError(name)
         return real(name)
-    monkeypatch.setattr(checkpoints_module, "version", known)
-    assert environment()["versions"]["copd_nb"] == copd_nb.__version__ and environment()["versions"]["torch"] == torch.__version__
+    monkeypatch.setattr(environment_module, "version", known)
+    found = environment()["versions"]
+    assert found["copd_nb"] == copd_nb.__version__ and found["torch"] == torch.__version__

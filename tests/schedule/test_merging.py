@@ -265,3 +265,66 @@ def test_key_and_shape_errors_name_the_first_key():
     with pytest.raises(ValueError, match="'extra' is missing"): merge([a, b | {"extra": torch.zeros(1)}])
     with pytest.raises(ValueError, match=r"'matrix' has shapes \(4, 5\), \(5, 4\)"): merge([a, b | {"matrix": torch.zeros(5, 4)}])
     with pytest.raises(ValueError, match="'vector' has shapes"): merge([a, b], "ties", base=base | {"vector": torch.zeros(1)})
+
+
+# peft as an oracle, on task vectors. It elects signs without weights, does not normalise weights, rounds the number of
+# entries to keep down, and gives an exact tie of signs to the positive side.
+
+peft = pytest.importorskip("peft.utils.merge_utils")
+
+
+def task_vectors(count, seed, size=(6, 10)):
+    "Random task vectors as state dicts, and a base of zeros."
+    g = torch.Generator().manual_seed(seed)
+    return {"w": torch.zeros(size)}, [{"w": torch.randn(size, generator=g)} for _ in range(count)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 5), st.sampled_from([0.05, 0.1, 0.35, 0.5, 0.9]))
+def test_ties_with_equal_weights_is_that_of_peft(seed, count, density):
+    base, models = task_vectors(count, seed)
+    expected = peft.ties([m["w"] for m in models], torch.ones(count), density)
+    for weights in (None, [2.0] * count):
+        assert torch.allclose(merge(models, "ties", weights, base, density)["w"], expected, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.floats(0.1, 3), min_size=2, max_size=4), st.sampled_from([0.1, 0.5]))
+def test_ties_with_weights_is_that_of_peft_where_the_signs_agree(seed, weights, density):
+    base, models = task_vectors(len(weights), seed)
+    models = [{"w": m["w"].abs()} for m in models]  # one sign: no election, so only the normalisation differs
+    trimmed = torch.stack([peft.prune(m["w"], density, "magnitude") for m in models])
+    voters = (torch.tensor(weights).view(-1, 1, 1) * (trimmed != 0)).sum(0)
+    theirs = peft.ties([m["w"] for m in models], torch.tensor(weights), density) * (trimmed != 0).sum(0).clamp(min=1)
+    expected = torch.where(voters > 0, theirs / voters.clamp(min=1e-9), 0)
+    assert torch.allclose(merge(models, "ties", weights, base, density)["w"], expected, atol=1e-5)
+
+
+def test_where_ties_differs_from_peft_on_purpose():
+    base = {"w": torch.zeros(1)}
+    def ours(values, weights=None): return merge([{"w": torch.tensor([v])} for v in values], "ties", weights, base)["w"].item()
+    def theirs(values, weights): return peft.ties([torch.tensor([v]) for v in values], torch.tensor(weights), 1.0).item()
+    assert ours([1.0, -2.0], [3.0, 1.0]) == 1.0 and theirs([1.0, -2.0], [3.0, 1.0]) == -2.0  # a weighted election
+    assert ours([1.0, -1.0]) == 0.0 and theirs([1.0, -1.0], [1.0, 1.0]) == 1.0  # a tie of signs
+
+
+@pytest.mark.parametrize("density", [0.3, 0.7])
+def test_dare_is_that_of_peft_in_its_values_and_in_the_mean(density):
+    "The draws differ: ours come from a generator of its own."
+    base, models = task_vectors(2, 0, (4, 5))
+    weights, vectors = [0.7, 1.5], [m["w"] for m in models]
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.stack([merge(models, "dare", weights, base, density, generator)["w"] for _ in range(3000)])
+    torch.manual_seed(0)
+    theirs = torch.stack([peft.dare_linear(vectors, torch.tensor(weights), density) for _ in range(3000)])
+    assert torch.allclose(ours.mean(0), theirs.mean(0), atol=0.35) and torch.allclose(ours.std(0), theirs.std(0), rtol=0.12)
+    for i, j in ((0, 0), (3, 2)):
+        possible = [set(x[:, i, j].mul(1e4).round().tolist()) for x in (ours, theirs)]
+        assert len(possible[0]) == 4 and max(abs(a - b) for a, b in zip(*map(sorted, possible))) <= 1
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [0.3, 2.0]])
+def test_task_arithmetic_is_that_of_peft(weights):
+    base, models = task_vectors(2, 1)
+    expected = peft.task_arithmetic([m["w"] for m in models], torch.tensor(weights))
+    assert torch.allclose(merge(models, "task_arithmetic", weights, base)["w"], expected, atol=1e-6)

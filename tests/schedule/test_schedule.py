@@ -44,7 +44,7 @@ REFUSED = {
     "self": (with_signals(OPD("b", "a")), r"branch 'a': the branch cannot teach itself"),
     "beta": (with_signals(OPD("b", "b", beta=0)), r"beta must be > 0 and finite, not 0.0"),
     "nan beta": (with_signals(OPD("b", "b", beta=float("nan"))), r"beta must be > 0 and finite, not nan"),
-    "estimator": (with_signals(OPD("b", "b", estimator="k1")), r"unknown estimator 'k1'; allowed: \['sampled', .*'topk', 'unlikely'\]"),
+    "estimator": (with_signals(OPD("b", "b", estimator="k1")), r"unknown estimator 'k1'; allowed: \['sampled', .*'topk', 'low_probability'\], or package.module:name"),
     "duplicate rl": (with_signals(RL("a"), RL("a")), r"duplicate signals: \['rl', 'rl'\]"),
     "duplicate sft": (with_signals(SFT("a"), SFT("a")), r"duplicate signals: \['sft', 'sft'\]"),
     "sft capability": (with_signals(SFT("video")), r"unknown capability 'video'"),

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copd_nb.engine import passes as passes_module
 from copd_nb.engine import state as state_module
 from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.data.capability import Example

@@ -111,7 +111,7 @@ def test_a_pair_is_measured_the_same_beside_others(policies, rows):
 
 def test_every_policy_rolls_out_and_scores_once(policies, monkeypatch):
     calls = []
-    monkeypatch.setattr("copd_nb.signals.sampling.sample_many", lambda policy, *a, **k: calls.append(policy.name) or sample_many(policy, *a, **k))
+    monkeypatch.setattr("copd_nb.signals.compare.sample_many", lambda policy, *a, **k: calls.append(policy.name) or sample_many(policy, *a, **k))
     probe_pairs(policies, [("a", "b", "text"), ("a", "c", "text"), ("b", "c", "text")], SUITE, prompts=2, max_new_tokens=3)
     assert sorted(calls) == ["b", "base", "c"]
 
