@@ -147,8 +147,8 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
         assert log.rows() == [ROWS[0], ROWS[2]]
 
 
-values = st.none() | st.booleans() | st.integers(-2 ** 53, 2 ** 53) | st.floats(allow_nan=False,
-                                                                                allow_infinity=False) | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+texts, numbers = st.text(st.characters(exclude_categories=["Cs"]), max_size=12), st.integers(-2 ** 53, 2 ** 53)
+values = st.none() | st.booleans() | numbers | st.floats(allow_nan=False, allow_infinity=False) | texts
 log_rows = st.lists(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), values, max_size=4),
                     max_size=6)
 
@@ -227,8 +227,8 @@ def test_create_run_opens_new_same_and_refuses_different_and_dirty(tmp_path):
     again = create_run(tmp_path / "r", manifest())
     assert again.manifest == run.manifest and again.events.step.tolist() == [1]
     before = (run.path / "manifest.json").read_bytes()
-    with pytest.raises(ValueError,
-                       match=f"holds another run .content {manifest()['content_hash']}, asked for {manifest(1)['content_hash']}"):
+    old, new = manifest()["content_hash"], manifest(1)["content_hash"]
+    with pytest.raises(ValueError, match=f"holds another run .content {old}, asked for {new}"):
         create_run(tmp_path / "r", manifest(1))
     assert (run.path / "manifest.json").read_bytes() == before
     (tmp_path / "dirty").mkdir()
@@ -389,15 +389,15 @@ def test_a_damaged_manifest_is_an_error_that_names_it_and_the_other_runs_are_lis
                 lambda r: create_run(r.path, manifest())):
         with pytest.raises(ValueError, match=str(tmp_path / "a" / "manifest.json")): ask(Run(tmp_path / "a"))
     found = list_runs(tmp_path)
-    assert found.status.tolist() == ["damaged", "interrupted"] and found.schedule.isna().tolist() == [True,
-                                                                                                      False] and found.seed.iloc[1] == 0
+    assert found.status.tolist() == ["damaged", "interrupted"] and found.seed.iloc[1] == 0
+    assert found.schedule.isna().tolist() == [True, False]
     assert str(tmp_path / "a") in found.to_string(index=False, max_colwidth=None)
 
 
 def test_a_schedule_that_cant_run_is_an_error_that_names_the_manifest(tmp_path):
     run = create_run(tmp_path / "r", manifest())
-    for key, change in (("schedule", {"branches": []}), ("schedule", {"schema": "copd_nb.schedule/2"}), ("realised",
-                                                                                                         {"phases": [{"name": "a"}]}), ("realised", {"result": "image"})):
+    for key, change in (("schedule", {"branches": []}), ("schedule", {"schema": "copd_nb.schedule/2"}), 
+                        ("realised", {"phases": [{"name": "a"}]}), ("realised", {"result": "image"})):
         write_json(run.path / "manifest.json", dict(manifest(), status="running") | {key: SCHEDULE.to_dict() | change})
         with pytest.raises(ValueError, match=f"{run.path / 'manifest.json'}: "): run.schedule
 
@@ -409,9 +409,8 @@ def test_a_configuration_may_hold_infinity(tmp_path):
 
 
 @pytest.mark.parametrize("line, said", [(b"1", "is no object, line 2: 1"), (b"[" * 5000, "not JSON, line 2: .*nested"),
-                                        (b'"\xff"', "not JSON, line 2: 'utf-8'"), (b"9" * 5000,
-                                                                                   "not JSON, line 2: Exceeds"), (b"",
-                                                                                                                  "not JSON, line 2")])
+                                        (b'"\xff"', "not JSON, line 2: 'utf-8'"), 
+                                        (b"9" * 5000, "not JSON, line 2: Exceeds"), (b"", "not JSON, line 2")])
 def test_a_damaged_row_is_named_by_its_line(tmp_path, line, said):
     (tmp_path / "events.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
     with pytest.raises(ValueError,
@@ -442,7 +441,8 @@ def test_a_file_of_tensors_that_was_damaged_before_it_was_signed(tmp_path):
     save_checkpoint(tmp_path / "c", TENSORS, {})
     data = b"\xff" * 40
     (tmp_path / "c" / "text.safetensors").write_bytes(data)
-    (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files={"text.safetensors": hashlib.sha256(data).hexdigest()})))
+    files = {"text.safetensors": hashlib.sha256(data).hexdigest()}
+    (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files=files)))
     with pytest.raises(ValueError, match=f"{tmp_path / 'c'}/.* is no safetensors file"): load_checkpoint(tmp_path / "c")
 
 
