@@ -237,7 +237,8 @@ def test_what_a_user_writes_becomes_a_cluster():
     assert cluster_from("ray://head:10001").address == "ray://head:10001"
     for wrong, told in (("slurm", "host:port"), (dict(gpu=1), "unknown cluster fields"), (3, "host:port")):
         with pytest.raises(ValueError, match=told): cluster_from(wrong)
-    for field, value, told in (("cpus", 0, "positive"), ("gpus", -1, "0 or more"), ("strategy", "pack", "STRICT_SPREAD"),
+    for field, value, told in (("cpus", 0, "positive"), ("gpus", -1, "0 or more"),
+                               ("strategy", "pack", "STRICT_SPREAD"),
                                ("special", dict(text=dict(threads=2)), "cpus, gpus and ranks")):
         with pytest.raises(ValueError, match=told): Cluster(**{field: value})
 

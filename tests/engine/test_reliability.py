@@ -447,7 +447,8 @@ def step(*args):
 phase_module.train_step = step
 small = dict(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=4, probe_every=200, eval_every=500,
              learning_rate=1e-4)
-schedule, config = copd(["text", "image"], cycles=100, s_rl=10, s_opd=10), config_module.config_from(vars(CONFIG) | small)
+schedule = copd(["text", "image"], cycles=100, s_rl=10, s_opd=10)
+config = config_module.config_from(vars(CONFIG) | small)
 train(schedule, SUITE, START, config, Path(sys.argv[1]), progress=False)
 print(json.dumps(found))
 """

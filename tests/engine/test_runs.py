@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import copd_nb
-from copd_nb.engine import checkpoints as checkpoints_module
 from copd_nb.engine import environment as environment_module
 from copd_nb.policy.toys import tiny_policy
 from copd_nb.policy.core import weights_hash
