@@ -25,7 +25,7 @@ def side(where: str) -> dict:
     from copd_nb.policy.toys import minis_base, minis
 
     config = Config(probe_every=0, eval_every=0, checkpoint_every=10 ** 9, device="cpu")
-    found, real = dict(seconds={}, bytes={}, start=[]), phase_module._log
+    found, real = dict(seconds={}, bytes={}, start=[]), phase_module.log_rows
     for estimator in ("sampled", "topk", "reverse"):
         moments, sent = [], []
 
@@ -33,12 +33,12 @@ def side(where: str) -> dict:
             real(training, *rows)
             moments.append(time.perf_counter())
             sent.append(sum(getattr(training.executor, "sent", {}).values()))
-        phase_module._log, began = log, time.perf_counter()
+        phase_module.log_rows, began = log, time.perf_counter()
         schedule = copd(["text", "image"], cycles=1, s_rl=STEPS, s_opd=STEPS, beta=0.1, estimator=estimator)
         with tempfile.TemporaryDirectory() as folder:
             train(schedule, minis(("text", "image")), minis_base(), config, Path(folder) / "run", progress=False,
                   cluster="ray" if where == "ray" else None)
-        phase_module._log = real
+        phase_module.log_rows = real
         seconds, volume = np.diff(moments), np.diff(sent)
         found["start"].append(moments[0] - began - float(np.median(seconds[:STEPS - 1])))
         for name, part in (("rl", slice(0, STEPS - 1)), (estimator, slice(STEPS, None))):

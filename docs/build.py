@@ -11,20 +11,26 @@ from pathlib import Path
 from latex2mathml.converter import convert
 
 import copd_nb
-from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.analysis.claims import claims_markdown
-from copd_nb.schedule.copd import copd
 from copd_nb.analysis.records import read_results
 from copd_nb.report.driver import inert
 from copd_nb.report.index import STUDIES, Entry, entries
+from copd_nb.schedule.copd import copd
 from copd_nb.schedule.core import Schedule
+from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 
 ROOT = Path(__file__).parents[1]
 PAGES, REPORTS = ROOT / "docs", ROOT / "docs" / "reports"
 RESULTS = REPORTS / "comparison-standard" / "results.json"
 README, BEGIN, END = (ROOT / "README.md", "<!-- made by `python docs/build.py readme` -->",
                       "<!-- end of what is made -->")
-NOTEBOOKS = "nbs/[0-9]*.ipynb", "nbs/tutorials/*.ipynb", "nbs/explain/*.ipynb"
+NOTEBOOKS = "nbs/[0-9]_*/[0-9]*.ipynb", "nbs/tutorials/*.ipynb", "nbs/explain/*.ipynb"
+PACKAGES = dict(
+    data="what is learnt", policy="who learns", signals="what one step learns from",
+    schedule="who learns from which signal, when", engine="running a schedule",
+    analysis="what happened, and how sure it is",
+    study="many runs", view="figures and widgets", report="reports and the command",
+    scale="several machines, other engines")  # title of each, as in the navigation
 PAIR, THREE = ("text", "image"), ("text", "image", "video")
 DRAWINGS: dict[str, Schedule] = {
     "expert": expert("text", 80), "mixed": mixed_rlvr(PAIR, 160), "opd": static_opd("text", "image", 48, 64),
@@ -36,7 +42,8 @@ CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
 DIRECTIVE = re.compile(r"<!-- (drawing|results|claims|studies|headline) (.+?) -->")
 WEB_FONT = re.compile(r"@import\s+url\([\"\']?https://fonts[^)]*\);?")
 ELSEWHERE = re.compile(
-    r"<(?:script|img|iframe|source)[^>]*?\ssrc=\"(https?:|//)|<link(?=[^>]*rel=\"(?:stylesheet|icon|preload|modulepreload)\")[^>]*?href=\"(https?:|//)|@import\s+(?:url\()?[\"']?(?:https?:|//)")
+    r"<(?:script|img|iframe|source)[^>]*?\ssrc=\"(https?:|//)|"
+    r"<link(?=[^>]*rel=\"(?:stylesheet|icon|preload|modulepreload)\")[^>]*?href=\"(https?:|//)|@import\s+(?:url\()?[\"']?(?:https?:|//)")
 
 
 def with_mathml(text: str) -> str:
@@ -47,7 +54,7 @@ def with_mathml(text: str) -> str:
 
 
 def harmless(value):
-    "What a record holds, with all its texts inert."
+    "A record with all its texts inert."
     if isinstance(value, str): return inert(value)
     if isinstance(value, dict): return {inert(k): harmless(v) for k, v in value.items()}
     return [harmless(v) for v in value] if isinstance(value, list) else value
@@ -76,7 +83,7 @@ def table(rows: list[dict], names: list[str]) -> list[str]:
 
 
 def results(names: list[str]) -> str:
-    "What the committed comparison says about some paradigms: tables, and sentences with intervals."
+    "The committed comparison of some paradigms: tables, and sentences with intervals."
     content, parts = harmless(read_results(RESULTS)), []
     for key, rows in content["tables"].items():
         if not any(r["paradigm"] in names for r in rows): continue
@@ -182,7 +189,7 @@ def copy_notebook(source: Path, target: Path):
 
 
 def stage(source: Path):
-    "All that the site is made of."
+    "All sources of the site."
     shutil.rmtree(source, ignore_errors=True)
     for page in (*PAGES.rglob("*.md"), *ROOT.glob("bench/*.md"), ROOT / "CONTRIBUTING.md"):
         copy_page(page, source / page.relative_to(PAGES if page.is_relative_to(PAGES) else ROOT))
@@ -201,24 +208,35 @@ def stage(source: Path):
     shutil.copy(PAGES / "_smalldocs.yml", source)
 
 
+def modules() -> dict[str, list]:
+    "Package → its public modules, in the order of imports."
+    every = [importlib.import_module(m.name) for m in pkgutil.walk_packages(copd_nb.__path__, "copd_nb.")
+             if not m.ispkg and "._" not in m.name]
+    return {name: [m for m in every if m.__name__.split(".")[1] == name] for name in PACKAGES}
+
+
 def list_modules(source: Path):
-    "The first page of the API: every module and what it is about. The others are made with the site."
-    modules = [importlib.import_module(f"copd_nb.{m.name}") for m in pkgutil.iter_modules(copd_nb.__path__)
-               if not m.name.startswith("_")]
-    rows = "\n".join(f"- [{m.__name__}]({m.__name__.rpartition('.')[2]}.qmd): {m.__doc__.strip()}" for m in modules)
+    "The first page of the API: every module and its subject. smalldocs makes the other pages."
+    found, lines = modules(), ["# API", "", "Every public function and class, with its parameters, made from the code."]
+    short = [m.__name__.rpartition(".")[2] for mine in found.values() for m in mine]
+    for name, mine in found.items():
+        lines += ["", f"## {name}: {PACKAGES[name]}", ""]
+        for m in mine:
+            stem = m.__name__.rpartition(".")[2]
+            page = stem if short.count(stem) == 1 else m.__name__  # as smalldocs names pages
+            lines.append(f"- [{m.__name__}]({page}.qmd): {m.__doc__.strip()}")
     (source / "api").mkdir()
-    (source / "api" / "index.md").write_text("# API\n\nEvery public function and class, with its parameters, made "
-                                             f"from the code.\n\n{rows}\n", encoding="utf-8")
+    (source / "api" / "index.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def smalldocs(*words: str, within: Path):
-    "Run smalldocs; what it finds fault with ends the build."
+    "Run smalldocs; a fault it finds ends the build."
     done = subprocess.run([sys.executable, "-m", "smalldocs.cli", *words], cwd=within, capture_output=True, text=True)
     if done.returncode: sys.exit(f"smalldocs {' '.join(words)}:\n{done.stdout}{done.stderr}")
 
 
 def drop_web_fonts(site: Path):
-    "Take the fonts that a theme would fetch out of its style; the system's stand behind them."
+    "Remove the fonts that a theme would fetch from its style; the system's are used."
     for style in site.rglob("*.css"):
         style.write_text(WEB_FONT.sub("", style.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -67,7 +67,7 @@ from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import RL, Phase, Update
 from copd_nb.policy.skills import text_policy
 from copd_nb.view.token_pages import html_of, legend, prompt_of, save_page, token_panel
-from copd_nb.view.token_views import METRICS, Choice, Completion, TokenView
+from copd_nb.view.token_data import METRICS, Choice, Completion, TokenView
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "copd_nb").glob("*.py")), ROOT / "docs" / "build.py", *sorted((ROOT / "bench").glob("*.py"))]

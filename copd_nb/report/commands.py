@@ -48,7 +48,9 @@ def train(
     learner: str = None,  # computes and applies the gradients: trl or package.module:name
 ):
     "Run a schedule, here or on a cluster"
-    from copd_nb.engine.train import config_from, train
+    from copd_nb.engine.config import config_from
+    from copd_nb.engine.request import LEARNERS, part_from
+    from copd_nb.engine.train import train
     from copd_nb.policy.files import load
     from copd_nb.policy.suites import json_or_text, load_suite
     from copd_nb.schedule.paradigms import schedule_from
@@ -56,7 +58,8 @@ def train(
     capabilities, base = _asked(load_suite, suite)
     run = train(plan, capabilities, base, config, out, experts, cluster=cluster and json_or_text(cluster),
                 starts={branch: load(folder, branch) for branch, folder in start or []},
-                sampler=sampler, learner=learner)
+                sampler=_asked(part_from, sampler, {}, "sampler", "__call__"),
+                learner=_asked(part_from, learner, LEARNERS, "learner", "optimizer"))
     _show_scores(run.events)
     print(f"{run.status:9}{run.path}")
 

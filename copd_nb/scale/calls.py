@@ -92,14 +92,9 @@ def spread(
     return replace(costs, seconds=costs.seconds | found, tokens=costs.tokens | tokens)
 
 # %% ../../nbs/9_scale/05_calls.ipynb #c010
-def _label(signal: OPD) -> str:
-    "A short name of an estimator."
-    name = signal.estimator
-    return name.rpartition(":")[2] if isinstance(name, str) else type(name).__name__
-
 def _kind(signal: RL | OPD | SFT) -> str:
     "The kind of a signal's gradient, on which its cost depends."
-    return _label(signal) if isinstance(signal, OPD) else signal.stream
+    return signal.estimator_label if isinstance(signal, OPD) else signal.stream
 
 def _shares(update: Update, config: Config, step: int) -> list[tuple[RL | OPD | SFT, float]]:
     "Signals of an update with their prompts in this step."
@@ -140,7 +135,7 @@ def _learner_calls(update: Update, config: Config, costs: Costs | None, step: in
 def _teacher_calls(update: Update, config: Config, costs: Costs | None, step: int) -> Iterator[Call]:
     "Scores for an update, on the workers of its teachers."
     for s in _taught(update):
-        work = ((f"teacher scores/{_label(s)}/{s.capability}", config.opd_prompts),)
+        work = ((f"teacher scores/{s.estimator_label}/{s.capability}", config.opd_prompts),)
         asked = ((f"{step}/rollouts/{update.branch}", costs.question(s, config) if costs else 0.0),)
         worker = update.branch if s.teacher == BASE else s.teacher
         yield Call(f"{step}/teacher scores/{update.branch}/{s.stream}", worker, "teacher scores",

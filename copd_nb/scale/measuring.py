@@ -59,7 +59,7 @@ def _phase_rows(phase: Phase, config: Config, steps: list[tuple[list, float]], b
         place = dict(phase=phase.title, step=step)
         for call, seconds in pairs:
             yield place | dict(stage=call.stage, call=call.name.partition("/")[2], work=call.work, seconds=seconds)
-        yield place | dict(stage="rest", call="rest", work=(("rest", 1),), seconds=whole - sum(n[2] for n in notes))
+        yield place | dict(stage="rest", call="rest", work=(("rest", 1),), seconds=whole - sum(s for _, s in pairs))
         yield place | dict(stage="step", call="step", work=(), seconds=whole)
 
 # %% ../../nbs/9_scale/10_measuring.ipynb #c012

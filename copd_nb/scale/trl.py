@@ -37,9 +37,9 @@ def _refuse_model(policy: Policy):
 def _refuse_run(config: Config, accelerator):
     "ValueError for optimisers that a trainer can't have, or whose gradients can't be read."
     if config.optimizer_state == "separate":
-        raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimiser, allowed are 'keep' "
-                         "and 'reset'")
-    if accelerator.distributed_type.name == "DEEPSPEED":
+        raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimiser, allowed are "
+                         "'keep' and 'reset'")
+    if accelerator.distributed_type == "DEEPSPEED":
         raise ValueError("DeepSpeed keeps gradients in buffers of its own, where streams can't be told apart: shard "
                          "the model with FSDP2 (torch's fully_shard), or use one process")
 
@@ -126,9 +126,9 @@ def _stream(trainer, training: Training, policy: Policy, batch: Batch, limits: L
     return gradient, loss.item()
 
 # %% ../../nbs/9_scale/09_trl.ipynb #c43a7514
-def _configured(config: Config):  # an `Accelerator` of accelerate
+def _configured(config: Config):  # an Accelerator
     "Device and precision of a configuration, put where accelerate keeps them for all trainers of a process."
-    from accelerate import Accelerator  # comes with trl
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=config.device == "cpu")

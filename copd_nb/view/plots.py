@@ -10,6 +10,7 @@ __all__ = ['AccuracyTable', 'COLORS', 'DASHES', 'LOSS_GAIN', 'MARKED', 'MARKERS'
            'training_curves', 'warnings_table']
 
 # %% ../../nbs/7_view/05_plots.ipynb #n002
+# ruff: noqa: F401 (gathered here for others)
 from .style import COLORS, DASHES, MARKERS, OKABE_ITO, palette
 from .comparisons import (
     AccuracyTable, accuracy_markdown, accuracy_table, capability_gap, dumbbells, intervals)

@@ -1,6 +1,8 @@
 "Reports: parameters are checked, a smoke run leaves notebook, HTML and results."
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -348,3 +350,55 @@ def test_the_laptop_preset_trains_adapters_of_any_model(tmp_path):
 
 def test_copd_fetch_refuses_unknown_names(capsys):
     assert main(["fetch", "gpt"]) == 2 and "no model 'gpt' to fetch: smollm2" in capsys.readouterr().err
+
+
+HEAVY = {"torch", "transformers", "pandas", "papermill", "matplotlib", "datasets", "ray"}
+
+
+def imported_by(code):
+    "Top-level modules that a fresh Python has loaded after some code."
+    lines = [code, "import sys", "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def test_importing_the_package_and_asking_for_help_load_nothing_heavy():
+    assert not HEAVY & imported_by("import copd_nb")
+    assert not HEAVY & imported_by("from copd_nb.report.command import main\nmain(['--help'])")
+    assert "torch" in imported_by("from copd_nb import Policy")  # the test would see it
+
+
+OURS = """from copd_nb import copd, minis, minis_base
+
+def plan(s_rl=1): return copd(["text", "image"], cycles=1, s_rl=s_rl, s_opd=1)
+
+def suite(): return minis(("text", "image")), minis_base()
+
+class Slow:
+    calls = 0
+    def __call__(self, *args, **options):
+        from copd_nb.signals.sampling import sample_many
+        Slow.calls += 1
+        return sample_many(*args, **options)
+"""
+SMALL = ["prompts", "2", "opd_prompts", "2", "group_size", "2", "max_new_tokens", "3", "probe_every", "0", "eval_every",
+         "0",
+         "device", "cpu"]
+
+
+def test_train_takes_a_schedule_a_suite_and_a_sampler_of_the_working_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "our_parts.py").write_text(OURS)
+    config = [word for name, value in zip(SMALL[::2], SMALL[1::2]) for word in ("-c", name, value)]
+    words = ["train", "our_parts:plan", "-p", "s_rl", "2", "--suite", "our_parts:suite", "--sampler", "our_parts:Slow"]
+    assert main([*words, "--out", "mine", *config]) == 0
+    assert "finished" in capsys.readouterr().out and sys.modules["our_parts"].Slow.calls
+    for wrong in (["train", "our_parts:nothing"], ["train", "nowhere:plan"], ["train", "our_parts:SMALL"],
+                  ["train", "copd", "--suite", "our_parts:plan2"],
+                  ["train", "our_parts:plan", "--learner", "our_parts:plan"],
+                  ["train", "our_parts:plan", "--sampler", "unknown"]):
+        assert main([*wrong, "--out", "other"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("copd: ") and len(error.splitlines()) == 1, error
+    assert not (tmp_path / "other").exists()

@@ -13,23 +13,27 @@ from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd
 from copd_nb.schedule.copd import copd
 from copd_nb.schedule.costs import ModelShape, Workload
 from copd_nb.engine.config import Config
+from copd_nb.engine.executors import stopwatch, timed
 from copd_nb.policy.toys import minis, tiny_policy
+from copd_nb.signals.estimators import Estimator
 from copd_nb.scale.calls import DRIVER, Call, Costs, calls_of, costs_from, spread, step_calls
-from copd_nb.scale.forecast import ENOUGH, WATCHED, assumed, fitted, forecast, measure, stopwatch, sweep
+from copd_nb.scale.forecast import ENOUGH, forecast, sweep
+from copd_nb.scale.measuring import assumed, fitted, measure
 from copd_nb.scale.places import Link, Network, Place, alone, load_of, placed
 from copd_nb.scale.simulate import critical_calls, critical_stages, gantt, simulate
 
 CONFIG = Config(prompts=10, opd_prompts=10, group_size=8)
-KINDS = dict(roll=("rl", "opd"), answer=("sampled", "topk", "reverse"), weigh=("rl", "sampled", "topk", "reverse"))
-ZERO = {"learn/stream": 0.0, "rows": 0.0, "rows/signal": 0.0}
+KINDS = {"rollouts": ("rl", "opd"), "teacher scores": ("sampled", "topk", "reverse"),
+         "gradients": ("rl", "sampled", "topk", "reverse")}
+ZERO = {"update/stream": 0.0, "record": 0.0, "record/signal": 0.0}
 
 
-def costs(names, roll=0.1, answer=0.05, weigh=0.1, learn=0.2, **of):
+def costs(names, rollouts=0.1, scores=0.05, gradients=0.1, update=0.2, **of):
     "Seconds a prompt; `of` has factors of single capabilities."
-    seconds = {f"{s}/{k}/{c}": v * of.get(c, 1) for s, v in dict(roll=roll, answer=answer, weigh=weigh).items()
-               for k in KINDS[s] for c in names}
-    return Costs(seconds | ZERO | {"roll": 0.0, "learn": learn}, dict.fromkeys(names, 5.0), weights=1e6, hidden=16,
-                 vocabulary=100)
+    stages = {"rollouts": rollouts, "teacher scores": scores, "gradients": gradients}
+    seconds = {f"{s}/{k}/{c}": v * of.get(c, 1) for s, v in stages.items() for k in KINDS[s] for c in names}
+    return Costs(seconds | ZERO | {"rollouts": 0.0, "update": update}, dict.fromkeys(names, 5.0), weights=1e6,
+                 hidden=16, vocabulary=100)
 
 
 def names(k): return [f"c{i}" for i in range(k)]
@@ -45,7 +49,7 @@ def steps(phase, money, places=None, network=Network(), stale=False):
 def test_one_branch_takes_the_sum_of_its_stages():
     phase = expert("c0", 5).phases[0]
     assert math.isclose(steps(phase, costs(["c0"])).step_seconds, 1.0 + 1.0 + 0.2)
-    assert [c.stage for c in step_calls(phase, CONFIG, costs(["c0"]))] == ["roll", "weigh", "learn", "rows"]
+    assert [c.stage for c in step_calls(phase, CONFIG, costs(["c0"]))] == ["rollouts", "gradients", "update", "record"]
 
 
 def test_two_branches_without_exchange_wait_only_for_the_slower_one():
@@ -72,9 +76,10 @@ def test_a_hub_of_three_makes_its_spokes_wait():
 def test_a_slow_teacher_is_what_its_pupil_waits_for():
     "The pupil's weighing can't begin before the teacher has sampled for itself and answered."
     found = steps(exchange(2), costs(names(2), c1=3))
-    waits = found.spans["0/weigh/c0"]
-    assert math.isclose(waits[0], found.spans["0/answer/c0/opd:c1:c1"][1]) and waits[2].startswith("0/answer/c0")
-    assert {"roll", "answer", "weigh", "learn"} >= set(critical_stages(found).index)
+    waits = found.spans["0/gradients/c0"]
+    assert math.isclose(waits[0],
+                        found.spans["0/teacher scores/c0/opd:c1:c1"][1]) and waits[2].startswith("0/teacher scores/c0")
+    assert {"rollouts", "teacher scores", "gradients", "update"} >= set(critical_stages(found).index)
 
 
 def test_latency_is_spent_four_times_a_step():
@@ -85,15 +90,15 @@ def test_latency_is_spent_four_times_a_step():
 
 
 def test_a_message_takes_its_bytes_over_the_bandwidth_and_the_way_in_is_shared():
-    calls = [Call("a", "x", "roll", 1.0), Call("b", "y", "roll", 1.0),
-             Call("c", "z", "answer", 1.0, (("a", 100.0), ("b", 100.0)))]
+    calls = [Call("a", "x", "rollouts", 1.0), Call("b", "y", "rollouts", 1.0),
+             Call("c", "z", "teacher scores", 1.0, (("a", 100.0), ("b", 100.0)))]
     places = [Place(w, (w,)) for w in "xyz"]
     assert math.isclose(simulate(calls, places, Network(Link(0.5, 50.0))).seconds, 1 + 2 + 2 + 0.5 + 1)
     assert math.isclose(simulate(calls, [Place("all", ("x", "y", "z"))], Network(Link(0.5, 50.0))).seconds, 3)
 
 
 def test_between_sites_the_other_link_counts():
-    calls = [Call("a", "x", "roll", 1.0), Call("b", "y", "answer", 1.0, (("a", 100.0),))]
+    calls = [Call("a", "x", "rollouts", 1.0), Call("b", "y", "teacher scores", 1.0, (("a", 100.0),))]
     network = Network(Link(0.0, 100.0), Link(1.0, 10.0))
     assert simulate(calls, [Place("x", ("x",)), Place("y", ("y",))], network).seconds == 3
     assert simulate(calls, [Place("x", ("x",), site="here"), Place("y", ("y",), site="there")], network).seconds == 13
@@ -128,17 +133,18 @@ def test_what_an_estimator_sends():
 def test_the_base_is_everywhere_and_frozen_teachers_have_workers():
     phase = mopd(["c0", "c1"], 3, 4).phases[-1]
     calls = step_calls(phase, CONFIG, costs(names(2)))
-    assert {c.worker for c in calls if c.stage == "answer"} == {"c0",
+    assert {c.worker for c in calls if c.stage == "teacher scores"} == {"c0",
                                                                 "c1"} and {c.worker for c in calls if c.stage
-                                                                == "learn"} == {"student"}
+                                                                == "update"} == {"student"}
     asks_base = replace(phase, updates=[replace(u, signals=[replace(s, teacher="base") for s in u.signals])
                                         for u in phase.updates])
     assert {c.worker for c in step_calls(asks_base, CONFIG, costs(names(2)))} == {"student", DRIVER}
 
 
 def test_prompts_of_mixed_rl_are_dealt_like_the_engine_deals_them():
-    works = [dict(c.work) for c in calls_of(mixed_rlvr(names(3), 3).phases[0], CONFIG, None, 3) if c.stage == "roll"]
-    assert [[w[f"roll/rl/{n}"] for n in names(3)] for w in works] == [[4, 3, 3], [3, 4, 3], [3, 3, 4]]
+    works = [dict(c.work) for c in calls_of(mixed_rlvr(names(3), 3).phases[0], CONFIG, None, 3) if c.stage
+             == "rollouts"]
+    assert [[w[f"rollouts/rl/{n}"] for n in names(3)] for w in works] == [[4, 3, 3], [3, 4, 3], [3, 3, 4]]
 
 
 @st.composite
@@ -162,7 +168,8 @@ def test_work_is_conserved_and_no_step_is_shorter_than_what_it_needs(drawn):
     speed = {w: p.speed for p in found.places for w in p.workers}
     assert math.isclose(found.busy().sum(), sum(s / speed[b] for b, s in load.items()))
     assert found.step_seconds >= found.busy().max() - 1e-9
-    chains = [sum(c.seconds for c in step_calls(phase, CONFIG, money) if c.worker == u.branch and c.stage != "answer")
+    chains = [sum(c.seconds for c in step_calls(phase, CONFIG, money) if c.worker == u.branch and c.stage
+                  != "teacher scores")
               / speed[u.branch] for u in phase.updates]
     assert found.step_seconds >= max(chains) - 1e-9
     for p in found.places:  # one call at a time, in the order of submission for each worker
@@ -203,7 +210,7 @@ def test_one_step_behind_hides_the_way_to_the_teacher():
     waiting, ahead = (steps(exchange(2), costs(names(2)), network=slow, stale=s) for s in (False, True))
     assert math.isclose(waiting.step_seconds, 4.7 + 4 * 0.3) and math.isclose(ahead.step_seconds, 4.7)
     first = [c.name for c in step_calls(exchange(2), CONFIG, costs(names(2)), 1, stale=True) if c.worker == "c0"]
-    assert first == ["1/roll/c0", "1/weigh/c0", "1/answer/c1/opd:c0:c0", "1/learn/c0"]
+    assert first == ["1/rollouts/c0", "1/gradients/c0", "1/teacher scores/c1/opd:c0:c0", "1/update/c0"]
 
 
 def test_the_critical_path_runs_from_the_start_to_the_end_without_a_gap():
@@ -215,13 +222,13 @@ def test_the_critical_path_runs_from_the_start_to_the_end_without_a_gap():
 
 
 def test_what_can_not_be_simulated_is_said():
-    a, b = Call("a", "x", "roll", 1.0, (("b", 0.0),)), Call("b", "y", "roll", 1.0, (("a", 0.0),))
+    a, b = Call("a", "x", "rollouts", 1.0, (("b", 0.0),)), Call("b", "y", "rollouts", 1.0, (("a", 0.0),))
     with pytest.raises(ValueError, match="wait for each other"):
         simulate([a, b], [Place("x", ("x",)), Place("y", ("y",))])
     with pytest.raises(ValueError, match=r"without a place: \['y'\]"):
         simulate([replace(b, needs=())], [Place("x", ("x",))])
     with pytest.raises(ValueError, match=r"two places: \['x'\]"): simulate([], [Place("p", ("x",)), Place("q", ("x",))])
-    with pytest.raises(KeyError, match="no cost for 'roll/rl/c9'"):
+    with pytest.raises(KeyError, match="no cost for 'rollouts/rl/c9'"):
         step_calls(expert("c9", 1).phases[0], CONFIG, costs(["c0"]))
     with pytest.raises(ValueError, match="devices must be 1 or more"): placed(dict(a=1.0), 0)
     with pytest.raises(ValueError, match="bandwidth positive"): Link(0, 0)
@@ -235,8 +242,8 @@ def test_heavy_branches_get_devices_first():
 
 def test_new_capabilities_cost_what_they_resemble():
     wide = spread(costs(["c0", "c1"], c1=3), ["d0", "d1", "d2"])
-    assert wide.seconds["roll/rl/d1"] == 3 * wide.seconds["roll/rl/d2"] and wide.tokens[
-        "d2"] == 5 and "roll/rl/c0" in wide.seconds
+    assert wide.seconds["rollouts/rl/d1"] == 3 * wide.seconds["rollouts/rl/d2"] and wide.tokens[
+        "d2"] == 5 and "rollouts/rl/c0" in wide.seconds
     assert costs_from(asdict(wide)) == wide
 
 
@@ -262,13 +269,13 @@ def test_a_forecast_adds_what_happens_between_steps():
 
 def test_assumed_costs_say_so_and_follow_the_flops():
     load = Workload(4, 4, 8, dict(c0=100.0), dict(c0=50.0), ModelShape(10 ** 9, 0, 10, 1000, vocabulary=1000))
-    found = assumed(load, 1e14, dict(roll=0.1, answer=0.5, weigh=0.5), 1e12, "a device")
-    assert math.isclose(found.seconds["roll/rl/c0"],
-                        5 * found.seconds["answer/topk/c0"]) and "nothing measured" in found.origin
+    found = assumed(load, 1e14, {"rollouts": 0.1, "teacher scores": 0.5, "gradients": 0.5}, 1e12, "a device")
+    assert math.isclose(found.seconds["rollouts/rl/c0"],
+                        5 * found.seconds["teacher scores/topk/c0"]) and "nothing measured" in found.origin
     flops = load.rl_cost("c0", 1).flops
-    assert math.isclose((0.1 * found.seconds["roll/rl/c0"] + 0.5 * found.seconds["weigh/rl/c0"]) * 1e14, flops)
+    assert math.isclose((0.1 * found.seconds["rollouts/rl/c0"] + 0.5 * found.seconds["gradients/rl/c0"]) * 1e14, flops)
     with pytest.raises(ValueError, match="shares in"):
-        assumed(load, 1e14, dict(roll=2.0, answer=0.5, weigh=0.5), 1e12, "a device")
+        assumed(load, 1e14, {"rollouts": 2.0, "teacher scores": 0.5, "gradients": 0.5}, 1e12, "a device")
 
 
 def test_a_sweep_keeps_what_it_was_asked():
@@ -280,8 +287,9 @@ def test_a_sweep_keeps_what_it_was_asked():
 def test_the_drawing_has_a_bar_for_each_call_and_a_legend():
     ax = gantt(steps(exchange(2), costs(names(2))))
     assert len(ax.patches) == 3 * 8 and [t.get_text()
-                                         for t in ax.get_legend().get_texts()] == ["roll", "answer", "weigh",
-                                         "learn"] and ax.get_xlabel() == "time (s)"
+                                         for t in ax.get_legend().get_texts()] == ["rollouts", "teacher scores",
+                                         "gradients",
+                                         "update"] and ax.get_xlabel() == "time (s)"
     plt.close(ax.figure)
 
 
@@ -290,17 +298,16 @@ TINY = Config(prompts=4, opd_prompts=2, group_size=2, max_new_tokens=4, device="
 
 def test_measured_stages_add_up_to_measured_steps_and_give_costs():
     base = tiny_policy(hidden=32, layers=1)
-    before = {name: getattr(engine, name) for name in WATCHED}
     reads = itertools.count()
     table = measure(copd(["text", "image"], cycles=1, s_rl=2, s_opd=2), minis(("text", "image")), base, TINY,
                     clock=lambda: float(next(reads)))
-    assert {name: getattr(engine, name) for name in WATCHED} == before
     by = table.assign(part=table["stage"] != "step").groupby(["phase", "step", "part"])["seconds"].sum().unstack()
     assert len(by) == 2 and (by[True] - by[False]).abs().max() < 1e-9 and (table["seconds"] >= 0).all()
-    assert table[table["phase"].str.contains("II")].groupby("stage")["call"].count()["answer"] == 2
+    assert table[table["phase"].str.contains("II")].groupby("stage")["call"].count()["teacher scores"] == 2
     found = fitted([table], base)
     assert found.hidden == 32 and set(found.tokens) == {"text",
-                                                        "image"} and found.price((("answer/sampled/text", 2),)) > 0
+                                                        "image"} and found.price((("teacher scores/sampled/text", 2),
+                                                        )) > 0
     local = copd(["text", "image"], cycles=1)
     inside = table[~table["stage"].isin(["step", "rest"])].groupby("phase")["seconds"].sum()
     assert [simulate(calls_of(p, TINY, found, 2), alone(local)).step_seconds
@@ -311,7 +318,7 @@ def test_measured_stages_add_up_to_measured_steps_and_give_costs():
 def test_a_fit_finds_the_costs_that_made_the_measurements():
     "Pairs are enough to know what three branches cost."
     true = replace(costs(names(3), c1=2, c2=3), seconds=costs(names(3), c1=2, c2=3).seconds
-                   | {"roll": 0.4, "rows": 0.1, "rows/signal": 0.01, "rest": 0.05})
+                   | {"rollouts": 0.4, "record": 0.1, "record/signal": 0.01, "rest": 0.05})
     def table(pair):
         rows = [dict(phase=p.title, step=1, stage=c.stage, call=c.name, work=c.work, seconds=c.seconds)
                 for p in copd(pair, cycles=1).phases for c in step_calls(p, CONFIG, true)]
@@ -327,16 +334,39 @@ def test_a_fit_finds_the_costs_that_made_the_measurements():
 
 
 def test_an_engine_that_makes_other_calls_than_planned_is_noticed(monkeypatch):
-    monkeypatch.setattr("copd_nb.scale.calls.step_calls", lambda phase, config, costs,
-                        step: [Call("a", "text", "roll", 0.0), Call("b", "text", "roll", 0.0)])
+    def two(phase, config, costs, step): return [Call(name, "text", "rollouts", 0.0) for name in "ab"]
+    monkeypatch.setattr("copd_nb.scale.measuring.step_calls", two)
     with pytest.raises(ValueError, match="the plan has 2 calls a step and the engine made 1"):
         measure(expert("text", 2), minis(("text",)), tiny_policy(hidden=32, layers=1), TINY)
 
 
 def test_time_inside_another_watched_function_counts_once():
     now = iter([0.0, 1.0, 3.0, 6.0])
-    module = type("module", (), {})()
-    module.inner = lambda: None
-    module.outer = lambda: module.inner()
-    with stopwatch({"outer": "roll", "inner": "answer"}, module, lambda: next(now)) as notes: module.outer()
-    assert notes == [("answer", 3.0, 2.0), ("roll", 6.0, 4.0)]
+    with stopwatch(lambda: next(now)) as notes, timed("outer"):
+        with timed("inner"): pass
+    assert notes == [("inner", 3.0, 2.0), ("outer", 6.0, 4.0)]
+
+
+OLD = dict(seconds={"roll": 0.0, "roll/rl/text": 1.0, "answer/topk/text": 2.0, "weigh/rl/text": 3.0,
+                    "learn/stream": 4.0,
+                    "rows/signal": 5.0, "rest": 6.0, "probe/text": 7.0},
+           tokens=dict(text=5.0), weights=1e6, hidden=16, vocabulary=100)
+
+
+def test_costs_of_version_0_1_are_read_by_the_stages_names_of_today():
+    found = costs_from(OLD)
+    assert list(found.seconds) == ["rollouts", "rollouts/rl/text", "teacher scores/topk/text", "gradients/rl/text",
+                                   "update/stream", "record/signal", "rest", "probe/text"]
+    assert list(found.seconds.values()) == list(OLD["seconds"].values())
+
+
+class Loud(Estimator):
+    "An estimator of a user: three numbers for each token, and two ids of the learner's."
+    def numbers(self, config, hidden): return 3
+    def top_ids(self, config): return 2
+
+
+def test_the_estimator_decides_what_travels():
+    signal = replace(exchange(2).updates[0].opd[0], estimator=Loud())
+    money, tokens = costs(names(2)), CONFIG.opd_prompts * CONFIG.group_size * 5.0
+    assert money.reply(signal, CONFIG) == 4 * 3 * tokens and money.question(signal, CONFIG) == 4 * 3 * tokens

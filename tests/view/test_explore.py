@@ -31,7 +31,7 @@ from copd_nb.engine.runs import Run, request_stop
 from copd_nb.engine.storage import is_written
 from copd_nb.engine.storage import locked
 from copd_nb.schedule.core import Schedule
-from copd_nb.view.token_views import METRICS, PAGE, Choice, Completion, TokenView
+from copd_nb.view.token_data import METRICS, PAGE, Choice, Completion, TokenView
 
 ROOT = Path(__file__).parents[2]
 SMALL = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=1, probe_prompts=4,

@@ -15,8 +15,9 @@ from copd_nb.data.capability import Example
 from copd_nb.policy.toys import image, text, tiny_policy, video
 from copd_nb.signals.rollouts import Rollouts
 from copd_nb.signals.sampling import sample
-from copd_nb.view.token_pages import contrast, html_of
-from copd_nb.view.token_views import METRICS, PAGE, Choice, Completion, TokenView, pictures, token_view, visible
+from copd_nb.view.token_data import METRICS, PAGE, ROWS, Choice, Completion, TokenView, visible
+from copd_nb.view.token_pages import FRAMES, contrast, html_of, picture, pictures
+from copd_nb.view.token_views import token_view
 
 PROMPTS = [*text(8).test[:2], *image(8, 8).test[:1], *video(8, 8).test[:1]]
 K = 4
@@ -200,7 +201,7 @@ def test_twenty_thousand_tokens_are_paged_with_the_remainder_stated():
 
 def test_many_completions_are_paged():
     view = made([["x"]] * 100)
-    assert len(view.page()) == token_views_module.ROWS and "16 of 100 completions" in html_of(
+    assert len(view.page()) == ROWS and "16 of 100 completions" in html_of(
         view) and "view.at(row=16)" in html_of(view)
     assert [i for i, _ in view.at(row=96).page()] == [96, 97, 98, 99]
 
@@ -227,9 +228,9 @@ def test_long_videos_and_large_images_are_cut_down():
     large, small, long = (np.zeros(shape, np.uint8) for shape in ((900, 600, 3), (8, 8, 3), (300, 16, 16, 3)))
     e = Example("?", "1", "video", images=(large, small), videos=(long,))
     shown = pictures(e)
-    assert shown.count(
-        "<img") == 2 + token_views_module.FRAMES and "12 of 300 frames" in shown and "frame 300 of 300" in shown and len(shown) < 40_000
-    assert token_views_module.picture(small[..., 0], "grey").startswith("<img")
+    assert shown.count("<img") == 2 + FRAMES and len(shown) < 40_000
+    assert "12 of 300 frames" in shown and "frame 300 of 300" in shown
+    assert picture(small[..., 0], "grey").startswith("<img")
 
 
 def test_every_token_has_its_number_for_every_metric(view):
@@ -268,8 +269,9 @@ def test_colours_leave_the_text_readable():
     for theme in (0, 1):
         for name, pair in token_pages_module.POLES.items():
             for share in np.linspace(0, 1, 11):
-                mixed = ("#" + "".join(
-                    f"{round(int(token_pages_module.PAPER[theme][i:i + 2], 16) * (1 - share) + int(pair[theme][i:i + 2], 16) * share):02x}" for i in (1, 3, 5)))
+                paper = token_pages_module.PAPER[theme]
+                parts = [(int(paper[i:i + 2], 16), int(pair[theme][i:i + 2], 16)) for i in (1, 3, 5)]
+                mixed = "#" + "".join(f"{round(a * (1 - share) + b * share):02x}" for a, b in parts)
                 assert contrast(mixed, token_pages_module.INK[theme]) >= 4.5, (name, theme, share)
 
 
