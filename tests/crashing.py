@@ -1,4 +1,4 @@
-"""A program that kills a training again and again and resumes it each time: `python tests/crashing.py FOLDER MOMENTS SEED`.
+"""Kills a training again and again and resumes it each time: `python tests/crashing.py FOLDER MOMENTS SEED`.
 
 It prints one JSON line a moment. It forks, so torch may not have started threads."""
 import json

@@ -43,8 +43,8 @@ def test_columns_and_rows(rows):
     assert list(rows.columns) == COLUMNS and len(rows) == 72
     for name, capability in SUITE.items():
         assert rows[rows.capability == name].example.tolist() == [e.id for e in capability.test]
-    assert set(rows.greedy) <= {0.0,
-                                1.0} and (rows.samples == 3).all() and (rows.sampled * 3 - rows.correct).abs().max() < 1e-9
+    assert set(rows.greedy) <= {0.0, 1.0} and (rows.samples == 3).all()
+    assert (rows.sampled * 3 - rows.correct).abs().max() < 1e-9
     assert 0 < rows.greedy.mean() < 1 and 0 < rows.sampled.mean() < 1
 
 
@@ -86,8 +86,8 @@ def test_the_first_prompts_and_partial_scores(shipped):
     half = Capability("half", SUITE["text"].train, SUITE["text"].test, lambda completions,
                       examples: [.5] * len(completions))
     out = evaluate(shipped, [half], prompts=5, samples=2, max_new_tokens=12)
-    assert out.example.tolist() == [e.id for e in half.test[:5]] and set(out.greedy) <= {0,
-                                                                                         .5} and (out.correct == 0).all()
+    assert out.example.tolist() == [e.id for e in half.test[:5]] and set(out.greedy) <= {0, .5}
+    assert (out.correct == 0).all()
 
 
 def test_gradients_are_off(shipped):

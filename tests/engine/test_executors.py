@@ -1,4 +1,4 @@
-"Executors: branches apart from each other give what they give together; lost workers are replaced; what can't be placed is said."
+"Executors: branches apart train as they do together; lost workers are replaced; a run without room is refused."
 import copy
 from dataclasses import replace
 from datetime import datetime
@@ -53,7 +53,8 @@ def same(a, b):
     "Two runs have the same events and the same weights, bit for bit."
     pd.testing.assert_frame_equal(events(a), events(b), check_exact=True)
     assert {p.name for p in (a.path / "branches").iterdir()} == {p.name for p in (b.path / "branches").iterdir()}
-    for path in (a.path / "branches").iterdir(): assert weights_hash(a.branch(path.name)) == weights_hash(b.branch(path.name))
+    for name in (path.name for path in (a.path / "branches").iterdir()):
+        assert weights_hash(a.branch(name)) == weights_hash(b.branch(name))
     assert weights_hash(a.result) == weights_hash(b.result)
 
 
@@ -125,7 +126,7 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("name", [*SCHEDULES, *(pytest.param(n, marks=SLOW) for n in MORE)])
 def test_branches_apart_give_what_they_give_together(name, suite, start, tmp_path, apart):
-    "Every paradigm, bit for bit, with weights in pieces of 200 KB; nothing but what is pickled goes from branch to branch."
+    "Every paradigm, bit for bit, with weights in pieces of 200 KB; only pickled values go from branch to branch."
     config = replace(TINY, optimizer_state="reset") if name == "a control" else TINY
     here = train((SCHEDULES | MORE)[name], suite, start, config, tmp_path / "here", progress=False)
     same(here, train((SCHEDULES | MORE)[name], suite, start, config, tmp_path / "apart", progress=False,
@@ -232,12 +233,13 @@ def test_a_run_goes_on_in_another_crew(suite, start, tmp_path, apart):
 
 def test_what_a_user_writes_becomes_a_cluster():
     "Forms that are allowed, and what is said of others."
-    assert cluster_from("ray") == Cluster() and cluster_from("ray://head:10001").address == "ray://head:10001" and cluster_from(dict(gpus=1)).gpus == 1
+    assert cluster_from("ray") == Cluster() and cluster_from(dict(gpus=1)).gpus == 1
+    assert cluster_from("ray://head:10001").address == "ray://head:10001"
     for wrong, told in (("slurm", "host:port"), (dict(gpu=1), "unknown cluster fields"), (3, "host:port")):
         with pytest.raises(ValueError, match=told): cluster_from(wrong)
-    for field, value, told in (("cpus", 0, "positive"), ("gpus", -1, "0 or more"), ("strategy", "pack",
-                                                                                    "STRICT_SPREAD"), ("special",
-                                                                                                       dict(text=dict(threads=2)), "cpus, gpus and ranks")):
+    for field, value, told in (("cpus", 0, "positive"), ("gpus", -1, "0 or more"),
+                               ("strategy", "pack", "STRICT_SPREAD"),
+                               ("special", dict(text=dict(threads=2)), "cpus, gpus and ranks")):
         with pytest.raises(ValueError, match=told): Cluster(**{field: value})
 
 

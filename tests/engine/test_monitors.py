@@ -1,4 +1,4 @@
-"Monitors: what they measure, when they warn, when they are silent, and that a resumed run warns as an uninterrupted one."
+"Monitors: what they measure, when they warn and when not, and that a resumed run warns as an uninterrupted one."
 import json
 import math
 from dataclasses import fields, replace
@@ -61,8 +61,8 @@ def test_repetition_knows_neither_padding_nor_order_nor_names_of_tokens(rows, n,
 
 def test_repetition_of_long_completions_and_of_none():
     same, new = torch.full((2, 3000), 7), torch.arange(6000).view(2, 3000) * 25
-    assert repetition(same, torch.ones(2, 3000)) == pytest.approx(1 - 1 / 2997) and repetition(new, torch.ones(2,
-                                                                                                               3000)) == 0
+    assert repetition(same, torch.ones(2, 3000)) == pytest.approx(1 - 1 / 2997)
+    assert repetition(new, torch.ones(2, 3000)) == 0
     assert repetition(torch.zeros(0, 5).long(), torch.zeros(0, 5)) == 0 == repetition(torch.zeros(2, 3).long(),
                                                                                       torch.ones(2, 3))
     with pytest.raises(ValueError, match="n=0"): repetition(same, torch.ones(2, 3000), 0)
@@ -112,8 +112,8 @@ FIRES = dict(
     repeating=("repetition", rows(repetition=0.05) + rows(repetition=0.4), "repetition"),
     one_answer=("hacking", rows(sameness=0.2, reward=0.1) + rows(sameness=0.97, reward=0.89), "sameness"),
     not_followed=("hacking", rows(reward=0.2) + evaluation(0.2) + rows(reward=0.7) + evaluation(0.21), "gain"),
-    result_not_followed=("hacking", rows(reward=0.2) + evaluation(0.2, "result") + rows(reward=0.7) + evaluation(0.1,
-                                                                                                                 "result"), "gain"))
+    result_not_followed=("hacking", rows(reward=0.2) + evaluation(0.2, "result") + rows(reward=0.7) + evaluation(
+        0.1, "result"), "gain"))
 
 @pytest.mark.parametrize("name", FIRES)
 def test_a_monitor_warns_once_and_says_what_and_where(name):
@@ -133,27 +133,28 @@ def test_a_bound_of_none_switches_its_rule_off(name):
 
 
 SILENT = dict(
-    too_few_alike=rows(4, reward=0.0, reward_std=0.0), alike_within_but_not_between=[r for i in range(12)
-                                                                                     for r in rows(1,
-                                                                                                   reward=float(i % 3),
-                                                                                                   reward_std=0.0)],
+    too_few_alike=rows(4, reward=0.0, reward_std=0.0),
+    alike_within_but_not_between=[r for i in range(12) for r in rows(1, reward=float(i % 3), reward_std=0.0)],
     alike_on_average_only=rows(reward=0.5, reward_std=0.5),
     a_signal_in_between=(rows(4, reward=0.0, reward_std=0.0) + rows(1, reward=0.1, reward_std=0.2)) * 4,
     log_of_before=rows(20, reward=0.0),
-    a_little_longer=rows(length=10.0) + rows(length=19.0), mostly_finished=rows(finished=0.6),
+    a_little_longer=rows(length=10.0) + rows(length=19.0),
+    mostly_finished=rows(finished=0.6),
     still_exploring=rows(entropy=0.6, reward=0.1) + rows(entropy=0.2, reward=0.8),
-    low_from_the_start=rows(entropy=0.05, reward=0.5) + rows(entropy=0.04, reward=0.6), solved=rows(entropy=0.6,
-                                                                                                    reward=0.1) + rows(entropy=0.01, reward=0.99),
+    low_from_the_start=rows(entropy=0.05, reward=0.5) + rows(entropy=0.04, reward=0.6),
+    solved=rows(entropy=0.6, reward=0.1) + rows(entropy=0.01, reward=0.99),
     entropy_without_reward=rows(entropy=0.6, stream="opd:c:b") + rows(entropy=0.01, stream="opd:c:b"),
     repeats_as_ever=rows(repetition=0.5) + rows(repetition=0.55),
-    same_but_unrewarded=rows(sameness=1.0, reward=0.1), one_prompt=[r | dict(prompts=1)
-                                                                    for r in rows(20, sameness=1.0, reward=0.9)],
+    same_but_unrewarded=rows(sameness=1.0, reward=0.1),
+    one_prompt=[r | dict(prompts=1) for r in rows(20, sameness=1.0, reward=0.9)],
     followed=rows(reward=0.2) + evaluation(0.2) + rows(reward=0.7) + evaluation(0.6),
     other_capability=rows(reward=0.2) + evaluation(0.2) + rows(reward=0.7) + evaluation(0.2, capability="d"),
     other_branch=rows(reward=0.2) + evaluation(0.2, "b") + rows(reward=0.7) + evaluation(0.2, "b"),
-    an_evaluation_after_others_have_learned=rows(reward=0.2) + evaluation(0.2,
-                                                                          "result") + rows(reward=0.7) + evaluation(0.7, "result") + rows(stream="opd:c:b", length=3.0) + evaluation(0.1, "result"),
-    references=rows(stream="sft", length=10.0) + rows(stream="sft", length=90.0), too_few=rows(W - 1, finished=0.0),
+    an_evaluation_after_others_have_learned=(
+        rows(reward=0.2) + evaluation(0.2, "result") + rows(reward=0.7) + evaluation(0.7, "result")
+        + rows(stream="opd:c:b", length=3.0) + evaluation(0.1, "result")),
+    references=rows(stream="sft", length=10.0) + rows(stream="sft", length=90.0),
+    too_few=rows(W - 1, finished=0.0),
     one_wild_value=rows(length=10.0) + rows(1, length=900.0) + rows(length=10.0))
 
 @pytest.mark.parametrize("name", SILENT)
@@ -170,7 +171,7 @@ def test_branches_streams_and_capabilities_are_kept_apart():
 
 @pytest.mark.parametrize("back, warnings", [(3, 1), (6, 1), (7, 2), (40, 2)])
 def test_a_second_warning_needs_a_window_inside(back, warnings):
-    "The median of eight is inside from the fourth value that is back until the fourth that is out again: for back + 1 rows."
+    "The median of eight is inside from the fourth value inside to the fourth outside again: for back + 1 rows."
     out = rows(24, length=30.0)
     assert W == 8 and len(Watch().see(rows(W, length=10.0) + out + rows(back, length=10.0) + out)) == warnings
 
@@ -208,9 +209,8 @@ def test_one_go_row_by_row_and_rebuilt_in_the_middle_are_the_same(events, cut):
 @given(st.lists(st.one_of(train_row, eval_row), max_size=40))
 def test_a_log_and_its_table_give_the_warnings_of_the_rows(events):
     "JSON turns what is not finite into null, pandas makes NaN of what is missing."
-    events = [{k: v for k, v in row.items() if not isinstance(v, (str, list, dict)) or k in ("kind", "branch",
-                                                                                             "stream", "capability",
-                                                                                             "model")} for row in events]
+    events = [{k: v for k, v in row.items() if not isinstance(v, (str, list, dict)) or k in (
+        "kind", "branch", "stream", "capability", "model")} for row in events]
     whole = Watch(EAGER).see(events)
     assert Watch(EAGER).see([{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
                              for row in events]) == whole
@@ -319,20 +319,22 @@ def test_reports_tell_how_often_which_monitor_warned(tmp_path):
                                                                                           part="update"),
                                                                                           dict(kind="memory",
                                                                                                part="update")])
-    assert incidents([silent]) == [] and incidents([silent, loud,
-                                                    loud]) == ["In 2 runs, updates left out because loss or gradient was not finite: 1; times that memory ran out and less was computed at once: 2."]
+    assert incidents([silent]) == [] and incidents([silent, loud, loud]) == [
+        "In 2 runs, updates left out because loss or gradient was not finite: 1; "
+        "times that memory ran out and less was computed at once: 2."]
     assert warned([loud])[1:] == incidents([loud])
     told = monitor_sentences(loud)
-    assert len(told) == len(MONITORS) and told[1] == "Monitor length, branch a, c, step 9: Long. 2 warnings in all." and told[2] == "Monitor entropy: no warning."
+    assert len(told) == len(MONITORS) and told[2] == "Monitor entropy: no warning."
+    assert told[1] == "Monitor length, branch a, c, step 9: Long. 2 warnings in all."
     assert monitor_sentences(run_with(tmp_path / "c", warn=None)) == ["No monitor watched this run."]
 
 
 def test_a_table_and_marks_on_the_curves(tmp_path):
     events = run_with(tmp_path, dict(monitor="length", message="Long."), dict(monitor="hacking",
                                                                               message="One answer.")).events
-    assert plots.warnings_table(events).to_dict("records") == [dict(step=9, monitor="length", branch="a",
-                                                                    capability="c", message="Long."), dict(step=10,
-                                                                                                           monitor="hacking", branch="a", capability="c", message="One answer.")]
+    assert plots.warnings_table(events).to_dict("records") == [
+        dict(step=9, monitor="length", branch="a", capability="c", message="Long."),
+        dict(step=10, monitor="hacking", branch="a", capability="c", message="One answer.")]
     assert plots.warnings_table(events[events.kind == "train"]).empty
     for metric, step in (("reward", 10), ("length", 9)): assert [x.get_xdata()[0]
                                                                  for x in plots.training_curves(events, metric).lines
@@ -344,7 +346,8 @@ def test_the_run_monitor_shows_the_latest_warnings_escaped(tmp_path):
     state = MonitorState(tmp_path)
     state.tail.read()
     shown = state.html()
-    assert "<b>no." not in shown and "&lt;b&gt;no. 6" in shown and "no. 2&" in shown and "no. 1&" not in shown and "x!" in shown and "7 warnings" in shown
+    assert "<b>no." not in shown and "no. 1&" not in shown
+    assert all(part in shown for part in ("&lt;b&gt;no. 6", "no. 2&", "x!", "7 warnings"))
 
 
 def test_trackers_get_value_and_bound():

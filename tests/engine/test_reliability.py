@@ -1,4 +1,4 @@
-"Runs that are killed, that meet a full disk, NaN, too little memory, a hanging reward or Ctrl-C: nothing is lost, and the log says what happened."
+"Runs that are killed, or meet a full disk, NaN, too little memory, a hanging reward or Ctrl-C: nothing is lost."
 import json
 import math
 import os
@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 
-from copd_nb.engine import config as config_module
 from copd_nb.engine import step as step_module
 from copd_nb.engine import update as update_module
 from copd_nb.engine import phase as phase_module
@@ -211,10 +210,11 @@ def test_an_update_that_is_not_finite_is_left_out_and_logged(poison, suite, star
     poisoned(monkeypatch, {1}, POISONS[poison])
     run = train(COPD, suite, start, TINY, tmp_path / "run", progress=False)
     skipped, trained = rows(run, "skipped"), rows(run, "train")
-    assert skipped[["branch", "update", "global_step"]].values.tolist() == [["text", 1,
-                                                                             2]] and poison.split()[1] in skipped.reason[skipped.index[0]] and "not finite" in skipped.reason[skipped.index[0]]
-    assert trained.query("branch == 'text'").updates.tolist() == [1, 0, 1, 1, 1,
-                                                                  1] and (trained.query("branch == 'image'").updates == 1).all()
+    assert skipped[["branch", "update", "global_step"]].values.tolist() == [["text", 1, 2]]
+    reason = skipped.reason[skipped.index[0]]
+    assert poison.split()[1] in reason and "not finite" in reason
+    assert trained.query("branch == 'text'").updates.tolist() == [1, 0, 1, 1, 1, 1]
+    assert (trained.query("branch == 'image'").updates == 1).all()
     assert weights(run.result).isfinite().all() and before
 
 
@@ -222,8 +222,9 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_checkpoint(suite, start, tmp
     config = replace(TINY, skip_limit=1)
     with monkeypatch.context() as patch:
         poisoned(patch, {1, 2}, POISONS["NaN gradient"])
-        with pytest.raises(FloatingPointError,
-                           match="branch 'text', update 2: the gradient of stream .* is not finite .*; 2 in a row, config skip_limit=1"): train(COPD, suite, start, config, tmp_path / "run", progress=False)
+        said = "branch 'text', update 2: the gradient of stream .* is not finite .*; 2 in a row, config skip_limit=1"
+        with pytest.raises(FloatingPointError, match=said):
+            train(COPD, suite, start, config, tmp_path / "run", progress=False)
         assert Run(tmp_path / "run").status == "failed"
         with pytest.raises(FloatingPointError): train(COPD, suite, start, config, tmp_path / "run",
                                                       progress=False)  # the count survives the resume
@@ -246,8 +247,8 @@ def short_of_memory(monkeypatch, most: int):
         if len(ids) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return hidden(self, prompts, ids, *args)
     def decoded(policy, requests, max_new_tokens, temperature, drop, rows=None):
-        if min(rows or 1000, sum(len(r.prompts) * r.group_size
-                                 for r in requests)) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        if min(rows or 1000, sum(len(r.prompts) * r.group_size for r in requests)) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return decode(policy, requests, max_new_tokens, temperature, drop, rows)
     monkeypatch.setattr(Policy, "completion_hidden", passed)
     monkeypatch.setattr(streams_module, "sample_many", decoded)
@@ -264,8 +265,8 @@ def test_half_as_much_at_once_when_memory_runs_out(switches, suite, start, tmp_p
     assert noted.query("part == 'rollouts'").rollout_rows.tolist()[-1] <= 5 and len(noted) <= 12
     close(run.result, whole.result)
     columns = ["global_step", "branch", "stream", "reward", "length"]
-    pd.testing.assert_frame_equal(rows(run, "train")[columns].reset_index(drop=True), rows(whole,
-                                                                                           "train")[columns].reset_index(drop=True))
+    pd.testing.assert_frame_equal(rows(run, "train")[columns].reset_index(drop=True), rows(
+        whole, "train")[columns].reset_index(drop=True))
 
 
 def test_lowered_limits_survive_a_resume(suite, start, tmp_path, monkeypatch):
@@ -408,10 +409,12 @@ def test_a_kernel_is_interrupted_and_restarted(tmp_path):
     try:
         def begin(steps):
             client.execute(IN_A_NOTEBOOK.format(here=str(HERE), path=str(path)))
-            while not (path / "events.jsonl").exists() or len(EventLog(path / "events.jsonl").rows()) < steps: time.sleep(0.01)
+            log = EventLog(path / "events.jsonl")
+            while len(log.rows()) < steps: time.sleep(0.01)
         begin(1)
         manager.interrupt_kernel()
-        assert client.get_shell_msg(timeout=180)["content"]["ename"] == "KeyboardInterrupt" and Run(path).status == "stopped"
+        assert client.get_shell_msg(timeout=180)["content"]["ename"] == "KeyboardInterrupt"
+        assert Run(path).status == "stopped"
         begin(8)
         manager.restart_kernel(now=True)
         client.wait_for_ready(timeout=180)
@@ -442,8 +445,11 @@ def step(*args):
     found.append(resident())
     return real(*args)
 phase_module.train_step = step
-small = dict(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=4, probe_every=200, eval_every=500, learning_rate=1e-4)
-train(copd(["text", "image"], cycles=100, s_rl=10, s_opd=10), SUITE, START, config_module.config_from(vars(CONFIG) | small), Path(sys.argv[1]), progress=False)
+small = dict(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=4, probe_every=200, eval_every=500,
+             learning_rate=1e-4)
+schedule = copd(["text", "image"], cycles=100, s_rl=10, s_opd=10)
+config = config_module.config_from(vars(CONFIG) | small)
+train(schedule, SUITE, START, config, Path(sys.argv[1]), progress=False)
 print(json.dumps(found))
 """
 
@@ -459,6 +465,7 @@ def test_memory_of_a_long_run_is_flat(tmp_path):
     blocks = [found[i:i + 160] for i in range(400, 2000, 160)]
     steps = [(b.iloc[-20:].mean() - a.iloc[-20:].mean()) / 160 for a, b in zip(blocks, blocks[1:])]
     slope = t_interval(steps)
-    print(f"memory {found[400] / 1024:.1f} → {found.iloc[-1] / 1024:.1f} MiB, slope {slope.mean:.3f} [{slope.low:.3f}, {slope.high:.3f}] KiB a step")
+    print(f"memory {found[400] / 1024:.1f} → {found.iloc[-1] / 1024:.1f} MiB, "
+          f"slope {slope.mean:.3f} [{slope.low:.3f}, {slope.high:.3f}] KiB a step")
     assert slope.low <= 0.5 and slope.high < 20  # a cache of prompts without a limit made 33 to 45
 

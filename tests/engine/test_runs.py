@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import copd_nb
-from copd_nb.engine import checkpoints as checkpoints_module
+from copd_nb.engine import environment as environment_module
 from copd_nb.policy.toys import tiny_policy
 from copd_nb.policy.core import weights_hash
 from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
@@ -146,8 +146,8 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
         assert log.rows() == [ROWS[0], ROWS[2]]
 
 
-values = st.none() | st.booleans() | st.integers(-2 ** 53, 2 ** 53) | st.floats(allow_nan=False,
-                                                                                allow_infinity=False) | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+texts, numbers = st.text(st.characters(exclude_categories=["Cs"]), max_size=12), st.integers(-2 ** 53, 2 ** 53)
+values = st.none() | st.booleans() | numbers | st.floats(allow_nan=False, allow_infinity=False) | texts
 log_rows = st.lists(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), values, max_size=4),
                     max_size=6)
 
@@ -226,8 +226,8 @@ def test_create_run_opens_new_same_and_refuses_different_and_dirty(tmp_path):
     again = create_run(tmp_path / "r", manifest())
     assert again.manifest == run.manifest and again.events.step.tolist() == [1]
     before = (run.path / "manifest.json").read_bytes()
-    with pytest.raises(ValueError,
-                       match=f"holds another run .content {manifest()['content_hash']}, asked for {manifest(1)['content_hash']}"):
+    old, new = manifest()["content_hash"], manifest(1)["content_hash"]
+    with pytest.raises(ValueError, match=f"holds another run .content {old}, asked for {new}"):
         create_run(tmp_path / "r", manifest(1))
     assert (run.path / "manifest.json").read_bytes() == before
     (tmp_path / "dirty").mkdir()
@@ -388,15 +388,15 @@ def test_a_damaged_manifest_is_an_error_that_names_it_and_the_other_runs_are_lis
                 lambda r: create_run(r.path, manifest())):
         with pytest.raises(ValueError, match=str(tmp_path / "a" / "manifest.json")): ask(Run(tmp_path / "a"))
     found = list_runs(tmp_path)
-    assert found.status.tolist() == ["damaged", "interrupted"] and found.schedule.isna().tolist() == [True,
-                                                                                                      False] and found.seed.iloc[1] == 0
+    assert found.status.tolist() == ["damaged", "interrupted"] and found.seed.iloc[1] == 0
+    assert found.schedule.isna().tolist() == [True, False]
     assert str(tmp_path / "a") in found.to_string(index=False, max_colwidth=None)
 
 
 def test_a_schedule_that_cant_run_is_an_error_that_names_the_manifest(tmp_path):
     run = create_run(tmp_path / "r", manifest())
-    for key, change in (("schedule", {"branches": []}), ("schedule", {"schema": "copd_nb.schedule/2"}), ("realised",
-                                                                                                         {"phases": [{"name": "a"}]}), ("realised", {"result": "image"})):
+    for key, change in (("schedule", {"branches": []}), ("schedule", {"schema": "copd_nb.schedule/2"}), 
+                        ("realised", {"phases": [{"name": "a"}]}), ("realised", {"result": "image"})):
         write_json(run.path / "manifest.json", dict(manifest(), status="running") | {key: SCHEDULE.to_dict() | change})
         with pytest.raises(ValueError, match=f"{run.path / 'manifest.json'}: "): run.schedule
 
@@ -408,9 +408,8 @@ def test_a_configuration_may_hold_infinity(tmp_path):
 
 
 @pytest.mark.parametrize("line, said", [(b"1", "is no object, line 2: 1"), (b"[" * 5000, "not JSON, line 2: .*nested"),
-                                        (b'"\xff"', "not JSON, line 2: 'utf-8'"), (b"9" * 5000,
-                                                                                   "not JSON, line 2: Exceeds"), (b"",
-                                                                                                                  "not JSON, line 2")])
+                                        (b'"\xff"', "not JSON, line 2: 'utf-8'"), 
+                                        (b"9" * 5000, "not JSON, line 2: Exceeds"), (b"", "not JSON, line 2")])
 def test_a_damaged_row_is_named_by_its_line(tmp_path, line, said):
     (tmp_path / "events.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
     with pytest.raises(ValueError,
@@ -441,15 +440,17 @@ def test_a_file_of_tensors_that_was_damaged_before_it_was_signed(tmp_path):
     save_checkpoint(tmp_path / "c", TENSORS, {})
     data = b"\xff" * 40
     (tmp_path / "c" / "text.safetensors").write_bytes(data)
-    (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files={"text.safetensors": hashlib.sha256(data).hexdigest()})))
+    files = {"text.safetensors": hashlib.sha256(data).hexdigest()}
+    (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files=files)))
     with pytest.raises(ValueError, match=f"{tmp_path / 'c'}/.* is no safetensors file"): load_checkpoint(tmp_path / "c")
 
 
 def test_a_run_of_a_source_tree_that_is_not_installed_notes_its_version(monkeypatch):
     "On a machine that has the sources on its path only, there is no metadata of this package."
-    real = checkpoints_module.version
+    real = environment_module.version
     def known(name):
         if name == "copd_nb": raise LookupError(name)
         return real(name)
-    monkeypatch.setattr(checkpoints_module, "version", known)
-    assert environment()["versions"]["copd_nb"] == copd_nb.__version__ and environment()["versions"]["torch"] == torch.__version__
+    monkeypatch.setattr(environment_module, "version", known)
+    found = environment()["versions"]
+    assert found["copd_nb"] == copd_nb.__version__ and found["torch"] == torch.__version__
