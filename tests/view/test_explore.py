@@ -442,10 +442,12 @@ def test_committed_notebooks_hold_no_live_views(path):
                 if WIDGET in o.get("data", {})], "run copd_nb.view.saved.drop_live_views"
 
 
+STATES = {"Design", "GapState", "TokenState", "MonitorState", "Store", "Tail"}
+
+
 def test_states_need_no_widgets():
     "States are plain Python: their classes call nothing of ipywidgets."
-    tree = ast.parse((ROOT / "copd_nb" / "explore.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name in ("Design", "GapState", "TokenState", "MonitorState", "Store",
-                                                            "Tail"):
-            assert not [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == "widgets"], node.name
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "copd_nb" / "view").glob("*.py")]
+    found = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    for name in STATES:
+        assert not [n for n in ast.walk(found[name]) if isinstance(n, ast.Name) and n.id == "widgets"], name
