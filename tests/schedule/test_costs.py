@@ -1,4 +1,5 @@
 "Prices against token-by-token loops, and the arithmetic of costs."
+
 import subprocess
 import sys
 
@@ -10,8 +11,13 @@ from copd_nb.schedule.costs import Cost, ModelShape, Workload, human
 
 SHAPE = ModelShape(parameters=1000, embedding=300, layers=3, hidden=8, vision_parameters=50, vocabulary=20)
 WORKLOAD = Workload(
-    prompts=5, opd_prompts=4, group_size=3, shape=SHAPE,
-    prompt_tokens={"text": 7, "image": 11}, completion_tokens={"text": 4, "image": 6}, patches={"image": 9},
+    prompts=5,
+    opd_prompts=4,
+    group_size=3,
+    shape=SHAPE,
+    prompt_tokens={"text": 7, "image": 11},
+    completion_tokens={"text": 4, "image": 6},
+    patches={"image": 9},
 )
 
 
@@ -59,7 +65,11 @@ def test_supervised_cost_is_one_training_pass_without_sampling():
 def test_signal_costs_are_linear_in_prompts():
     for price in (WORKLOAD.rl_cost, WORKLOAD.opd_cost, WORKLOAD.sft_cost):
         whole, parts = price("text", 7), price("text", 3) + price("text", 4)
-        assert whole.flops == pytest.approx(parts.flops) and whole.tokens == parts.tokens and whole.prompts == parts.prompts
+        assert (
+            whole.flops == pytest.approx(parts.flops)
+            and whole.tokens == parts.tokens
+            and whole.prompts == parts.prompts
+        )
 
 
 def test_unknown_capability_names_what_is_known():
@@ -94,7 +104,9 @@ def test_cost_shows_all_its_fields():
         assert cell in shown
 
 
-@pytest.mark.parametrize("value, text", [(0, "0"), (999, "999"), (1000, "1 k"), (999_999, "1 M"), (-2500, "-2.5 k"), (3.1e21, "3.1 Z")])
+@pytest.mark.parametrize(
+    "value, text", [(0, "0"), (999, "999"), (1000, "1 k"), (999_999, "1 M"), (-2500, "-2.5 k"), (3.1e21, "3.1 Z")]
+)
 def test_human(value, text):
     assert human(value) == text
 

@@ -1,4 +1,5 @@
 "Merging against hand-made examples and slow loops, and properties that every method must have."
+
 import math
 
 import pytest
@@ -10,31 +11,43 @@ from copd_nb.schedule.merging import METHODS, NEEDS_BASE, merge
 
 class TinyPolicy:
     "The two methods that merge expects of a policy."
-    def __init__(self, state): self.state = state
-    def dense_state(self): return self.state
-    def with_state(self, state): return TinyPolicy(state)
+
+    def __init__(self, state):
+        self.state = state
+
+    def dense_state(self):
+        return self.state
+
+    def with_state(self, state):
+        return TinyPolicy(state)
 
 
 def states(count, seed=0, dtype=torch.float32):
     "State dicts with a matrix, a vector, a number and a counter."
     g = torch.Generator().manual_seed(seed)
     shapes = {"matrix": (4, 5), "vector": (7,), "number": ()}
-    return [{k: torch.randn(s, generator=g).to(dtype) for k, s in shapes.items()} | {"counter": torch.tensor(3)} for _ in range(count)]
+    return [
+        {k: torch.randn(s, generator=g).to(dtype) for k, s in shapes.items()} | {"counter": torch.tensor(3)}
+        for _ in range(count)
+    ]
 
 
-def same(a, b): return list(a) == list(b) and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+def same(a, b):
+    return list(a) == list(b) and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
-def close(a, b, atol=1e-6): return list(a) == list(b) and all(torch.allclose(a[k], b[k], atol=atol) for k in a)
+def close(a, b, atol=1e-6):
+    return list(a) == list(b) and all(torch.allclose(a[k], b[k], atol=atol) for k in a)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_identical_branches_merge_to_themselves(method, dtype):
     base, branch = states(2, dtype=dtype)
-    for count in ((2,) if method == "slerp" else (2, 3, 7)):
+    for count in (2,) if method == "slerp" else (2, 3, 7):
         merged = merge([branch] * count, method, base=base)
-        if dtype != torch.float64: assert same(merged, branch)  # bit for bit: the arithmetic is wider than the tensors
+        if dtype != torch.float64:
+            assert same(merged, branch)  # bit for bit: the arithmetic is wider than the tensors
         for key, x in branch.items():  # float64 has nothing wider: b + (x − b) rounds at the size of its terms
             assert ((merged[key] - x).abs() <= 4e-16 * (x.abs() + base[key].abs())).all()
 
@@ -54,7 +67,10 @@ def test_order_does_not_matter(seed, order, weights):
 def test_a_linear_merge_lies_between_its_branches_and_ties_between_them_and_the_base(seed, count, data):
     weights = data.draw(st.lists(st.floats(0, 5), min_size=count, max_size=count).filter(lambda w: sum(w) > 1e-3))
     base, *models = states(count + 1, seed)
-    merged, elected = merge(models, "linear", weights), merge(models, "ties", weights, base, data.draw(st.floats(0.05, 1)))
+    merged, elected = (
+        merge(models, "linear", weights),
+        merge(models, "ties", weights, base, data.draw(st.floats(0.05, 1))),
+    )
     used = [m for m, w in zip(models, weights) if w]
     for key in ("matrix", "vector", "number"):
         column, around = torch.stack([m[key] for m in used]), torch.stack([m[key] for m in (*used, base)])
@@ -63,14 +79,26 @@ def test_a_linear_merge_lies_between_its_branches_and_ties_between_them_and_the_
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 1000), st.floats(0, 1, allow_subnormal=False), st.floats(1e-3, 1e3), st.sampled_from(METHODS), st.floats(0.05, 1))
+@given(
+    st.integers(0, 1000),
+    st.floats(0, 1, allow_subnormal=False),
+    st.floats(1e-3, 1e3),
+    st.sampled_from(METHODS),
+    st.floats(0.05, 1),
+)
 @example(0, 2.3e-308, 1e-3, "ties", 0.5)  # a weight that is smaller than what floats keep exactly
 def test_weights_count_by_their_ratio_and_a_merge_with_itself_changes_nothing(seed, t, size, method, density):
     base, a, b = states(3, seed)
     again = merge([a, a], method, [1 - t, t] if method != "dare" else None, base, 1.0, seed)
     assert close(again, a)
-    if method not in ("task_arithmetic", "dare"): assert close(merge([a, b], method, [1 - t, t], base, density), merge([a, b], method, [(1 - t) * size, t * size], base, density), 1e-5)
-    if method == "slerp": assert close(merge([a, b], method, [1 - t, t]), merge([b, a], method, [t, 1 - t]))
+    if method not in ("task_arithmetic", "dare"):
+        assert close(
+            merge([a, b], method, [1 - t, t], base, density),
+            merge([a, b], method, [(1 - t) * size, t * size], base, density),
+            1e-5,
+        )
+    if method == "slerp":
+        assert close(merge([a, b], method, [1 - t, t]), merge([b, a], method, [t, 1 - t]))
 
 
 def test_linear_against_a_loop_and_by_scale():
@@ -85,10 +113,10 @@ def test_linear_against_a_loop_and_by_scale():
 
 
 def test_bfloat16_is_accumulated_in_float64():
-    values = [1.0] + [2 ** -9] * 7  # running sums in bfloat16 would stay at 1
+    values = [1.0] + [2**-9] * 7  # running sums in bfloat16 would stay at 1
     models = [{"w": torch.tensor([v], dtype=torch.bfloat16)} for v in values]
     merged = merge(models, "task_arithmetic", [1.0] * 8, {"w": torch.zeros(1)})["w"]
-    assert merged.dtype == torch.bfloat16 and merged.item() == torch.tensor(1 + 7 * 2 ** -9).bfloat16().item() > 1
+    assert merged.dtype == torch.bfloat16 and merged.item() == torch.tensor(1 + 7 * 2**-9).bfloat16().item() > 1
 
 
 def test_task_arithmetic_takes_weights_as_they_are():
@@ -148,7 +176,9 @@ def test_dare_is_unbiased_with_the_right_variance():
     base, a, b = states(3)
     exact = merge([a, b], "task_arithmetic", [1, 0.5], base)["matrix"]
     draws = torch.stack([merge([a, b], "dare", [1, 0.5], base, density=0.4, seed=s)["matrix"] for s in range(1500)])
-    deviation = ((a["matrix"] - base["matrix"]).square() + 0.25 * (b["matrix"] - base["matrix"]).square()).mul(0.6 / 0.4).sqrt()
+    deviation = (
+        ((a["matrix"] - base["matrix"]).square() + 0.25 * (b["matrix"] - base["matrix"]).square()).mul(0.6 / 0.4).sqrt()
+    )
     assert ((draws.mean(0) - exact).abs() <= 4.5 * deviation / math.sqrt(1500)).all()
     assert torch.allclose(draws.std(0), deviation, rtol=0.12)
 
@@ -170,7 +200,8 @@ def test_a_merge_leaves_the_global_random_state_and_its_inputs_alone():
     before = torch.get_rng_state()
     for method in METHODS:
         merged = merge(models, method, base=base, density=0.5)
-        for x in merged.values(): x.add_(1)  # the result shares no memory with the inputs
+        for x in merged.values():
+            x.add_(1)  # the result shares no memory with the inputs
     assert torch.equal(torch.get_rng_state(), before)
     assert all(same(a, b) for a, b in zip(copies, (base, *models)))
 
@@ -187,7 +218,8 @@ def test_slerp_keeps_norms_and_walks_the_arc():
 
 @pytest.mark.parametrize("angle", [0.001, 0.02, 0.5, 2.0, 3.1])
 def test_slerp_turns_by_its_share_of_the_angle(angle):
-    def point(x): return torch.tensor([math.cos(x), math.sin(x)], dtype=torch.float64)
+    def point(x):
+        return torch.tensor([math.cos(x), math.sin(x)], dtype=torch.float64)
 
     for t in (0.25, 0.5):
         merged = merge([{"w": 2 * point(0)}, {"w": 2 * point(angle)}], "slerp", [1 - t, t])["w"]
@@ -241,30 +273,42 @@ def test_tied_weights_stay_tied():
 def test_whole_numbers_must_be_equal():
     a, b = states(2)
     assert merge([a, b])["counter"].item() == 3
-    with pytest.raises(ValueError, match="counter"): merge([a, b | {"counter": torch.tensor(4)}])
+    with pytest.raises(ValueError, match="counter"):
+        merge([a, b | {"counter": torch.tensor(4)}])
 
 
 def test_request_errors():
     base, a, b = states(3)
-    with pytest.raises(ValueError, match="linear, task_arithmetic, ties, dare, slerp"): merge([a, b], "average")
+    with pytest.raises(ValueError, match="linear, task_arithmetic, ties, dare, slerp"):
+        merge([a, b], "average")
     for models in ([], [a]):
-        with pytest.raises(ValueError, match="at least 2"): merge(models)
-    with pytest.raises(ValueError, match="exactly 2"): merge([a, b, a], "slerp")
+        with pytest.raises(ValueError, match="at least 2"):
+            merge(models)
+    with pytest.raises(ValueError, match="exactly 2"):
+        merge([a, b, a], "slerp")
     for method in NEEDS_BASE:
-        with pytest.raises(ValueError, match="needs base"): merge([a, b], method)
+        with pytest.raises(ValueError, match="needs base"):
+            merge([a, b], method)
     for density in (0, -0.5, 1.1, math.nan):
-        with pytest.raises(ValueError, match="density"): merge([a, b], "ties", base=base, density=density)
-    with pytest.raises(ValueError, match="3 weights for 2 models"): merge([a, b], weights=[1, 2, 3])
+        with pytest.raises(ValueError, match="density"):
+            merge([a, b], "ties", base=base, density=density)
+    with pytest.raises(ValueError, match="3 weights for 2 models"):
+        merge([a, b], weights=[1, 2, 3])
     for weights in ([0, 0], [-1, 2], [math.nan, 1], [math.inf, 1]):
-        with pytest.raises(ValueError, match="weights are"): merge([a, b], weights=weights)
+        with pytest.raises(ValueError, match="weights are"):
+            merge([a, b], weights=weights)
 
 
 def test_key_and_shape_errors_name_the_first_key():
     base, a, b = states(3)
-    with pytest.raises(ValueError, match="'matrix' is missing"): merge([a, {k: v for k, v in b.items() if k == "counter"}])
-    with pytest.raises(ValueError, match="'extra' is missing"): merge([a, b | {"extra": torch.zeros(1)}])
-    with pytest.raises(ValueError, match=r"'matrix' has shapes \(4, 5\), \(5, 4\)"): merge([a, b | {"matrix": torch.zeros(5, 4)}])
-    with pytest.raises(ValueError, match="'vector' has shapes"): merge([a, b], "ties", base=base | {"vector": torch.zeros(1)})
+    with pytest.raises(ValueError, match="'matrix' is missing"):
+        merge([a, {k: v for k, v in b.items() if k == "counter"}])
+    with pytest.raises(ValueError, match="'extra' is missing"):
+        merge([a, b | {"extra": torch.zeros(1)}])
+    with pytest.raises(ValueError, match=r"'matrix' has shapes \(4, 5\), \(5, 4\)"):
+        merge([a, b | {"matrix": torch.zeros(5, 4)}])
+    with pytest.raises(ValueError, match="'vector' has shapes"):
+        merge([a, b], "ties", base=base | {"vector": torch.zeros(1)})
 
 
 # peft as an oracle, on task vectors. It elects signs without weights, does not normalise weights, rounds the number of
@@ -302,8 +346,13 @@ def test_ties_with_weights_is_that_of_peft_where_the_signs_agree(seed, weights, 
 
 def test_where_ties_differs_from_peft_on_purpose():
     base = {"w": torch.zeros(1)}
-    def ours(values, weights=None): return merge([{"w": torch.tensor([v])} for v in values], "ties", weights, base)["w"].item()
-    def theirs(values, weights): return peft.ties([torch.tensor([v]) for v in values], torch.tensor(weights), 1.0).item()
+
+    def ours(values, weights=None):
+        return merge([{"w": torch.tensor([v])} for v in values], "ties", weights, base)["w"].item()
+
+    def theirs(values, weights):
+        return peft.ties([torch.tensor([v]) for v in values], torch.tensor(weights), 1.0).item()
+
     assert ours([1.0, -2.0], [3.0, 1.0]) == 1.0 and theirs([1.0, -2.0], [3.0, 1.0]) == -2.0  # a weighted election
     assert ours([1.0, -1.0]) == 0.0 and theirs([1.0, -1.0], [1.0, 1.0]) == 1.0  # a tie of signs
 
@@ -317,7 +366,9 @@ def test_dare_is_that_of_peft_in_its_values_and_in_the_mean(density):
     ours = torch.stack([merge(models, "dare", weights, base, density, generator)["w"] for _ in range(3000)])
     torch.manual_seed(0)
     theirs = torch.stack([peft.dare_linear(vectors, torch.tensor(weights), density) for _ in range(3000)])
-    assert torch.allclose(ours.mean(0), theirs.mean(0), atol=0.35) and torch.allclose(ours.std(0), theirs.std(0), rtol=0.12)
+    assert torch.allclose(ours.mean(0), theirs.mean(0), atol=0.35) and torch.allclose(
+        ours.std(0), theirs.std(0), rtol=0.12
+    )
     for i, j in ((0, 0), (3, 2)):
         possible = [set(x[:, i, j].mul(1e4).round().tolist()) for x in (ours, theirs)]
         assert len(possible[0]) == 4 and max(abs(a - b) for a, b in zip(*map(sorted, possible))) <= 1

@@ -1,4 +1,5 @@
 "CoPD and its baselines: who is linked to whom, totals, names, errors."
+
 import json
 from dataclasses import replace
 
@@ -6,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd_nb.schedule.paradigms import equal_steps, expert, expert_phase, merged_experts, mixed_rlvr, mopd, static_opd, schedule_from
+from copd_nb.schedule.paradigms import (
+    equal_steps,
+    expert,
+    expert_phase,
+    merged_experts,
+    mixed_rlvr,
+    mopd,
+    static_opd,
+    schedule_from,
+)
 from copd_nb.schedule.copd import copd, cycle_phases, link_table
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, Merge
@@ -16,6 +26,7 @@ SIZES = range(2, 7)
 
 
 # --- links ----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("k", SIZES)
 def test_number_of_links(k):
@@ -37,7 +48,11 @@ def test_hub_routing(k, center):
 
 
 def test_hub_is_the_first_capability_unless_named():
-    assert link_table(NAMES[:3], "hub") == link_table(NAMES[:3], "hub", hub="text") != link_table(NAMES[:3], "hub", hub="video")
+    assert (
+        link_table(NAMES[:3], "hub")
+        == link_table(NAMES[:3], "hub", hub="text")
+        != link_table(NAMES[:3], "hub", hub="video")
+    )
 
 
 def test_two_branches_are_the_same_in_both_topologies():
@@ -55,7 +70,10 @@ def test_student_learns_all_and_teaches_each_expert_the_others(k):
 
 # --- copd -----------------------------------------------------------------------------------------------------------
 
-@given(k=st.integers(2, 5), cycles=st.integers(1, 4), s_rl=st.integers(0, 6), s_opd=st.integers(1, 6), hub=st.booleans())
+
+@given(
+    k=st.integers(2, 5), cycles=st.integers(1, 4), s_rl=st.integers(0, 6), s_opd=st.integers(1, 6), hub=st.booleans()
+)
 def test_total_steps(k, cycles, s_rl, s_opd, hub):
     schedule = copd(NAMES[:k], cycles, s_rl, s_opd, topology="hub" if hub else "pairwise")
     assert schedule.total_steps == k * cycles * (s_rl + s_opd)
@@ -101,7 +119,11 @@ def test_result_is_the_merge_the_student_or_a_branch():
 
 
 def test_names_of_copd():
-    assert [copd(NAMES[:2], topology=t).name for t in ("pairwise", "hub", "student")] == ["copd", "copd-hub", "copd-student"]
+    assert [copd(NAMES[:2], topology=t).name for t in ("pairwise", "hub", "student")] == [
+        "copd",
+        "copd-hub",
+        "copd-student",
+    ]
 
 
 def test_a_controller_can_build_the_next_cycle():
@@ -110,26 +132,29 @@ def test_a_controller_can_build_the_next_cycle():
     assert longer.total_steps == 2 * (20 + 20) and longer.phases[-1].title == "cycle 2 · II OPD"
 
 
-@pytest.mark.parametrize("arguments, error, message", [
-    ({"capabilities": ["text"]}, ValueError, r"at least 2 distinct names, not \['text'\]"),
-    ({"capabilities": ["text", "text"]}, ValueError, r"at least 2 distinct names"),
-    ({"capabilities": ["text", "student"]}, ValueError, r"'student' is reserved"),
-    ({"capabilities": ["text", "merge"]}, ValueError, r"'merge' is reserved"),
-    ({"capabilities": ["base", "text"]}, ValueError, r"'base' is reserved"),
-    ({"capabilities": ["text", "a b"]}, ValueError, r"name 'a b' is not allowed"),
-    ({"topology": "ring"}, ValueError, r"unknown topology 'ring'; allowed: \['pairwise', 'hub', 'student'\]"),
-    ({"topology": "hub", "hub": "video"}, ValueError, r"unknown hub 'video'; allowed: \['text', 'image'\]"),
-    ({"hub": "text"}, ValueError, r"hub='text' needs topology='hub', not 'pairwise'"),
-    ({"cycles": 0}, ValueError, r"cycles must be ≥ 1, not 0"),
-    ({"s_rl": -1}, ValueError, r"s_rl and s_opd must be ≥ 0"),
-    ({"s_rl": 0, "s_opd": 0}, ValueError, r"not both 0"),
-    ({"beta": 0}, ValueError, r"beta must be > 0"),
-    ({"beta": {"text": 0.1}}, KeyError, r"beta has no value for branch 'image'; it has \['text'\]"),
-    ({"estimator": "k1"}, ValueError, r"unknown estimator 'k1'"),
-    ({"merge": "mean"}, ValueError, r"unknown merge method 'mean'"),
-    ({"result": "video"}, ValueError, r"result names unknown branch 'video'"),
-    ({"topology": "student", "s_opd": 0}, ValueError, r"result branch 'student' is never trained"),
-])
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"capabilities": ["text"]}, ValueError, r"at least 2 distinct names, not \['text'\]"),
+        ({"capabilities": ["text", "text"]}, ValueError, r"at least 2 distinct names"),
+        ({"capabilities": ["text", "student"]}, ValueError, r"'student' is reserved"),
+        ({"capabilities": ["text", "merge"]}, ValueError, r"'merge' is reserved"),
+        ({"capabilities": ["base", "text"]}, ValueError, r"'base' is reserved"),
+        ({"capabilities": ["text", "a b"]}, ValueError, r"name 'a b' is not allowed"),
+        ({"topology": "ring"}, ValueError, r"unknown topology 'ring'; allowed: \['pairwise', 'hub', 'student'\]"),
+        ({"topology": "hub", "hub": "video"}, ValueError, r"unknown hub 'video'; allowed: \['text', 'image'\]"),
+        ({"hub": "text"}, ValueError, r"hub='text' needs topology='hub', not 'pairwise'"),
+        ({"cycles": 0}, ValueError, r"cycles must be ≥ 1, not 0"),
+        ({"s_rl": -1}, ValueError, r"s_rl and s_opd must be ≥ 0"),
+        ({"s_rl": 0, "s_opd": 0}, ValueError, r"not both 0"),
+        ({"beta": 0}, ValueError, r"beta must be > 0"),
+        ({"beta": {"text": 0.1}}, KeyError, r"beta has no value for branch 'image'; it has \['text'\]"),
+        ({"estimator": "k1"}, ValueError, r"unknown estimator 'k1'"),
+        ({"merge": "mean"}, ValueError, r"unknown merge method 'mean'"),
+        ({"result": "video"}, ValueError, r"result names unknown branch 'video'"),
+        ({"topology": "student", "s_opd": 0}, ValueError, r"result branch 'student' is never trained"),
+    ],
+)
 def test_copd_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         copd(**{"capabilities": ["text", "image"]} | arguments)
@@ -137,18 +162,32 @@ def test_copd_refuses(arguments, error, message):
 
 # --- baselines ------------------------------------------------------------------------------------------------------
 
+
 def test_names_of_baselines():
     pair = ["text", "image"]
-    schedules = [expert("text", 5), mixed_rlvr(pair, 5), static_opd("text", "image", 5, 3), mopd(pair, 5, 3),
-                 mopd(pair, 5, 3, start="text"), merged_experts(pair, 5), merged_experts(pair, 5, "ties", [1, 2], 0.2)]
+    schedules = [
+        expert("text", 5),
+        mixed_rlvr(pair, 5),
+        static_opd("text", "image", 5, 3),
+        mopd(pair, 5, 3),
+        mopd(pair, 5, 3, start="text"),
+        merged_experts(pair, 5),
+        merged_experts(pair, 5, "ties", [1, 2], 0.2),
+    ]
     names = ["expert-text", "mixed", "opd-text-to-image", "mopd", "mopd-from-text", "merged", "merged-ties"]
     assert [schedule.name for schedule in schedules] == names
 
 
 def test_expert_phases_are_the_same_everywhere():
     phase, pair = expert_phase("text", 5), ["text", "image"]
-    schedules = [expert("text", 5), static_opd("text", "image", 5, 3), static_opd("image", "text", 5, 3, lr=0.3), mopd(pair, 5, 3),
-                 mopd(pair, 5, 3, start="image"), merged_experts(pair, 5)]
+    schedules = [
+        expert("text", 5),
+        static_opd("text", "image", 5, 3),
+        static_opd("image", "text", 5, 3, lr=0.3),
+        mopd(pair, 5, 3),
+        mopd(pair, 5, 3, start="image"),
+        merged_experts(pair, 5),
+    ]
     for schedule in schedules:
         assert schedule.phases_of("text") == (phase,) and schedule.starts["text"] == "base"
 
@@ -171,7 +210,11 @@ def test_mopd_learns_from_all_experts(k, start):
 
 def test_mixed_shares_one_update():
     schedule = mixed_rlvr(NAMES[:3], 7)
-    assert schedule.total_steps == schedule.critical_steps == 7 and schedule.capabilities() == ("text", "image", "video")
+    assert schedule.total_steps == schedule.critical_steps == 7 and schedule.capabilities() == (
+        "text",
+        "image",
+        "video",
+    )
     assert {signal.stream for _, update in schedule.updates for signal in update.signals} == {"rl"}
 
 
@@ -179,16 +222,22 @@ def test_merged_experts_keep_the_merge_settings():
     assert merged_experts(NAMES[:2], 5, "ties", [1, 2], 0.2).result == Merge(("text", "image"), "ties", (1.0, 2.0), 0.2)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: static_opd("text", "text", 5, 3), r"at least 2 distinct names"),
-    (lambda: static_opd("text", "student", 5, 3), r"'student' is reserved"),
-    (lambda: mopd(["text", "image"], 5, 3, start="video"), r"unknown start 'video'; allowed: \['base', 'text', 'image'\]"),
-    (lambda: mopd(["text"], 5, 3), r"at least 2 distinct names"),
-    (lambda: mixed_rlvr([], 5), r"at least 1 distinct names"),
-    (lambda: mixed_rlvr(["text"], 0), r"steps must be an integer ≥ 1"),
-    (lambda: expert("base", 5), r"'base' is the frozen starting point"),
-    (lambda: merged_experts(["text", "image"], 5, "mean"), r"unknown merge method"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: static_opd("text", "text", 5, 3), r"at least 2 distinct names"),
+        (lambda: static_opd("text", "student", 5, 3), r"'student' is reserved"),
+        (
+            lambda: mopd(["text", "image"], 5, 3, start="video"),
+            r"unknown start 'video'; allowed: \['base', 'text', 'image'\]",
+        ),
+        (lambda: mopd(["text"], 5, 3), r"at least 2 distinct names"),
+        (lambda: mixed_rlvr([], 5), r"at least 1 distinct names"),
+        (lambda: mixed_rlvr(["text"], 0), r"steps must be an integer ≥ 1"),
+        (lambda: expert("base", 5), r"'base' is the frozen starting point"),
+        (lambda: merged_experts(["text", "image"], 5, "mean"), r"unknown merge method"),
+    ],
+)
 def test_baselines_refuse(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -226,61 +275,110 @@ def test_a_ring_links_each_branch_with_the_next():
     assert ring.name == "copd-table" and ring.links() == {("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")}
     assert link_table("abcd", RING) == {k: ((v[0], v[0]),) for k, v in RING.items()}
     assert ring.total_steps == copd("abcd", cycles=2).total_steps and ring.result.branches == tuple("abcd")
-    assert copd("abcd", topology=json.loads(json.dumps(RING))).content_hash() == copd("abcd", topology=RING).content_hash()
+    assert (
+        copd("abcd", topology=json.loads(json.dumps(RING))).content_hash() == copd("abcd", topology=RING).content_hash()
+    )
 
 
 def test_a_table_like_a_named_topology_gives_the_same_links():
     everybody = {a: [b for b in NAMES if b != a] for a in NAMES}
-    assert link_table(NAMES, everybody) == link_table(NAMES) and copd(NAMES, topology=everybody).phases == copd(NAMES).phases
-    assert link_table(NAMES, {"image": ("text",)})["text"] == () and copd(NAMES, topology={"image": ["text"]}).links() == {("image", "text")}
+    assert (
+        link_table(NAMES, everybody) == link_table(NAMES)
+        and copd(NAMES, topology=everybody).phases == copd(NAMES).phases
+    )
+    assert link_table(NAMES, {"image": ("text",)})["text"] == () and copd(
+        NAMES, topology={"image": ["text"]}
+    ).links() == {("image", "text")}
 
 
-@pytest.mark.parametrize("table, message", [
-    ({"e": ["a"]}, r"unknown branch 'e'; allowed: \['a', 'b', 'c', 'd'\]"), ({"a": ["e"]}, r"branch 'a': unknown teacher 'e'"),
-    ({"a": ["b", "a"]}, "branch 'a': a branch cannot teach itself"), ({"a": ["b", "c", "b"]}, "branch 'a': teacher 'b' is listed twice"),
-    ({"a": "b"}, "branch 'a': its teachers must be a list"), ({"a": 3}, "must be a list"), ({}, "has no links"), ({"a": []}, "has no links"),
-    ({"a": ["base"]}, "unknown teacher 'base'"), ({"a": [["b"]]}, "unknown teacher")])
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ({"e": ["a"]}, r"unknown branch 'e'; allowed: \['a', 'b', 'c', 'd'\]"),
+        ({"a": ["e"]}, r"branch 'a': unknown teacher 'e'"),
+        ({"a": ["b", "a"]}, "branch 'a': a branch cannot teach itself"),
+        ({"a": ["b", "c", "b"]}, "branch 'a': teacher 'b' is listed twice"),
+        ({"a": "b"}, "branch 'a': its teachers must be a list"),
+        ({"a": 3}, "must be a list"),
+        ({}, "has no links"),
+        ({"a": []}, "has no links"),
+        ({"a": ["base"]}, "unknown teacher 'base'"),
+        ({"a": [["b"]]}, "unknown teacher"),
+    ],
+)
 def test_a_table_that_is_wrong_is_named(table, message):
-    with pytest.raises(ValueError, match=message): copd("abcd", topology=table)
+    with pytest.raises(ValueError, match=message):
+        copd("abcd", topology=table)
 
 
 def test_a_table_has_no_hub():
-    with pytest.raises(ValueError, match="hub='a' needs topology='hub', not a table"): copd("abcd", topology=RING, hub="a")
+    with pytest.raises(ValueError, match="hub='a' needs topology='hub', not a table"):
+        copd("abcd", topology=RING, hub="a")
 
 
 # A schedule by name
 
-def wrong(): return {}
+
+def wrong():
+    return {}
 
 
-def once(capabilities=("text",), steps=1): return mixed_rlvr(capabilities, steps)
+def once(capabilities=("text",), steps=1):
+    return mixed_rlvr(capabilities, steps)
 
 
 FIXED = mixed_rlvr(["text"], 3)
 
 
-@pytest.mark.parametrize("value, values, expected", [
-    ("copd", dict(capabilities=["text", "image"], cycles=1), copd(["text", "image"], cycles=1)),
-    (copd, dict(capabilities=list("abcd"), topology=RING), copd("abcd", topology=RING)), (FIXED, {}, FIXED), (once, {}, once()),
-    (f"{__name__}:FIXED", {}, FIXED), (f"{__name__}:once", dict(steps=2), once(steps=2)), ("copd_nb:expert", dict(capability="text", steps=2), expert("text", 2))])
+@pytest.mark.parametrize(
+    "value, values, expected",
+    [
+        ("copd", dict(capabilities=["text", "image"], cycles=1), copd(["text", "image"], cycles=1)),
+        (copd, dict(capabilities=list("abcd"), topology=RING), copd("abcd", topology=RING)),
+        (FIXED, {}, FIXED),
+        (once, {}, once()),
+        (f"{__name__}:FIXED", {}, FIXED),
+        (f"{__name__}:once", dict(steps=2), once(steps=2)),
+        ("copd_nb:expert", dict(capability="text", steps=2), expert("text", 2)),
+    ],
+)
 def test_a_schedule_is_named_in_four_ways(value, values, expected, tmp_path):
     assert schedule_from(value, values) == expected
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(expected.to_dict()))
     assert schedule_from(path) == schedule_from(str(path)) == expected
-    with pytest.raises(ValueError, match=r"is fixed and has no parameters: \['cycles'\]"): schedule_from(path, dict(cycles=2))
+    with pytest.raises(ValueError, match=r"is fixed and has no parameters: \['cycles'\]"):
+        schedule_from(path, dict(cycles=2))
 
 
-@pytest.mark.parametrize("value, values, error, message", [
-    ("grpo", {}, ValueError, "unknown paradigm 'grpo': one of copd, .*merged_experts, a .json file, or package.module:name"),
-    ("copd", dict(capabilities="ab", branches=2), ValueError, "copd: .*branches.*it takes .*topology"), ("no_such:thing", {}, ValueError, "no module no_such"),
-    ("math:sqrt", dict(x=4), ValueError, "math:sqrt: .*"), ("math:pi", {}, TypeError, "float: expected Schedule or Callable"),
-    (wrong, {}, TypeError, "schedule 'wrong' returned a dict"), (FIXED, dict(steps=2), ValueError, r"fixed.*\['steps'\]"), (3, {}, TypeError, "int: expected")])
+@pytest.mark.parametrize(
+    "value, values, error, message",
+    [
+        (
+            "grpo",
+            {},
+            ValueError,
+            "unknown paradigm 'grpo': one of copd, .*merged_experts, a .json file, or package.module:name",
+        ),
+        ("copd", dict(capabilities="ab", branches=2), ValueError, "copd: .*branches.*it takes .*topology"),
+        ("no_such:thing", {}, ValueError, "no module no_such"),
+        ("math:sqrt", dict(x=4), ValueError, "math:sqrt: .*"),
+        ("math:pi", {}, TypeError, "float: expected Schedule or Callable"),
+        (wrong, {}, TypeError, "schedule 'wrong' returned a dict"),
+        (FIXED, dict(steps=2), ValueError, r"fixed.*\['steps'\]"),
+        (3, {}, TypeError, "int: expected"),
+    ],
+)
 def test_a_schedule_that_is_not_there_is_named(value, values, error, message):
-    with pytest.raises(error, match=message): schedule_from(value, values)
+    with pytest.raises(error, match=message):
+        schedule_from(value, values)
 
 
-@pytest.mark.parametrize("text, message", [("{", "plan.json"), ("[]", "plan.json: schema is"), ('{"schema": "copd_nb.schedule/1"}', "plan.json: .*name")])
+@pytest.mark.parametrize(
+    "text, message",
+    [("{", "plan.json"), ("[]", "plan.json: schema is"), ('{"schema": "copd_nb.schedule/1"}', "plan.json: .*name")],
+)
 def test_a_schedule_file_that_is_wrong_is_named(text, message, tmp_path):
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(ValueError, match=message): schedule_from(tmp_path / "plan.json")
+    with pytest.raises(ValueError, match=message):
+        schedule_from(tmp_path / "plan.json")

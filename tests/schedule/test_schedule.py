@@ -1,4 +1,5 @@
 "Schedules: what is refused, round trips, clocks and prices against slow loops, drawings."
+
 import json
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -17,8 +18,12 @@ from copd_nb.schedule.shapes import capability_colors
 SVG = "{http://www.w3.org/2000/svg}"
 SHAPE = ModelShape(parameters=1000, embedding=0, layers=2, hidden=8, vocabulary=10)
 WORKLOAD = Workload(
-    prompts=7, opd_prompts=3, group_size=2, shape=SHAPE,
-    prompt_tokens={"a": 5, "b": 8, "c": 3}, completion_tokens={"a": 4, "b": 2, "c": 9},
+    prompts=7,
+    opd_prompts=3,
+    group_size=2,
+    shape=SHAPE,
+    prompt_tokens={"a": 5, "b": 8, "c": 3},
+    completion_tokens={"a": 4, "b": 2, "c": 9},
 )
 
 
@@ -40,51 +45,106 @@ REFUSED = {
     "capability": (with_signals(RL("video")), r"unknown capability 'video'; allowed: \['a', 'b'\]"),
     "opd capability": (with_signals(OPD("video", "b")), r"unknown capability 'video'"),
     "capability name": (with_signals(RL("a:b")), r"capability name 'a:b' is not allowed: use letters"),
-    "teacher": (with_signals(OPD("b", "z")), r"phase 0 'one', branch 'a': unknown teacher 'z'; allowed: \['base', 'a', 'b'\]"),
+    "teacher": (
+        with_signals(OPD("b", "z")),
+        r"phase 0 'one', branch 'a': unknown teacher 'z'; allowed: \['base', 'a', 'b'\]",
+    ),
     "self": (with_signals(OPD("b", "a")), r"branch 'a': the branch cannot teach itself"),
     "beta": (with_signals(OPD("b", "b", beta=0)), r"beta must be > 0 and finite, not 0.0"),
     "nan beta": (with_signals(OPD("b", "b", beta=float("nan"))), r"beta must be > 0 and finite, not nan"),
-    "estimator": (with_signals(OPD("b", "b", estimator="k1")), r"unknown estimator 'k1'; allowed: \['sampled', .*'topk', 'low_probability'\], or package.module:name"),
+    "estimator": (
+        with_signals(OPD("b", "b", estimator="k1")),
+        r"unknown estimator 'k1'; allowed: \['sampled', .*'topk', 'low_probability'\], or package.module:name",
+    ),
     "duplicate rl": (with_signals(RL("a"), RL("a")), r"duplicate signals: \['rl', 'rl'\]"),
     "duplicate sft": (with_signals(SFT("a"), SFT("a")), r"duplicate signals: \['sft', 'sft'\]"),
     "sft capability": (with_signals(SFT("video")), r"unknown capability 'video'"),
-    "duplicate opd": (with_signals(OPD("b", "b"), OPD("b", "b", beta=1)), r"duplicate signals: \['opd:b:b', 'opd:b:b'\]"),
+    "duplicate opd": (
+        with_signals(OPD("b", "b"), OPD("b", "b", beta=1)),
+        r"duplicate signals: \['opd:b:b', 'opd:b:b'\]",
+    ),
     "no signals": (with_signals(), r"branch 'a' has no signals; allowed: RL"),
-    "branch": (small(phases=[Phase("one", 1, [Update("z", [RL("a")])])]), r"updates unknown branch 'z'; allowed: \['a', 'b'\]"),
+    "branch": (
+        small(phases=[Phase("one", 1, [Update("z", [RL("a")])])]),
+        r"updates unknown branch 'z'; allowed: \['a', 'b'\]",
+    ),
     "base learns": (small(phases=[Phase("one", 1, [Update("base", [RL("a")])])]), r"updates unknown branch 'base'"),
-    "twice": (small(phases=[Phase("one", 1, [Update("a", [RL("a")]), Update("a", [RL("b")])])]), r"branch 'a' is updated twice"),
+    "twice": (
+        small(phases=[Phase("one", 1, [Update("a", [RL("a")]), Update("a", [RL("b")])])]),
+        r"branch 'a' is updated twice",
+    ),
     "no updates": (small(phases=[Phase("one", 1, [])]), r"phase 0 'one' has no updates"),
-    "phase name": (small(phases=[Phase("a\nb", 1, [Update("a", [RL("a")])])]), r"the name must be printable text, not 'a\\nb'"),
+    "phase name": (
+        small(phases=[Phase("a\nb", 1, [Update("a", [RL("a")])])]),
+        r"the name must be printable text, not 'a\\nb'",
+    ),
     "zero steps": (small(phases=[Phase("one", 0, [Update("a", [RL("a")])])]), r"steps must be an integer ≥ 1, not 0"),
-    "half steps": (small(phases=[Phase("one", 1.5, [Update("a", [RL("a")])])]), r"steps must be an integer ≥ 1, not 1.5"),
+    "half steps": (
+        small(phases=[Phase("one", 1.5, [Update("a", [RL("a")])])]),
+        r"steps must be an integer ≥ 1, not 1.5",
+    ),
     "lr": (small(phases=[Phase("one", 1, [Update("a", [RL("a")])], lr=0)]), r"lr must be > 0 and finite, not 0.0"),
     "no branches": (small(branches=[]), r"schedule 'small' has no branches"),
     "branch name": (small(branches={"a b": "base"}), r"branch name 'a b' is not allowed"),
     "dots": (small(branches={"..": "base"}), r"branch name '..' is not allowed"),
     "reserved": (small(branches={"base": "base"}), r"'base' is the frozen starting point and cannot be a branch name"),
     "listed twice": (small(branches=[("a", "base"), ("a", "base")]), r"branch 'a' is listed twice"),
-    "start": (small(branches={"a": "base", "b": "z"}), r"branch 'b' starts from unknown 'z'; allowed: \['base', 'a', 'b'\]"),
+    "start": (
+        small(branches={"a": "base", "b": "z"}),
+        r"branch 'b' starts from unknown 'z'; allowed: \['base', 'a', 'b'\]",
+    ),
     "circle": (small(branches={"a": "b", "b": "a"}), r"starts form a circle: a → b → a"),
     "own start": (small(branches={"a": "a", "b": "base"}), r"starts form a circle: a → a"),
     "name": (small(name="a/b"), r"schedule name 'a/b' is not allowed"),
     "result": (small(result="z"), r"result names unknown branch 'z'; allowed: \['a', 'b'\]"),
     "base result": (small(result="base"), r"result names unknown branch 'base'"),
-    "untrained": (small(branches={"a": "base", "b": "base", "c": "a"}, result="c"), r"result branch 'c' is never trained"),
+    "untrained": (
+        small(branches={"a": "base", "b": "base", "c": "a"}, result="c"),
+        r"result branch 'c' is never trained",
+    ),
     "no phases": (small(phases=[]), r"result branch 'a' is never trained"),
-    "untrained member": (small(branches=["a", "b", "c"], result=Merge(["a", "c"])), r"result branch 'c' is never trained"),
+    "untrained member": (
+        small(branches=["a", "b", "c"], result=Merge(["a", "c"])),
+        r"result branch 'c' is never trained",
+    ),
     "one member": (small(result=Merge(["a"])), r"at least 2 branches, not \['a'\]"),
     "same member": (small(result=Merge(["a", "a"])), r"merge lists a branch twice"),
-    "method": (small(result=Merge(["a", "b"], "mean")), r"unknown merge method 'mean'; allowed: \['linear', .*'slerp'\]"),
+    "method": (
+        small(result=Merge(["a", "b"], "mean")),
+        r"unknown merge method 'mean'; allowed: \['linear', .*'slerp'\]",
+    ),
     "weights": (small(result=Merge(["a", "b"], weights=[1])), r"merge has 1 weights for 2 branches"),
     "density": (small(result=Merge(["a", "b"], density=0)), r"merge density must be in \(0, 1\], not 0.0"),
-    "no weight": (small(result=Merge(["a", "b"], weights=[0, 0])), r"merge weights must be finite and not negative, with a sum above 0, not \(0.0, 0.0\)"),
-    "negative weight": (small(result=Merge(["a", "b"], weights=[2, -1])), r"merge weights must be finite and not negative"),
+    "no weight": (
+        small(result=Merge(["a", "b"], weights=[0, 0])),
+        r"merge weights must be finite and not negative, with a sum above 0, not \(0.0, 0.0\)",
+    ),
+    "negative weight": (
+        small(result=Merge(["a", "b"], weights=[2, -1])),
+        r"merge weights must be finite and not negative",
+    ),
     "endless weight": (small(result=Merge(["a", "b"], weights=[1, float("inf")])), r"merge weights must be finite"),
-    "arc of three": (small(branches=["a", "b", "c"], phases=[Phase("one", 1, [Update(n, [RL("a")]) for n in "abc"])], result=Merge("abc", "slerp")), r"slerp merges exactly 2 branches"),
+    "arc of three": (
+        small(
+            branches=["a", "b", "c"],
+            phases=[Phase("one", 1, [Update(n, [RL("a")]) for n in "abc"])],
+            result=Merge("abc", "slerp"),
+        ),
+        r"slerp merges exactly 2 branches",
+    ),
     "endless beta": (with_signals(OPD("b", "b", beta=float("inf"))), r"beta must be > 0 and finite, not inf"),
-    "endless lr": (small(phases=[Phase("one", 1, [Update("a", [RL("a")])], lr=float("inf"))]), r"lr must be > 0 and finite, not inf"),
-    "cycle": (small(phases=[Phase("one", 1, [Update("a", [RL("a")])], cycle="1")]), r"cycle must be an integer ≥ 1 or None, not '1'"),
-    "number for a name": (small(phases=[Phase(3, 1, [Update("a", [RL("a")])])]), r"the name must be printable text, not 3"),
+    "endless lr": (
+        small(phases=[Phase("one", 1, [Update("a", [RL("a")])], lr=float("inf"))]),
+        r"lr must be > 0 and finite, not inf",
+    ),
+    "cycle": (
+        small(phases=[Phase("one", 1, [Update("a", [RL("a")])], cycle="1")]),
+        r"cycle must be an integer ≥ 1 or None, not '1'",
+    ),
+    "number for a name": (
+        small(phases=[Phase(3, 1, [Update("a", [RL("a")])])]),
+        r"the name must be printable text, not 3",
+    ),
 }
 
 
@@ -119,6 +179,7 @@ def test_every_merge_method_is_allowed(method):
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
+
 def test_lists_dicts_and_names_are_normalised():
     from_names, from_dict = small(branches=["a", "b"]), small(branches={"a": "base", "b": "base"})
     assert from_names == from_dict == small(branches=[["a", "base"], ["b", "base"]])
@@ -138,14 +199,22 @@ weight = st.floats(0.01, 5)
 distilled = st.builds(OPD, names, names, weight, st.sampled_from(ESTIMATORS))
 signals = st.lists(st.one_of(st.builds(RL, names), st.builds(SFT, names), distilled), min_size=1, max_size=4)
 phases = st.builds(
-    Phase, words, st.integers(1, 9),
+    Phase,
+    words,
+    st.integers(1, 9),
     st.lists(st.builds(Update, names, signals), min_size=1, max_size=3, unique_by=lambda update: update.branch),
-    st.none() | st.integers(1, 4), weight,
+    st.none() | st.integers(1, 4),
+    weight,
 )
-results = names | st.builds(Merge, st.just(["a", "b"]), st.sampled_from(METHODS), st.none() | st.just([1, 2]), st.floats(0.1, 1))
+results = names | st.builds(
+    Merge, st.just(["a", "b"]), st.sampled_from(METHODS), st.none() | st.just([1, 2]), st.floats(0.1, 1)
+)
 schedules = st.builds(
-    Schedule, words, st.sampled_from([("a", "b", "c"), (("a", "base"), ("b", "a"), ("c", "b"))]),
-    st.lists(phases, min_size=1, max_size=9), results,
+    Schedule,
+    words,
+    st.sampled_from([("a", "b", "c"), (("a", "base"), ("b", "a"), ("c", "b"))]),
+    st.lists(phases, min_size=1, max_size=9),
+    results,
 )
 
 
@@ -161,9 +230,18 @@ def test_hash_ignores_the_display_name_and_nothing_else():
     assert replace(schedule, name="other").content_hash() in seen
     first, second = schedule.phases
     variants = [
-        {"result": "a"}, {"result": Merge(["a", "b"], "ties")}, {"branches": {"a": "base", "b": "a"}}, {"phases": (second, first)},
-        {"phases": (replace(first, steps=4), second)}, {"phases": (replace(first, lr=0.5), second)},
-        {"phases": (first, replace(second, updates=[Update("a", [RL("a"), OPD("b", "b", beta=0.2)]), second.updates[1]]))},
+        {"result": "a"},
+        {"result": Merge(["a", "b"], "ties")},
+        {"branches": {"a": "base", "b": "a"}},
+        {"phases": (second, first)},
+        {"phases": (replace(first, steps=4), second)},
+        {"phases": (replace(first, lr=0.5), second)},
+        {
+            "phases": (
+                first,
+                replace(second, updates=[Update("a", [RL("a"), OPD("b", "b", beta=0.2)]), second.updates[1]]),
+            )
+        },
     ]
     for variant in variants:
         seen.add(replace(schedule, **variant).content_hash())
@@ -179,32 +257,65 @@ def test_foreign_json_is_refused():
         Schedule.from_dict(small().to_dict() | {"schema": "other/1"})
     data = small().to_dict()
     data["phases"][0]["updates"][0]["signals"][0]["kind"] = "dpo"
-    with pytest.raises(ValueError, match=r"phases/0/updates/0/signals/0/kind: 'dpo' is not one of \['rl', 'opd', 'sft'\]"):
+    with pytest.raises(
+        ValueError, match=r"phases/0/updates/0/signals/0/kind: 'dpo' is not one of \['rl', 'opd', 'sft'\]"
+    ):
         Schedule.from_dict(data)
 
 
-plain = st.none() | st.booleans() | st.integers(-2, 40) | st.floats() | st.sampled_from(["a", "b", "base", "rl", "opd", "ties", "", "a b", "..", "topk"])
-anything = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["kind", "capability", "branch", "a"]), inner, max_size=3), max_leaves=4)
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 40)
+    | st.floats()
+    | st.sampled_from(["a", "b", "base", "rl", "opd", "ties", "", "a b", "..", "topk"])
+)
+anything = st.recursive(
+    plain,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["kind", "capability", "branch", "a"]), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
 
 
 @st.composite
 def valid_schedules(draw):
     "Schedules that may be run: branches with starts, phases that train all of them at least once, a result."
-    names = ["a", "b", "c"][:draw(st.integers(1, 3))]
+    names = ["a", "b", "c"][: draw(st.integers(1, 3))]
     starts = [(n, draw(st.sampled_from(["base", *names[:i]]))) for i, n in enumerate(names)]
 
     def signal(learner, capability):
         teachers = ["base", *(n for n in names if n != learner)]
-        return draw(st.one_of(st.just(RL(capability)), st.just(SFT(capability)), st.builds(OPD, st.just(capability), st.sampled_from(teachers), weight, st.sampled_from(ESTIMATORS))))
+        return draw(
+            st.one_of(
+                st.just(RL(capability)),
+                st.just(SFT(capability)),
+                st.builds(OPD, st.just(capability), st.sampled_from(teachers), weight, st.sampled_from(ESTIMATORS)),
+            )
+        )
 
-    def update(learner): return Update(learner, [signal(learner, c) for c in draw(st.lists(st.sampled_from("xyz"), min_size=1, max_size=3, unique=True))])
+    def update(learner):
+        return Update(
+            learner,
+            [signal(learner, c) for c in draw(st.lists(st.sampled_from("xyz"), min_size=1, max_size=3, unique=True))],
+        )
 
-    def phase(learners): return Phase(draw(words), draw(st.integers(1, 9)), [update(n) for n in learners], draw(st.none() | st.integers(1, 4)), draw(weight))
+    def phase(learners):
+        return Phase(
+            draw(words),
+            draw(st.integers(1, 9)),
+            [update(n) for n in learners],
+            draw(st.none() | st.integers(1, 4)),
+            draw(weight),
+        )
+
     chosen = draw(st.lists(st.lists(st.sampled_from(names), min_size=1, unique=True), max_size=3))
     result, method = draw(st.sampled_from(names)), draw(st.sampled_from(METHODS))
     if len(names) > 1 and draw(st.booleans()):
         members = names[:2] if method == "slerp" else names
-        result = Merge(members, method, draw(st.none() | st.just([1, 2, 3][:len(members)])), draw(st.floats(0.1, 1)))
+        result = Merge(members, method, draw(st.none() | st.just([1, 2, 3][: len(members)])), draw(st.floats(0.1, 1)))
     return Schedule(draw(st.sampled_from(["s", "a.b-c_1"])), starts, [phase(names), *map(phase, chosen)], result)
 
 
@@ -229,49 +340,101 @@ def change_and_check(schedule, data):
     for _ in range(data.draw(st.integers(1, 2))):
         *path, key = data.draw(st.sampled_from(list(places(changed))))
         holder = changed
-        for step in path: holder = holder[step]
-        if data.draw(st.booleans()): holder[key] = data.draw(anything)
-        else: del holder[key]
-        if not changed: return
-    try: again = Schedule.from_dict(changed).validate()
-    except ValueError as error: assert str(error)
-    else: assert Schedule.from_dict(json.loads(json.dumps(again.to_dict()))) == again and again.critical_steps > 0 and again._repr_html_()
+        for step in path:
+            holder = holder[step]
+        if data.draw(st.booleans()):
+            holder[key] = data.draw(anything)
+        else:
+            del holder[key]
+        if not changed:
+            return
+    try:
+        again = Schedule.from_dict(changed).validate()
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert (
+            Schedule.from_dict(json.loads(json.dumps(again.to_dict()))) == again
+            and again.critical_steps > 0
+            and again._repr_html_()
+        )
 
 
 @given(valid_schedules(), st.data())
 @settings(max_examples=50)
-def test_a_schedule_changed_at_any_place_is_valid_or_refused_with_a_value_error(schedule, data): change_and_check(schedule, data)
+def test_a_schedule_changed_at_any_place_is_valid_or_refused_with_a_value_error(schedule, data):
+    change_and_check(schedule, data)
 
 
 @pytest.mark.slow
 @given(valid_schedules(), st.data())
 @settings(max_examples=5000)
-def test_thousands_of_changed_schedules_are_valid_or_refused(schedule, data): change_and_check(schedule, data)
+def test_thousands_of_changed_schedules_are_valid_or_refused(schedule, data):
+    change_and_check(schedule, data)
 
 
-PLACES = [(("name",), 3), (("branches",), {"a": "base"}), (("branches", 0), ["a"]), (("branches", 0, 1), None), (("phases",), None), (("phases", 0), []), (("phases", 0, "steps"), "3"), (("phases", 0, "steps"), True),
-          (("phases", 0, "lr"), 10 ** 400), (("phases", 0, "lr"), "1"), (("phases", 0, "lr"), float("inf")), (("phases", 0, "cycle"), "1"), (("phases", 0, "else"), 1), (("phases", 0, "updates", 0, "signals"), "rl"),
-          (("phases", 0, "updates", 0, "signals", 0), {"kind": "rl"}), (("phases", 0, "updates", 0, "signals", 0), {"kind": "rl", "capability": "a", "teacher": "b"}), (("phases", 0, "updates", 0, "signals", 0), {"kind": ["rl"]}),
-          (("phases", 0, "updates", 0, "signals", 0), {"kind": "opd", "capability": "a"}), (("phases", 0, "updates", 0, "signals", 0), {"kind": "opd", "capability": "a", "teacher": "b", "beta": "0.1"}),
-          (("result",), ["a", "b"]), (("result",), {"branches": ["a", "b"], "weights": ["1", "2"]}), (("result",), {"method": "ties"}), (("control",), None), (("control",), {"rule": "token_share", "settings": [["floor", 1]]}),
-          (("control",), {"rule": "token_share", "settings": {"floor": [1]}}), (("future",), 1)]
+PLACES = [
+    (("name",), 3),
+    (("branches",), {"a": "base"}),
+    (("branches", 0), ["a"]),
+    (("branches", 0, 1), None),
+    (("phases",), None),
+    (("phases", 0), []),
+    (("phases", 0, "steps"), "3"),
+    (("phases", 0, "steps"), True),
+    (("phases", 0, "lr"), 10**400),
+    (("phases", 0, "lr"), "1"),
+    (("phases", 0, "lr"), float("inf")),
+    (("phases", 0, "cycle"), "1"),
+    (("phases", 0, "else"), 1),
+    (("phases", 0, "updates", 0, "signals"), "rl"),
+    (("phases", 0, "updates", 0, "signals", 0), {"kind": "rl"}),
+    (("phases", 0, "updates", 0, "signals", 0), {"kind": "rl", "capability": "a", "teacher": "b"}),
+    (("phases", 0, "updates", 0, "signals", 0), {"kind": ["rl"]}),
+    (("phases", 0, "updates", 0, "signals", 0), {"kind": "opd", "capability": "a"}),
+    (("phases", 0, "updates", 0, "signals", 0), {"kind": "opd", "capability": "a", "teacher": "b", "beta": "0.1"}),
+    (("result",), ["a", "b"]),
+    (("result",), {"branches": ["a", "b"], "weights": ["1", "2"]}),
+    (("result",), {"method": "ties"}),
+    (("control",), None),
+    (("control",), {"rule": "token_share", "settings": [["floor", 1]]}),
+    (("control",), {"rule": "token_share", "settings": {"floor": [1]}}),
+    (("future",), 1),
+]
 
 
 @pytest.mark.parametrize("place, value", PLACES, ids=str)
 def test_a_value_of_the_wrong_type_is_named_by_its_place(place, value):
     data = small().to_dict()
     inner = data
-    for key in place[:-1]: inner = inner[key]
+    for key in place[:-1]:
+        inner = inner[key]
     inner[place[-1]] = value
-    with pytest.raises(ValueError, match="/".join(map(str, place)).replace("/else", "").replace("future", "the whole")): Schedule.from_dict(data)
+    with pytest.raises(ValueError, match="/".join(map(str, place)).replace("/else", "").replace("future", "the whole")):
+        Schedule.from_dict(data)
 
 
-@pytest.mark.parametrize("data", [None, [], "copd", 3, {}, {"schema": "copd_nb.schedule/2"}, {"schema": ["copd_nb.schedule/1"]}, {"schema": "x" * 10 ** 6}], ids=lambda d: str(d)[:30])
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        "copd",
+        3,
+        {},
+        {"schema": "copd_nb.schedule/2"},
+        {"schema": ["copd_nb.schedule/1"]},
+        {"schema": "x" * 10**6},
+    ],
+    ids=lambda d: str(d)[:30],
+)
 def test_another_schema_is_refused_in_few_words(data):
-    with pytest.raises(ValueError, match="^schema is .{,82}, not 'copd_nb.schedule/1'$"): Schedule.from_dict(data)
+    with pytest.raises(ValueError, match="^schema is .{,82}, not 'copd_nb.schedule/1'$"):
+        Schedule.from_dict(data)
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
+
 
 @given(n=st.integers(0, 60), k=st.integers(1, 9), step=st.integers(0, 200))
 def test_split_is_the_slot_rule_and_fair(n, k, step):
@@ -284,13 +447,17 @@ def test_split_is_the_slot_rule_and_fair(n, k, step):
 
 # --- clocks ---------------------------------------------------------------------------------------------------------
 
+
 def cost_of(table):
     "A cost function by branch."
     return lambda phase_index, step, update: table[update.branch]
 
 
 def test_clocks_by_hand():
-    # after phase one: a = 3·2 = 6, b = 3·5 = 15; phase two, step one: both start at 15 → a = 17, b = 20; step two: at 20 → 22, 25
+    # after phase one: a = 3·2 = 6, b = 3·5 = 15
+    # phase two, step one: both start at 15 → a = 17, b = 20; step two: at 20 → 22, 25
+  
+  
     path = critical_path(small(), cost_of({"a": 2, "b": 5}))
     assert path.length == 25 and [row["critical"] for row in path.curve] == [5, 10, 15, 20, 25]
     assert [(row["phase_index"], row["step"]) for row in path.curve] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
@@ -321,25 +488,36 @@ def test_a_copy_inherits_the_clock_at_its_first_use():
 
 def test_a_copy_used_first_as_a_teacher_is_made_then():
     # t copies a in phase two at clock 4 and stays there; a goes on, so c waits for 4 only
-    schedule = Schedule("s", {"a": "base", "t": "a", "c": "base"}, [
-        Phase("one", 4, [Update("a", [RL("a")])]),
-        Phase("two", 5, [Update("a", [RL("a")]), Update("c", [OPD("a", "t")])]),
-    ], "c")
+    schedule = Schedule(
+        "s",
+        {"a": "base", "t": "a", "c": "base"},
+        [
+            Phase("one", 4, [Update("a", [RL("a")])]),
+            Phase("two", 5, [Update("a", [RL("a")]), Update("c", [OPD("a", "t")])]),
+        ],
+        "c",
+    )
     assert schedule.critical_steps == 4 + 5
 
 
 def test_a_chain_of_copies_reaches_back_to_the_first():
     chain = {"a": "base", "b": "a", "c": "b"}
-    schedule = Schedule("s", chain, [Phase("a", 4, [Update("a", [RL("a")])]), Phase("c", 2, [Update("c", [RL("c")])])], "c")
+    schedule = Schedule(
+        "s", chain, [Phase("a", 4, [Update("a", [RL("a")])]), Phase("c", 2, [Update("c", [RL("c")])])], "c"
+    )
     assert schedule.critical_steps == 6
 
 
 # --- prices ---------------------------------------------------------------------------------------------------------
 
+
 def priced() -> Schedule:
     "Three RL signals that share prompts unevenly, OPD from the base and from a branch."
     mixed = Update("m", [OPD("c", "base"), RL("a"), RL("b"), RL("c"), OPD("a", "n")])
-    first, second = Phase("x", 5, [mixed, Update("n", [RL("b")])], cycle=2), Phase("y", 2, [Update("n", [OPD("b", "m")])])
+    first, second = (
+        Phase("x", 5, [mixed, Update("n", [RL("b")])], cycle=2),
+        Phase("y", 2, [Update("n", [OPD("b", "m")])]),
+    )
     return Schedule("p", ["m", "n"], [first, second], "m")
 
 
@@ -392,18 +570,32 @@ def test_budget_table_uses_the_critical_path():
     phase_two = {"a": per_step["a"] + WORKLOAD.opd_cost("b", 3).tokens, "b": WORKLOAD.opd_cost("a", 3).tokens}
     start = max(3 * per_step["a"], 3 * per_step["b"])
     assert row["critical_tokens"] == start + 2 * max(phase_two.values())
-    assert row["tokens"] == total_cost(small(), WORKLOAD).tokens and row["critical_steps"] == 5 and row["schedule"] == "small"
+    assert (
+        row["tokens"] == total_cost(small(), WORKLOAD).tokens
+        and row["critical_steps"] == 5
+        and row["schedule"] == "small"
+    )
 
 
 # --- measured budgets -----------------------------------------------------------------------------------------------
+
 
 def events_of(schedule: Schedule, seconds: dict[str, float]) -> list[dict]:
     "Events as a run logs them: one row per stream, generated 10, scored 5 if OPD, trained 10."
     same = {"kind": "train", "teacher": None, "updates": 1, "generated": 10, "trained": 10, "flops": 100.0}
     return [
-        same | {"phase_index": i, "step": s, "branch": u.branch, "stream": stream, "scored": 5 * stream.startswith("opd"),
-                "seconds": seconds[u.branch]}
-        for i, p in enumerate(schedule.phases) for s in range(p.steps) for u in p.updates
+        same
+        | {
+            "phase_index": i,
+            "step": s,
+            "branch": u.branch,
+            "stream": stream,
+            "scored": 5 * stream.startswith("opd"),
+            "seconds": seconds[u.branch],
+        }
+        for i, p in enumerate(schedule.phases)
+        for s in range(p.steps)
+        for u in p.updates
         for stream in dict.fromkeys(signal.stream for signal in u.signals)
     ]
 
@@ -419,7 +611,9 @@ def test_budget_curve_by_hand():
 
 def test_budget_curve_ignores_other_events_and_steps_to_come():
     events = events_of(small(), {"a": 1.0, "b": 2.0})
-    events = [event for event in events if event["phase_index"] == 0] + [{"kind": "eval", "phase_index": 0, "step": 2, "branch": "a"}]
+    events = [event for event in events if event["phase_index"] == 0] + [
+        {"kind": "eval", "phase_index": 0, "step": 2, "branch": "a"}
+    ]
     curve = budget_curve(pd.DataFrame(events), small())
     assert len(curve) == 3 and curve["tokens"].iloc[-1] == 120 and curve["critical_steps"].iloc[-1] == 3
 
@@ -432,6 +626,7 @@ def test_events_of_another_schedule_are_refused():
 
 # --- words and drawings ---------------------------------------------------------------------------------------------
 
+
 def texts(schedule: Schedule) -> list[str]:
     "The words of a drawing."
     return [element.text for element in ElementTree.fromstring(schedule._repr_html_()).iter(SVG + "text")]
@@ -441,7 +636,9 @@ def test_description_tells_every_phase():
     lines = repr(small()).splitlines()
     assert lines[0] == "small: a from base and b from base; 10 optimiser steps, longest chain 5."
     assert lines[1] == "one, 3 steps: a learns from the reward on a; b learns from the reward on b."
-    assert lines[2].startswith("two, 2 steps: a learns from the reward on a and teacher b on b (β 0.1); b learns from teacher a on a")
+    assert lines[2].startswith(
+        "two, 2 steps: a learns from the reward on a and teacher b on b (β 0.1); b learns from teacher a on a"
+    )
     assert lines[3] == "Result: linear merge of a and b."
 
 
@@ -453,9 +650,14 @@ def test_frozen_teachers_rates_and_cycles_are_told():
 
 
 def test_supervised_signals_have_their_words_blocks_and_stream():
-    assert "a learns from reference answers on a, reference answers on b, reference answers on c and the reward on b." in WARM.describe()
+    assert (
+        "a learns from reference answers on a, reference answers on b, reference answers on c and the reward on b."
+        in WARM.describe()
+    )
     assert {"SFT a", "SFT b", "SFT c", "RL b"} <= set(texts(WARM)) and WARM.links() == set()
-    assert {signal.stream for signal in WARM.phases[0].updates[0].sft} == {"sft"} and WARM.validate("abc").total_steps == 4
+    assert {signal.stream for signal in WARM.phases[0].updates[0].sft} == {"sft"} and WARM.validate(
+        "abc"
+    ).total_steps == 4
 
 
 def test_repeated_blocks_are_folded_between_other_phases():

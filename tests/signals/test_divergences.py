@@ -1,4 +1,5 @@
 "Divergences against slow Python loops, properties, and numbers at the edge of float32."
+
 import math
 import random
 
@@ -7,8 +8,18 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from copd_nb.signals.divergences import (
-    divergence, entropy, kl, overlap_mass, sequence_mean, symmetric_kl, token_logprobs, token_mean, topk_mask,
-    topk_overlap, topk_reverse_kl)
+    divergence,
+    entropy,
+    kl,
+    overlap_mass,
+    sequence_mean,
+    symmetric_kl,
+    token_logprobs,
+    token_mean,
+    topk_mask,
+    topk_overlap,
+    topk_reverse_kl,
+)
 
 KINDS = ("reverse", "forward", "jsd")
 
@@ -20,15 +31,19 @@ def softmax(row, temperature=1.0):
     return [w / math.fsum(weights) for w in weights]
 
 
-def slow_kl(p, q): return math.fsum(x * math.log(x / y) for x, y in zip(p, q) if x > 0)
+def slow_kl(p, q):
+    return math.fsum(x * math.log(x / y) for x, y in zip(p, q) if x > 0)
 
 
-def slow_top(row, k): return set(sorted(range(len(row)), key=lambda v: (-row[v], v))[:k])
+def slow_top(row, k):
+    return set(sorted(range(len(row)), key=lambda v: (-row[v], v))[:k])
 
 
 def slow(function, *logits):
     "A (B, T) tensor of `function` applied to the rows of (B, T, V) logits as lists."
-    return torch.tensor([[function(*rows) for rows in zip(*sequences)] for sequences in zip(*(x.tolist() for x in logits))])
+    return torch.tensor(
+        [[function(*rows) for rows in zip(*sequences)] for sequences in zip(*(x.tolist() for x in logits))]
+    )
 
 
 @pytest.fixture
@@ -41,7 +56,10 @@ def test_token_logprobs_and_entropy_against_loops(pair):
     a, _ = pair
     ids = torch.randint(7, (3, 4))
     for temperature in (0.5, 1.0, 2.0):
-        expected = [[math.log(softmax(row, temperature)[i]) for row, i in zip(rows, r)] for rows, r in zip(a.tolist(), ids.tolist())]
+        expected = [
+            [math.log(softmax(row, temperature)[i]) for row, i in zip(rows, r)]
+            for rows, r in zip(a.tolist(), ids.tolist())
+        ]
         assert torch.allclose(token_logprobs(a, ids, temperature), torch.tensor(expected), atol=1e-5)
     assert torch.allclose(entropy(a), slow(lambda row: -math.fsum(p * math.log(p) for p in softmax(row)), a), atol=1e-5)
 
@@ -54,7 +72,10 @@ def test_divergences_against_loops(pair):
         m = [alpha * y + (1 - alpha) * x for x, y in zip(s, t)]
         return alpha * slow_kl(t, m) + (1 - alpha) * slow_kl(s, m)
 
-    reverse, forward = slow(lambda s, t: slow_kl(softmax(s), softmax(t)), a, b), slow(lambda s, t: slow_kl(softmax(t), softmax(s)), a, b)
+    reverse, forward = (
+        slow(lambda s, t: slow_kl(softmax(s), softmax(t)), a, b),
+        slow(lambda s, t: slow_kl(softmax(t), softmax(s)), a, b),
+    )
     assert torch.allclose(kl(a, b), reverse, atol=1e-5) and torch.allclose(divergence(a, b), reverse, atol=1e-5)
     assert torch.allclose(divergence(a, b, "forward"), forward, atol=1e-5)
     assert torch.allclose(symmetric_kl(a, b), reverse + forward, atol=1e-5)
@@ -112,7 +133,11 @@ def extreme():
 @pytest.mark.parametrize("name", [*KINDS, "topk", "jeffreys", "entropy"])
 def test_extreme_logits_stay_finite_and_agree_with_float64(name):
     functions = {k: (lambda s, t, k=k: divergence(s, t, k)) for k in KINDS}
-    functions |= {"topk": lambda s, t: topk_reverse_kl(s, t, 2), "jeffreys": symmetric_kl, "entropy": lambda s, t: entropy(s)}
+    functions |= {
+        "topk": lambda s, t: topk_reverse_kl(s, t, 2),
+        "jeffreys": symmetric_kl,
+        "entropy": lambda s, t: entropy(s),
+    }
     wide = [x.requires_grad_() for x in extreme()]
     narrow = [x.detach().float().requires_grad_() for x in wide]
     exact, value = functions[name](*wide), functions[name](*narrow)
@@ -133,7 +158,8 @@ def test_low_precision_is_computed_in_float32(pair):
 
 def test_banned_ids_take_no_part():
     a, b = torch.tensor([[[1.0, 2.0, -1e9]]]), torch.tensor([[[2.0, 0.5, -1e9]]])
-    for kind in KINDS: assert torch.allclose(divergence(a, b, kind), divergence(a[..., :2], b[..., :2], kind))
+    for kind in KINDS:
+        assert torch.allclose(divergence(a, b, kind), divergence(a[..., :2], b[..., :2], kind))
     assert torch.allclose(topk_reverse_kl(a, b, 1), topk_reverse_kl(a[..., :2], b[..., :2], 1))
 
 
@@ -142,13 +168,18 @@ def test_banned_ids_take_no_part():
 def test_topk_with_ties_against_sorting(seed, k, coarse):
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randn(2, 3, 12, generator=generator) for _ in range(2))
-    if coarse: a, b = a.round(), b.round()  # many ties
-    stable = torch.zeros_like(a, dtype=torch.bool).scatter(-1, a.sort(dim=-1, descending=True, stable=True).indices[..., :k], True)
+    if coarse:
+        a, b = a.round(), b.round()  # many ties
+    stable = torch.zeros_like(a, dtype=torch.bool).scatter(
+        -1, a.sort(dim=-1, descending=True, stable=True).indices[..., :k], True
+    )
     assert torch.equal(topk_mask(a, k), stable)
     assert torch.allclose(topk_overlap(a, b, k), slow(lambda x, y: len(slow_top(x, k) & slow_top(y, k)) / k, a, b))
     masses = overlap_mass(a, b, k)
     for side in (0, 1):
-        mass = slow(lambda x, y: math.fsum([softmax(x), softmax(y)][side][v] for v in slow_top(x, k) & slow_top(y, k)), a, b)
+        mass = slow(
+            lambda x, y: math.fsum([softmax(x), softmax(y)][side][v] for v in slow_top(x, k) & slow_top(y, k)), a, b
+        )
         assert torch.allclose(masses[side], mass, atol=1e-5)
 
 
@@ -163,11 +194,27 @@ def test_overlap_is_symmetric_and_full_for_equal_policies(pair):
 def test_overlaps_are_bounded_symmetric_and_indifferent_to_the_names_of_ids(seed, k, spread):
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randn(4, 9, generator=generator, dtype=torch.float64) * spread for _ in range(2))
-    overlap, (mass_a, mass_b), order = topk_overlap(a, b, k), overlap_mass(a, b, k), torch.randperm(9, generator=generator)
-    assert (max(0, 2 * k - 9) / k <= overlap).all() and (overlap <= 1).all() and (overlap * k - (overlap * k).round()).abs().max() < 1e-5
-    assert torch.equal(overlap, topk_overlap(b, a, k)) and torch.equal(overlap, topk_overlap(a[:, order], b[:, order], k))
-    for mass, back, moved in zip((mass_a, mass_b), overlap_mass(b, a, k)[::-1], overlap_mass(a[:, order], b[:, order], k)):
-        assert torch.equal(mass, back) and torch.allclose(mass, moved, atol=1e-12) and ((0 <= mass) & (mass <= 1 + 1e-12)).all()
+    overlap, (mass_a, mass_b), order = (
+        topk_overlap(a, b, k),
+        overlap_mass(a, b, k),
+        torch.randperm(9, generator=generator),
+    )
+    assert (
+        (max(0, 2 * k - 9) / k <= overlap).all()
+        and (overlap <= 1).all()
+        and (overlap * k - (overlap * k).round()).abs().max() < 1e-5
+    )
+    assert torch.equal(overlap, topk_overlap(b, a, k)) and torch.equal(
+        overlap, topk_overlap(a[:, order], b[:, order], k)
+    )
+    for mass, back, moved in zip(
+        (mass_a, mass_b), overlap_mass(b, a, k)[::-1], overlap_mass(a[:, order], b[:, order], k)
+    ):
+        assert (
+            torch.equal(mass, back)
+            and torch.allclose(mass, moved, atol=1e-12)
+            and ((0 <= mass) & (mass <= 1 + 1e-12)).all()
+        )
         assert torch.equal(mass > 0, overlap > 0)
 
 
@@ -178,10 +225,22 @@ def test_divergences_are_bounded_symmetric_and_indifferent_to_names_and_shifts(s
     a, b = (torch.randn(4, 9, generator=generator, dtype=torch.float64) * spread for _ in range(2))
     order = torch.randperm(9, generator=generator)
     jsd = divergence(a, b, "jsd", alpha)
-    assert ((-1e-12 <= jsd) & (jsd <= -alpha * math.log(alpha) - (1 - alpha) * math.log1p(-alpha) + 1e-12)).all()  # at most the entropy of the weights
-    assert torch.allclose(jsd, divergence(b, a, "jsd", 1 - alpha), atol=1e-12) and torch.equal(symmetric_kl(a, b), symmetric_kl(b, a))
-    for value in (kl, symmetric_kl, lambda x, y: divergence(x, y, "jsd", alpha), lambda x, y: topk_reverse_kl(x, y, 4), lambda x, y: entropy(x)):
-        assert (value(a, b) >= -1e-12).all() and torch.allclose(value(a, b), value(a[:, order] + shift, b[:, order] - shift), rtol=1e-9, atol=1e-9)
+    assert (
+        (-1e-12 <= jsd) & (jsd <= -alpha * math.log(alpha) - (1 - alpha) * math.log1p(-alpha) + 1e-12)
+    ).all()  # at most the entropy of the weights
+    assert torch.allclose(jsd, divergence(b, a, "jsd", 1 - alpha), atol=1e-12) and torch.equal(
+        symmetric_kl(a, b), symmetric_kl(b, a)
+    )
+    for value in (
+        kl,
+        symmetric_kl,
+        lambda x, y: divergence(x, y, "jsd", alpha),
+        lambda x, y: topk_reverse_kl(x, y, 4),
+        lambda x, y: entropy(x),
+    ):
+        assert (value(a, b) >= -1e-12).all() and torch.allclose(
+            value(a, b), value(a[:, order] + shift, b[:, order] - shift), rtol=1e-9, atol=1e-9
+        )
     assert (entropy(a) <= math.log(9) + 1e-12).all()
 
 
@@ -233,16 +292,25 @@ def test_means_against_loops():
 def test_errors_name_what_is_wrong():
     a, b = torch.zeros(1, 1, 5), torch.zeros(1, 1, 6)
     for function in (kl, divergence, symmetric_kl, topk_overlap, overlap_mass, lambda x, y: topk_reverse_kl(x, y, 2)):
-        with pytest.raises(ValueError, match="5 and 6"): function(a, b)
-    with pytest.raises(ValueError, match="same tokens"): kl(a, torch.zeros(1, 2, 5))
+        with pytest.raises(ValueError, match="5 and 6"):
+            function(a, b)
+    with pytest.raises(ValueError, match="same tokens"):
+        kl(a, torch.zeros(1, 2, 5))
     for function in (topk_overlap, overlap_mass, topk_reverse_kl):
-        with pytest.raises(ValueError, match="k is 6"): function(a, a, 6)
-        with pytest.raises(ValueError, match="k is 0"): function(a, a, 0)
-    with pytest.raises(ValueError, match="forward, reverse or jsd"): divergence(a, a, "kl")
+        with pytest.raises(ValueError, match="k is 6"):
+            function(a, a, 6)
+        with pytest.raises(ValueError, match="k is 0"):
+            function(a, a, 0)
+    with pytest.raises(ValueError, match="forward, reverse or jsd"):
+        divergence(a, a, "kl")
     for alpha in (0, 1, -0.1, float("nan")):
-        with pytest.raises(ValueError, match="alpha"): divergence(a, a, "jsd", alpha)
+        with pytest.raises(ValueError, match="alpha"):
+            divergence(a, a, "jsd", alpha)
     for temperature in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="temperature"): token_logprobs(a, torch.zeros(1, 1, dtype=torch.long), temperature)
+        with pytest.raises(ValueError, match="temperature"):
+            token_logprobs(a, torch.zeros(1, 1, dtype=torch.long), temperature)
     for mean in (token_mean, sequence_mean):
-        with pytest.raises(ValueError, match="no token"): mean(torch.ones(2, 2), torch.zeros(2, 2))
-        with pytest.raises(ValueError, match="shape"): mean(torch.ones(2, 2), torch.ones(2, 1))
+        with pytest.raises(ValueError, match="no token"):
+            mean(torch.ones(2, 2), torch.zeros(2, 2))
+        with pytest.raises(ValueError, match="shape"):
+            mean(torch.ones(2, 2), torch.ones(2, 1))
