@@ -1,4 +1,6 @@
-"A program that kills a training again and again, and goes on each time: `python tests/crashing.py FOLDER MOMENTS SEED`. It prints one JSON line a moment. Forks, so torch may not have started threads."
+"""Kills a training again and again and resumes it each time: `python tests/crashing.py FOLDER MOMENTS SEED`.
+
+It prints one JSON line a moment. It forks, so torch may not have started threads."""
 import json
 import os
 import random
@@ -10,6 +12,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from everywhere import everywhere  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from copd_nb.data import scoring as scoring_module
@@ -29,7 +32,8 @@ from copd_nb.engine.log import EventLog
 from copd_nb.engine.runs import Run, latest_checkpoint  # noqa: E402
 
 SCHEDULE = copd(["text", "image"], cycles=2, s_rl=2, s_opd=2, control=gradient_share(0.3))
-CONFIG = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=8, learning_rate=1e-2, warmup=2, probe_every=2, probe_prompts=2, eval_every=4, eval_prompts=4, eval_samples=1, device="cpu")
+CONFIG = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=8, learning_rate=1e-2, warmup=2, probe_every=2,
+                probe_prompts=2, eval_every=4, eval_prompts=4, eval_samples=1, device="cpu")
 SUITE, START = minis(("text", "image")), tiny_policy(hidden=48, layers=1, vision_hidden=32, vision_depth=1)
 
 
@@ -43,12 +47,23 @@ def torn_append(log: EventLog, rows):
     die()
 
 
-# What the training is doing when it dies: where → (object, function, what happens instead; None to die before it)
+# What the training is doing when it dies: where → (object, function, what happens instead; None to die before it).
+# A function of a module is replaced in every module that has imported it.
 PLACES = {
-    "rollouts": (sampling_module, "sample_many", None), "scoring": (heads_module, "token_scores", None), "rewards": (scoring_module, "score", None), "update": (update_module, "move", None),
-    "events, torn line": (EventLog, "append", torn_append), "log flushed": (EventLog, "sync", None), "checkpoint, between files": (checkpoints_module, "save_file", None),
-    "checkpoint, before its state": (checkpoints_module, "_digest", None), "folder, before the renames": (storage_module, "_replace_folder", None), "file or folder, at a rename": (Path, "replace", None),
-    "old checkpoint removed": (shutil, "rmtree", None), "branches saved": (Policy, "save", None), "manifest": (storage_module, "write_json", None), "control": (controllers_module, "controlled", None),
+    "rollouts": (sampling_module, "sample_many", None),
+    "scoring": (heads_module, "token_scores", None),
+    "rewards": (scoring_module, "score", None),
+    "update": (update_module, "optimizer_step", None),
+    "events, torn line": (EventLog, "append", torn_append),
+    "log flushed": (EventLog, "sync", None),
+    "checkpoint, between files": (checkpoints_module, "save_file", None),
+    "checkpoint, before its state": (checkpoints_module, "_digest", None),
+    "folder, before the renames": (storage_module, "_replace_folder", None),
+    "file or folder, at a rename": (Path, "replace", None),
+    "old checkpoint removed": (shutil, "rmtree", None),
+    "branches saved": (Policy, "save", None),
+    "manifest": (storage_module, "write_json", None),
+    "control": (controllers_module, "controlled", None),
 }
 
 
@@ -61,7 +76,8 @@ def arm(place: str, nth: int):
         left[0] -= 1
         if left[0] == 0: instead(*args) if instead else die()
         return real(*args, **kwargs)
-    setattr(owner, name, bomb)
+    for where in everywhere(name, real) if owner.__name__.startswith("copd_nb.") else [owner]: setattr(where, name,
+                                                                                                       bomb)
 
 
 def forked(work) -> int:
@@ -84,15 +100,18 @@ def whole_training(path: Path): train(SCHEDULE, SUITE, START, CONFIG, path, prog
 def outcome(path: Path) -> tuple:
     "Everything that a run leaves but times: events, weights, status, realised schedule, names of files."
     rows = [{k: v for k, v in r.items() if k != "seconds"} for r in EventLog(path / "events.jsonl").rows()]
-    weights = {str(f.relative_to(path)): {k: v.numpy().tobytes() for k, v in load_file(f).items()} for f in sorted(path.rglob("*.safetensors"))}
+    weights = {str(f.relative_to(path)): {k: v.numpy().tobytes() for k, v in load_file(f).items()}
+               for f in sorted(path.rglob("*.safetensors"))}
     manifest = Run(path).manifest
-    return rows, weights, manifest["status"], manifest.get("realised"), sorted(str(f.relative_to(path)) for f in path.rglob("*"))
+    return rows, weights, manifest["status"], manifest.get("realised"), sorted(str(f.relative_to(path))
+                                                                               for f in path.rglob("*"))
 
 
 def lost_steps(path: Path) -> int:
     "Steps that the log has and the checkpoint lacks, after a crash."
     if not (path / "manifest.json").exists() or Run(path).finished: return 0
-    kept, logged = latest_checkpoint(Run(path)), [r["global_step"] for r in EventLog(path / "events.jsonl").rows() if r["kind"] == "train"]
+    kept, logged = latest_checkpoint(Run(path)), [r["global_step"] for r in EventLog(path / "events.jsonl").rows()
+                                                  if r["kind"] == "train"]
     done = 0 if kept is None else sum(p.steps for p in SCHEDULE.phases[:int(kept.name[:4])]) + int(kept.name[5:])
     return max(logged, default=0) - done
 
@@ -121,7 +140,8 @@ def main(folder: str, moments: str, seed: str):
         moment = killed(path, rng, seconds, i)
         lost = lost_steps(path)
         resumed = ended(forked(lambda: whole_training(path)))
-        print(json.dumps(dict(moment=moment, lost=lost, resumed=resumed, same=resumed == 0 and outcome(path) == expected)), flush=True)
+        print(json.dumps(dict(moment=moment, lost=lost, resumed=resumed, same=resumed == 0
+                              and outcome(path) == expected)), flush=True)
         shutil.rmtree(path)
     path, deaths = root / "over-and-over", 0
     while not ((path / "manifest.json").exists() and Run(path).finished):
@@ -129,7 +149,8 @@ def main(folder: str, moments: str, seed: str):
         time.sleep(rng.uniform(seconds / 6, seconds / 2))
         os.kill(child, signal.SIGKILL)
         deaths += ended(child) == -signal.SIGKILL
-    print(json.dumps(dict(moment=f"over and over, {deaths} times", lost=0, resumed=0, same=outcome(path) == expected)), flush=True)
+    print(json.dumps(dict(moment=f"over and over, {deaths} times", lost=0, resumed=0, same=outcome(path) == expected)),
+          flush=True)
 
 
 if __name__ == "__main__": main(*sys.argv[1:])

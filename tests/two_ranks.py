@@ -37,13 +37,15 @@ def agrees(kind, name, shard, changes, folder):
         whole = flat([g.full_tensor() if isinstance(g, DTensor) else g for g in found[stream]])
         assert near(whole, flat(gradient)) and abs(lost[stream] - losses[stream]) < 1e-4
     for a, b in zip(ours, theirs):
-        for field in ("logp", "old_logp", "entropy"): assert torch.allclose(getattr(a, field), getattr(b, field), atol=1e-4)
+        for field in ("logp", "old_logp", "entropy"): assert torch.allclose(getattr(a, field), getattr(b, field),
+                                                                            atol=1e-4)
     if dist.get_rank() == 0: print(kind, "sharded" if shard else "whole", "agrees", flush=True)
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    for kind, name, shard in (("qwen3", "text", False), ("qwen3", "text", True), ("vision", "image", False), ("adapters", "text", False)):
+    for kind, name, shard in (("qwen3", "text", False), ("qwen3", "text", True), ("vision", "image", False),
+                              ("adapters", "text", False)):
         for changes in (dict(), dict(micro_tokens=4, reduction="sequence")):
             with tempfile.TemporaryDirectory() as folder: agrees(kind, name, shard, changes, Path(folder))
     dist.destroy_process_group()

@@ -84,6 +84,7 @@ def check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy,
     "Refuse what can't work before anything is trained or written."
     check_control(schedule.validate(list(capabilities)), config)
     for signal in (s for _, u in schedule.updates for s in u.opd): estimator_named(signal.estimator)
+    schedule.to_dict()  # ValueError for an object that has no name to be written by
     _check_config(config, schedule, base.width)
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in base.parameters()):
         raise ValueError(f"the weights of {base.name!r} are {base.parameters()[0].dtype}: small updates would be "

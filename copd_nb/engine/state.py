@@ -162,7 +162,7 @@ class Training:
     lost: list[dict] = field(default_factory=list)  # rows about workers that were lost since the last checkpoint
     sampler: Sampler | None = None  # samples in the place of `sample_many`
     prompts: dict[str, dict] = field(default_factory=dict)  # policy → capability → example → fingerprint of its ids
-    learner: "Learner | None" = None  # finds and applies gradients; None for the built-in one
+    learner: object | None = None  # a `Learner`: finds and applies gradients; None for the built-in one
     limits: Limits | None = None  # in force; None for the configuration's
 
     def __post_init__(self):

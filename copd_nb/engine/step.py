@@ -45,7 +45,7 @@ def reward_row(
     rewards: Tensor,  # (n,) of whole groups, one after the other
     group_size: int,  # completions of a prompt
 ) -> dict[str, float]:  # reward, reward_std, flat_groups
-    "Mean and standard deviation of rewards (exactly 0 where all are equal), and the share of groups without an advantage."
+    "Mean and standard deviation of rewards (exactly 0 where all are equal), and the share of groups without advantage."
     groups = rewards.view(-1, group_size)
     spread = 0.0 if len(rewards) < 2 or rewards.min() == rewards.max() else rewards.std().item()
     flat = (groups.amin(1) == groups.amax(1)).float().mean().item()

@@ -17,7 +17,7 @@ from ..policy.core import Policy
 from ..policy.prompts import Prompts
 from ..signals.estimators import estimator_named
 from ..signals.objectives import grpo_advantages
-from ..signals.rollouts import Address, Request, Rollouts, Sampler, closed, generator, given_rollouts
+from ..signals.rollouts import Address, Request, Rollouts, closed, generator, given_rollouts
 from ..signals.sampling import sample_many
 from ..schedule.parts import OPD, RL, SFT, Update
 from .config import Config, Limits

@@ -20,7 +20,7 @@ from ..policy.core import Policy
 from ..policy.groups import Group, full_tensor
 from ..policy.prompts import Prefill, Prompts
 from ..policy.head import Head
-from ..signals.estimators import LossInputs, estimator_named
+from ..signals.estimators import Estimator, LossInputs, estimator_named
 from ..signals.heads import token_scores
 from ..signals.objectives import clipped_surrogate
 from ..signals.rollouts import Rollouts
@@ -43,7 +43,7 @@ class Supervised:
     def loss(self, inputs: LossInputs, config: Config) -> Tensor:
         return -(inputs.logp * inputs.mask).sum() / inputs.denominator
 
-def objective_of(signal: Signal) -> "Grpo | Supervised | Estimator":
+def objective_of(signal: Signal) -> Grpo | Supervised | Estimator:
     "The object whose `loss` a signal minimises."
     if isinstance(signal, RL): return Grpo()
     return Supervised() if isinstance(signal, SFT) else estimator_named(signal.estimator)

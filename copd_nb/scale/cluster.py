@@ -143,7 +143,7 @@ class RayExecutor:
     ):
         "Wait for everything that was sent; raises the cause of an error, not its consequences."
         try: waiting, self.calls, errors = {c.done: (number, c) for number, c in enumerate(self.calls)}, [], []
-        except ConnectionError as error: raise Lost(GONE) from error  # a client's handle is hashed by asking the cluster
+        except ConnectionError as error: raise Lost(GONE) from error  # a client hashes a handle by asking the cluster
         seconds = seconds or self.cluster.call_seconds
         end = time.monotonic() + seconds
         while waiting and (done := self._done(list(waiting), max(0.0, end - time.monotonic()))):

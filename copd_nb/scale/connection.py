@@ -90,7 +90,8 @@ def connect(
     if not ray.is_initialized():
         address = ray_address(cluster)
         token = (Path.home() / ".ray" / "auth_token").exists()
-        if address.startswith("ray://") and token: os.environ.setdefault("RAY_AUTH_MODE", "token")  # a client doesn't look
+        if address.startswith("ray://") and token:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # a client doesn't look for it
         join(ray, address)
     teach_tensors()
     return ray

@@ -10,8 +10,6 @@ import copy
 import time
 
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -22,37 +20,39 @@ from ..engine.memory import retry_on_oom
 from ..engine.passes import by_length
 from ..engine.state import Batch, Training
 from ..engine.update import Learner, first_notes, optimizer_step
-from .trl_model import OPTIONS, has_advantages, lent, make_trainer, pass_inputs, token_advantages, trl_package
+from .trl_model import (
+    OPTIONS, has_advantages, lent, make_trainer, pass_inputs, token_advantages, trl_package)
 
 # %% ../../nbs/9_scale/09_trl.ipynb #0cf29f6d
 def _refuse_model(policy: Policy):
     "ValueError for a model whose passes TRL would compute otherwise."
     text = policy.model.config.get_text_config()
     if getattr(text, "rope_parameters", None) is None:
-        raise ValueError(f"{policy.name!r} has no rotary positions: TRL's pass counts padding as positions, so only models "
-                         "with rotary ones give the engine's loss")
+        raise ValueError(f"{policy.name!r} has no rotary positions: TRL's pass counts padding as positions, so only "
+                         "models with rotary ones give the engine's loss")
     if len(policy.banned) and getattr(text, "final_logit_softcapping", None):
-        raise ValueError(f"{policy.name!r} has soft-capped logits and {len(policy.banned)} banned ids: TRL's head can't "
-                         "ban ids under a cap, use the built-in learner")
+        raise ValueError(f"{policy.name!r} has soft-capped logits and {len(policy.banned)} banned ids: TRL's head "
+                         "can't ban ids under a cap, use the built-in learner")
 
-def _refuse_run(config: Config, accelerator: Accelerator):
+def _refuse_run(config: Config, accelerator):
     "ValueError for optimisers that a trainer can't have, or whose gradients can't be read."
     if config.optimizer_state == "separate":
-        raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimiser, allowed are 'keep' and "
-                         "'reset'")
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError("DeepSpeed keeps gradients in buffers of its own, where streams can't be told apart: shard the "
-                         "model with FSDP2 (torch's fully_shard), or use one process")
+        raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimiser, allowed are "
+                         "'keep' and 'reset'")
+    if accelerator.distributed_type == "DEEPSPEED":
+        raise ValueError("DeepSpeed keeps gradients in buffers of its own, where streams can't be told apart: shard "
+                         "the model with FSDP2 (torch's fully_shard), or use one process")
 
 def _refuse_batch(batch: Batch):
     "ValueError for a stream that TRL's loss can't express."
     signal, examples = batch.signals[0], batch.rollouts.prompts.examples
     if not has_advantages(signal):
         kind = getattr(signal, "estimator_label", "supervised")
-        raise ValueError(f"stream {batch.stream!r} ({kind}): TRL's loss takes an advantage for each sampled token, allowed "
-                         "are RL and OPD with an estimator by advantages, such as 'sampled' or 'low_probability'")
+        raise ValueError(f"stream {batch.stream!r} ({kind}): TRL's loss takes an advantage for each sampled token, "
+                         "allowed are RL and OPD with an estimator by advantages, such as 'sampled'")
     if seen := [e.id for e in examples if e.videos]:
-        raise ValueError(f"prompt {seen[0]} of stream {batch.stream!r} has a video: TRL's pass takes text and images only")
+        raise ValueError(f"prompt {seen[0]} of stream {batch.stream!r} has a video: TRL's pass takes text and images "
+                         "only")
 
 # %% ../../nbs/9_scale/09_trl.ipynb #d53cd9be
 def _parts(limits: Limits, out: Rollouts, rows: Tensor, processes: int) -> list[Tensor]:
@@ -61,7 +61,7 @@ def _parts(limits: Limits, out: Rollouts, rows: Tensor, processes: int) -> list[
     tokens = limits.micro_tokens and limits.micro_tokens * processes
     return [chunk[part] for chunk in rows.split(size) for part in by_length(out.lengths[chunk], tokens)]
 
-def _share(accelerator: Accelerator, part: Tensor) -> tuple[Tensor, Tensor]:
+def _share(accelerator, part: Tensor) -> tuple[Tensor, Tensor]:
     "This process's rows of a pass and their weights, 0 for rows that only fill up."
     n = accelerator.num_processes
     rows = torch.cat([part, part[:1].expand(-len(part) % n)])
@@ -92,7 +92,7 @@ def _pass_loss(trainer, training: Training, policy: Policy, batch: Batch, rows: 
     return loss.detach()
 
 # %% ../../nbs/9_scale/09_trl.ipynb #254d23f9
-def _averaged(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> list[Tensor | None]:
+def _averaged(accelerator, parameters: list[torch.nn.Parameter]) -> list[Tensor | None]:
     "Gradients of all processes' rows; those of a sharded model already are."
     if accelerator.num_processes == 1: return [p.grad for p in parameters]
     here = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
@@ -101,7 +101,7 @@ def _averaged(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) ->
         p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "mean")
     return [p.grad for p in parameters]
 
-def _exchanged(accelerator: Accelerator, batch: Batch, parts: list[Tensor], names: tuple[str, ...]):
+def _exchanged(accelerator, batch: Batch, parts: list[Tensor], names: tuple[str, ...]):
     "Give every process what the others noted about their rows."
     if accelerator.num_processes == 1: return
     own = torch.cat([rows[weights > 0] for rows, weights in (_share(accelerator, part) for part in parts)])
@@ -126,8 +126,10 @@ def _stream(trainer, training: Training, policy: Policy, batch: Batch, limits: L
     return gradient, loss.item()
 
 # %% ../../nbs/9_scale/09_trl.ipynb #c43a7514
-def _configured(config: Config) -> Accelerator:
+def _configured(config: Config):  # an Accelerator
     "Device and precision of a configuration, put where accelerate keeps them for all trainers of a process."
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=config.device == "cpu")
 

@@ -8,15 +8,14 @@ __all__ = ['sampled', 'low_probability', 'topk', 'reverse', 'forward', 'jsd', 'E
            'TopK', 'estimator_named']
 
 # %% ../../nbs/2_signals/07_estimators.ipynb #7450217f
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from ..data.names import named
 from ..policy.head import Head
-from .heads import token_scores
 from .objectives import clipped_surrogate, low_probability_advantages, opd_advantages
 from .teachers import token_divergence, topk_divergence, topk_log_probs
 
@@ -59,6 +58,12 @@ class Estimator:
     teacher = True  # a teacher scores the rollouts
     sends_head = False  # the teacher's output head travels to the learner, once a step
 
+    def __new__(cls, *args, **options):
+        "Remember the module that makes an estimator: the object is written by its name there, as a `namedtuple` is."
+        made = super().__new__(cls)
+        made.__module__ = sys._getframe(1).f_globals.get("__name__", cls.__module__)
+        return made
+
     def top_ids(
         self,
         config,
@@ -81,7 +86,7 @@ class Estimator:
         config,
     ) -> Tensor:  # scalar; losses of all rows of a stream add up
         "The loss of some rows."
-        raise NotImplementedError(f"estimator {type(self).__name__} has no loss")
+        raise TypeError(f"estimator {type(self).__name__} has no loss")
 
     def numbers(
         self,
@@ -111,7 +116,7 @@ class AdvantageEstimator(Estimator):
         config,
     ) -> Tensor:  # (n, T)
         "The advantage of every sampled token."
-        raise NotImplementedError(f"estimator {type(self).__name__} has no advantages")
+        raise TypeError(f"estimator {type(self).__name__} has no advantages")
 
     def loss(self, inputs: LossInputs, config) -> Tensor:
         "The clipped surrogate, as for GRPO, averaged over tokens."
@@ -136,7 +141,7 @@ class DivergenceEstimator(Estimator):
     "An estimator by a divergence of two distributions: a subclass defines `divergence`."
     def divergence(self, inputs: LossInputs, config) -> Tensor:  # (N,) nats
         "Divergence of learner and teacher at every token, gradient to the learner."
-        raise NotImplementedError(f"estimator {type(self).__name__} has no divergence")
+        raise TypeError(f"estimator {type(self).__name__} has no divergence")
 
     def loss(self, inputs: LossInputs, config) -> Tensor:
         "β times the mean divergence."

@@ -25,7 +25,8 @@ def _reward_groups(rewards: Tensor, group_size: int) -> Tensor:
     bad = (~(rewards.abs() <= LARGEST_REWARD)).nonzero().flatten().tolist()
     if bad:
         value = rewards[bad[0]].item()
-        raise ValueError(f"the reward of row {bad[0]} is {value}: rewards must be finite, of a size up to {LARGEST_REWARD:g}")
+        raise ValueError(f"the reward of row {bad[0]} is {value}: rewards must be finite, "
+                         f"of a size up to {LARGEST_REWARD:g}")
     return rewards.to(torch.promote_types(rewards.dtype, torch.float32)).view(-1, group_size)
 
 # %% ../../nbs/2_signals/06_objectives.ipynb #291d1237

@@ -79,7 +79,7 @@ def token_divergence(
     k: int | None = None,  # topk only: how many of the student's ids are kept
     chunk: int = CHUNK,  # logits of each policy held at a time
 ) -> Tensor:  # (…,) nats
-    "Divergence of student and teacher per token, gradient to the student; ValueError for an unknown kind or vocabulary."
+    "Divergence of student and teacher per token, gradient to the student; ValueError for a bad kind or vocabulary."
     head, teacher_head = _pair(head, hidden, teacher_head, teacher_hidden)
     _check_kind(kind, alpha, k, len(head.weight))
     teacher_rows = teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1])

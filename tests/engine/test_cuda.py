@@ -4,7 +4,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from copd_nb.engine import passes as passes_module
 from copd_nb.engine import step as step_module
 from copd_nb.engine.accelerator import accelerator_for, machine
 from copd_nb.engine.request import placed
@@ -33,7 +32,8 @@ from copd_nb.schedule.parts import OPD, RL, SFT, Phase, Update
 
 if not torch.cuda.is_available(): pytest.skip("no CUDA device", allow_module_level=True)
 
-TINY = Config(prompts=4, opd_prompts=4, group_size=4, max_new_tokens=10, probe_every=2, probe_prompts=4, eval_every=3, eval_prompts=8, eval_samples=1, learning_rate=1e-4, warmup=2)
+TINY = Config(prompts=4, opd_prompts=4, group_size=4, max_new_tokens=10, probe_every=2, probe_prompts=4, eval_every=3,
+              eval_prompts=8, eval_samples=1, learning_rate=1e-4, warmup=2)
 NAMES = ("text", "image", "video")
 PAIR = ["text", "image"]
 COPD = copd(PAIR, cycles=2, s_rl=2, s_opd=2, beta=0.5)
@@ -72,20 +72,24 @@ def stirred(policy, seed=0, size=0.02):
 
 def test_what_the_card_is(tmp_path):
     said = machine(accelerator_for(TINY))
-    assert said["device"] == torch.cuda.get_device_name() and fitted(preset("smollm2-cpu"), "cuda").config.precision == ("bf16" if said["native_bf16"] else "fp32")
+    assert said["device"] == torch.cuda.get_device_name() and fitted(preset("smollm2-cpu"),
+                                                                     "cuda").config.precision == ("bf16"
+                                                                                                  if said["native_bf16"] else "fp32")
     assert machine(accelerator_for(replace(TINY, device="cpu")))["device"] == "cpu"
 
 
 # Forward passes
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("packs, tokens, tf32", [(True, 8, False), (False, 8, False), (True, 70, False), (False, 70, False), (True, 8, True)])
+@pytest.mark.parametrize("packs, tokens, tf32", [(True, 8, False), (False, 8, False), (True, 70, False),
+                                                 (False, 70, False), (True, 8, True)])
 def test_log_probabilities(name, packs, tokens, tf32, start, suite):
     torch.backends.cudnn.allow_tf32 = tf32
     policy, card = start.clone(), on_card(start)
     policy.packs = card.packs = packs
     ids = torch.randint(20, 60, (12, tokens), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(): a, b = (p.completion_logits(p.encode(suite[name].test[:4]), ids.to(p.device)).float().log_softmax(-1) for p in (policy, card))
+    with torch.no_grad(): a, b = (p.completion_logits(p.encode(suite[name].test[:4]),
+                                                      ids.to(p.device)).float().log_softmax(-1) for p in (policy, card))
     worst = (a - b.cpu()).abs().max().item()
     print(f"log-probabilities of {name}, {tokens} tokens, {'packed' if packs else 'padded'}{', TF32' if tf32 else ''}: {worst:.1e} nats apart")
     assert b.is_cuda and worst < (5e-2 if tf32 else 1e-3)
@@ -105,14 +109,16 @@ def test_sampled_log_probabilities_are_those_of_a_forward_pass(start, suite):
 def test_gap_between_two_policies(start, suite):
     other, examples = stirred(start), suite["image"].test[:6]
     given = dict(completions=["12", "3", "7+8:15", "9", "4", "11"], k=(5, 10))
-    here, there = behavior_gap(start, other, examples, **given), behavior_gap(on_card(start), on_card(other), examples, **given)
+    here, there = behavior_gap(start, other, examples, **given), behavior_gap(on_card(start), on_card(other), examples,
+                                                                              **given)
     for column in here.select_dtypes("number"): assert (here[column] - there[column]).abs().max() < 5e-3, column
 
 
 # Gradients: the rollouts of the processor, learned from on both
 
 ESTIMATORS = ["sampled", "topk", "reverse", "forward", "jsd", "low_probability"]
-CHANGES = [dict(pack=False), dict(micro_prompts=2, micro_tokens=24), dict(recompute=True, micro_prompts=2), dict(shared_prompt=False), dict(max_new_tokens=64), dict(reduction="sequence")]
+CHANGES = [dict(pack=False), dict(micro_prompts=2, micro_tokens=24), dict(recompute=True, micro_prompts=2),
+           dict(shared_prompt=False), dict(max_new_tokens=64), dict(reduction="sequence")]
 
 
 def training_of(schedule, policy, suite, config, folder) -> Training:
@@ -126,7 +132,8 @@ def training_of(schedule, policy, suite, config, folder) -> Training:
 def begun(policy, suite, config, folder, estimator="sampled") -> Training:
     "Two branches that are apart, before their first step."
     updates = [Update("a", (RL("image"), OPD("video", "b", 1.0, estimator), SFT("text"))), Update("b", (RL("text"),))]
-    training = training_of(Schedule("pair", dict(a="base", b="base"), [Phase("both", 1, updates)], "a"), policy, suite, config, folder)
+    training = training_of(Schedule("pair", dict(a="base", b="base"), [Phase("both", 1, updates)], "a"), policy, suite,
+                           config, folder)
     for seed, name in enumerate("ab"): training.branch(name).policy = stirred(training.branch(name).policy, seed)
     return training
 
@@ -135,24 +142,30 @@ def drawn(training) -> list[Batch]:
     "The batches of a step of branch a, with advantages that are not flat."
     batches = collect(training, training.schedule.phases[0].updates[0], 0)
     for batch in batches:
-        if isinstance(batch.signals[0], RL): batch.advantages = torch.randn(len(batch.rollouts.ids), generator=torch.Generator().manual_seed(0))
+        if isinstance(batch.signals[0], RL): batch.advantages = torch.randn(len(batch.rollouts.ids),
+                                                                            generator=torch.Generator().manual_seed(0))
     return batches
 
 
 def moved(training, batch) -> Batch:
     "The same rollouts for a training on the card, whose own teacher scores them."
     out = batch.rollouts
-    tensors = {n: getattr(out, n).cuda() for n in ("ids", "mask", "finished", "logp", "entropy", "top_ids") if getattr(out, n) is not None}
-    there = Batch(batch.signals, replace(out, start=None, prompts=training.branch("a").policy.encode(out.prompts.examples), **tensors))
+    tensors = {n: getattr(out, n).cuda() for n in ("ids", "mask", "finished", "logp", "entropy", "top_ids")
+               if getattr(out, n) is not None}
+    there = Batch(batch.signals, replace(out, start=None,
+                                         prompts=training.branch("a").policy.encode(out.prompts.examples), **tensors))
     if batch.advantages is not None: there.advantages = batch.advantages.cuda()
-    if isinstance(batch.signals[0], OPD) and batch.taught: hear(there, teacher_scores(training, batch.signals[0], there.rollouts))
+    if isinstance(batch.signals[0], OPD) and batch.taught: hear(there, teacher_scores(training, batch.signals[0],
+                                                                                      there.rollouts))
     return there
 
 
 @pytest.mark.parametrize("adapters", [False, True])
-@pytest.mark.parametrize("estimator, changes", [(e, {}) for e in ESTIMATORS] + [("sampled", c) for c in CHANGES], ids=str)
+@pytest.mark.parametrize("estimator, changes", [(e, {}) for e in ESTIMATORS] + [("sampled", c) for c in CHANGES],
+                         ids=str)
 def test_losses_and_gradients(estimator, changes, adapters, start, suite, tmp_path):
-    here, there = (begun(lora(start.clone(), rank=4) if adapters else start, suite, replace(TINY, **changes, **at), tmp_path, estimator) for at in (CPU, {}))
+    here, there = (begun(lora(start.clone(), rank=4) if adapters else start, suite, replace(TINY, **changes, **at),
+                         tmp_path, estimator) for at in (CPU, {}))
     batches = drawn(here)
     card = [moved(there, b) for b in batches]
     (ours, losses), (found, lost) = gradients_of(here, "a", batches), gradients_of(there, "a", card)
@@ -180,7 +193,8 @@ def test_bf16_points_where_fp32_does(start, suite, tmp_path):
 def rows(run): return run.events.drop(columns="seconds")
 
 
-@pytest.mark.parametrize("schedule", [COPD, mixed_rlvr(PAIR, 3), mopd(PAIR, 2, 2), static_opd("text", "image", 2, 2), merged_experts(PAIR, 2)], ids=lambda s: s.name)
+@pytest.mark.parametrize("schedule", [COPD, mixed_rlvr(PAIR, 3), mopd(PAIR, 2, 2), static_opd("text", "image", 2, 2),
+                                      merged_experts(PAIR, 2)], ids=lambda s: s.name)
 def test_every_paradigm_runs(schedule, start, suite, tmp_path):
     run = train(schedule, suite, start, TINY, tmp_path / "run", progress=False)
     assert run.finished and run.manifest["machine"]["device"] == torch.cuda.get_device_name() and run.manifest["peak_memory"] > 0
@@ -201,7 +215,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(kind, start, suite, tmp_pa
     with dies_after(5): train(COPD, suite, policy, config, tmp_path / "cut", progress=False)
     resumed = train(COPD, suite, policy, config, tmp_path / "cut", progress=False)
     a, b = rows(whole), rows(resumed)
-    assert len(a) == len(b) and a[["kind", "global_step", "branch", "stream"]].equals(b[["kind", "global_step", "branch", "stream"]])
+    assert len(a) == len(b) and a[["kind", "global_step", "branch", "stream"]].equals(b[["kind", "global_step",
+                                                                                         "branch", "stream"]])
     apart = {c: float((a[c] - b[c]).abs().max()) for c in ("reward", "loss", "gradient_norm", "overlap")}
     print(f"resumed, {kind}: weights {off(weights(resumed.result), weights(whole.result)):.1e}, columns {apart}")
     assert torch.equal(weights(resumed.result), weights(whole.result)) and a.equals(b)
@@ -225,7 +240,8 @@ def test_merging(method, start):
 def test_trl_learns_the_same(start, suite, tmp_path):
     pytest.importorskip("trl")
     schedule, two = copd(PAIR, cycles=1, s_rl=1, s_opd=1, beta=0.5), {n: suite[n] for n in PAIR}
-    own, other = (train(schedule, two, start, replace(TINY, probe_every=0, eval_every=0, warmup=0), tmp_path / name, progress=False, learner=learner) for name, learner in (("own", None), ("trl", TrlLearner())))
+    own, other = (train(schedule, two, start, replace(TINY, probe_every=0, eval_every=0, warmup=0), tmp_path / name,
+                        progress=False, learner=learner) for name, learner in (("own", None), ("trl", TrlLearner())))
     first, second = (run.events[run.events.global_step == 1] for run in (own, other))
     print(f"TRL: losses {(first.loss - second.loss).abs().max():.1e}, gradient norms {((first.gradient_norm - second.gradient_norm) / first.gradient_norm).abs().max():.1e}")
     assert (first.reward == second.reward).all() and (first.loss - second.loss).abs().max() < 1e-4
@@ -235,7 +251,8 @@ def test_trl_learns_the_same(start, suite, tmp_path):
 # Memory
 
 BIG = dict(hidden=512, layers=8)  # 26 M weights
-WIDE = Config(prompts=32, opd_prompts=32, group_size=16, max_new_tokens=64, probe_every=0, eval_every=0, skip_flat=False, learning_rate=1e-4, keep_prefill=False)
+WIDE = Config(prompts=32, opd_prompts=32, group_size=16, max_new_tokens=64, probe_every=0, eval_every=0,
+              skip_flat=False, learning_rate=1e-4, keep_prefill=False)
 
 
 def wide(config, suite, folder, policy=None):
@@ -270,12 +287,15 @@ def test_half_as_much_at_once_when_the_card_is_full(suite, tmp_path):
 
 @pytest.mark.parametrize("kind", ["full", "micro", "recompute", "bf16", "adapters", "adapters, recomputed"])
 def test_the_memory_plan_holds(kind, suite, tmp_path):
-    config = replace(WIDE, **dict(full={}, micro=dict(micro_tokens=4096, micro_prompts=8, rollout_rows=64), recompute=dict(recompute=True), bf16=dict(precision="bf16"), adapters={}).get(kind, dict(recompute=True)))
+    config = replace(WIDE, **dict(full={}, micro=dict(micro_tokens=4096, micro_prompts=8, rollout_rows=64),
+                                  recompute=dict(recompute=True), bf16=dict(precision="bf16"), adapters={}).get(kind,
+                                                                                                                dict(recompute=True)))
     policy = lora(tiny_policy(**BIG), 16) if "adapters" in kind else None
     peak, training = wide(config, suite, tmp_path, policy)
     text = training.base.model.config.get_text_config()
     size = sum(p.numel() for p in training.branch("a").policy.parameters()) if "adapters" in kind else None
-    plan = memory_plan(text, model_shape(training.base), training.schedule, config, size, prompt=12).set_index("item")["GiB"]
+    plan = memory_plan(text, model_shape(training.base), training.schedule, config, size,
+                       prompt=12).set_index("item")["GiB"]
     print(f"plan, {kind}: {plan['sum']:.2f} GiB, measured {peak:.2f}: {peak / plan['sum']:.2f}")
     assert 0.4 < peak / plan["sum"] < 1.2
 
@@ -301,12 +321,15 @@ def test_a_sharded_policy_of_one_card(start, suite, tmp_path):
     try:
         card, ids = on_card(start), torch.randint(20, 60, (4, 6), generator=torch.Generator().manual_seed(0)).cuda()
         sharded = ShardedPolicy.of(card.clone(), group)
-        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(card.state_dict().values(), sharded.state_dict().values()))
+        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(card.state_dict().values(),
+                                                                 sharded.state_dict().values()))
         found = []
         for policy in (card, sharded, sharded.clone()):
             policy.zero_grad()
-            with policy.learning(): policy.completion_logits(policy.encode(suite["image"].test[:4]), ids).float().log_softmax(-1)[..., 30].sum().backward()
-            found.append(flat([p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in policy.parameters() if p.grad is not None]))
+            with policy.learning(): policy.completion_logits(policy.encode(suite["image"].test[:4]),
+                                                             ids).float().log_softmax(-1)[..., 30].sum().backward()
+            found.append(flat([p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+                               for p in policy.parameters() if p.grad is not None]))
         assert off(found[1], found[0]) < 1e-5 and off(found[2], found[0]) < 1e-5
     finally: torch.distributed.destroy_process_group()
 
@@ -317,7 +340,8 @@ def test_loaded_onto_the_card(device_map, start, suite, tmp_path):
     policy = Policy.load(path, device_map=device_map)
     assert policy.device.type == "cuda" and policy.to("cuda") is policy
     ids = torch.randint(20, 60, (2, 6), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(): a, b = (p.completion_logits(p.encode(suite["image"].test[:2]), ids.to(p.device)).cpu() for p in (start, policy))
+    with torch.no_grad(): a, b = (p.completion_logits(p.encode(suite["image"].test[:2]), ids.to(p.device)).cpu()
+                                  for p in (start, policy))
     assert (a - b).abs().max() < 5e-3
     run = train(COPD, suite, lora(policy, 2), TINY, tmp_path / "run", progress=False)
     assert run.finished

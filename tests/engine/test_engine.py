@@ -34,7 +34,8 @@ from copd_nb.engine.runs import Run, latest_checkpoint, request_stop, stop_reque
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, SFT, Phase, Update
 
-TINY = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=0, eval_every=0, probe_prompts=4, eval_prompts=8,
+TINY = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=0, eval_every=0, probe_prompts=4,
+              eval_prompts=8,
               learning_rate=1e-4, warmup=2, checkpoint_every=20, device="cpu")
 PAIR = ["text", "image"]
 COPD = copd(PAIR, cycles=2, s_rl=2, s_opd=2, beta=0.5)
@@ -65,7 +66,8 @@ def events(run) -> pd.DataFrame: return run.events.drop(columns=["seconds"])
 def same(a: pd.DataFrame, b: pd.DataFrame): pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
-RESUMED = [(COPD, "keep"), (COPD, "reset"), (COPD, "separate"), (mopd(PAIR, 3, 3), "keep"), (merged_experts(PAIR, 3), "keep")]
+RESUMED = [(COPD, "keep"), (COPD, "reset"), (COPD, "separate"), (mopd(PAIR, 3, 3), "keep"), (merged_experts(PAIR, 3),
+                                                                                             "keep")]
 
 CUT = [(4, *r) for r in RESUMED] + [(1, *RESUMED[0]), (5, *RESUMED[0])]
 
@@ -73,13 +75,16 @@ CUT = [(4, *r) for r in RESUMED] + [(1, *RESUMED[0]), (5, *RESUMED[0])]
 def uninterrupted(suite, start, tmp_path_factory):
     "Runs that nothing interrupts, each made once."
     @cache
-    def whole(schedule, config): return train(schedule, suite, start, config, tmp_path_factory.mktemp("whole") / "run", progress=False)
+    def whole(schedule, config): return train(schedule, suite, start, config, tmp_path_factory.mktemp("whole") / "run",
+                                              progress=False)
     return whole
 
 
 @pytest.mark.parametrize("steps, schedule, state", CUT, ids=[f"{steps}-{s.name}-{state}" for steps, s, state in CUT])
-def test_interrupted_and_resumed_equals_uninterrupted(steps, schedule, state, suite, start, uninterrupted, tmp_path, dies_after):
-    config = replace(TINY, checkpoint_every=1 if steps == 4 else 2, optimizer_state=state, probe_every=2, probe_prompts=2)
+def test_interrupted_and_resumed_equals_uninterrupted(steps, schedule, state, suite, start, uninterrupted, tmp_path,
+                                                      dies_after):
+    config = replace(TINY, checkpoint_every=1 if steps == 4 else 2, optimizer_state=state, probe_every=2,
+                     probe_prompts=2)
     whole = uninterrupted(schedule, replace(config, checkpoint_every=20))
     with dies_after(steps): train(schedule, suite, start, config, tmp_path / "cut", progress=False)
     assert not Run(tmp_path / "cut").finished
@@ -89,7 +94,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(steps, schedule, state, su
 
 
 def test_same_seed_same_run_other_seed_other_run(suite, start, tmp_path):
-    a, b, c = (train(expert("text", 2), suite, start, replace(TINY, seed=s), tmp_path / n, progress=False) for n, s in (("a", 0), ("b", 0), ("c", 1)))
+    a, b, c = (train(expert("text", 2), suite, start, replace(TINY, seed=s), tmp_path / n, progress=False) for n,
+               s in (("a", 0), ("b", 0), ("c", 1)))
     same(events(a), events(b))
     assert torch.equal(weights(a.result), weights(b.result)) and not torch.equal(weights(a.result), weights(c.result))
 
@@ -102,11 +108,13 @@ def test_base_is_left_unchanged(suite, start, tmp_path):
 
 def test_measuring_does_not_change_training(suite, start, uninterrupted, tmp_path):
     quiet = uninterrupted(COPD, TINY)
-    watched = train(COPD, suite, start, replace(TINY, probe_every=1, eval_every=1), tmp_path / "watched", progress=False)
+    watched = train(COPD, suite, start, replace(TINY, probe_every=1, eval_every=1), tmp_path / "watched",
+                    progress=False)
     assert torch.equal(weights(quiet.result), weights(watched.result))
 
 
-@pytest.mark.parametrize("schedule", [mopd(PAIR, 3, 2), merged_experts(PAIR, 3), static_opd("text", "image", 3, 2)], ids=lambda s: s.name)
+@pytest.mark.parametrize("schedule", [mopd(PAIR, 3, 2), merged_experts(PAIR, 3), static_opd("text", "image", 3, 2)],
+                         ids=lambda s: s.name)
 def test_shared_experts_are_exact(schedule, suite, start, tmp_path):
     "A run that takes its experts from other runs, shorter ones among them, is the run that trains them itself."
     config = replace(TINY, probe_every=2, probe_prompts=2, eval_every=2)
@@ -117,7 +125,11 @@ def test_shared_experts_are_exact(schedule, suite, start, tmp_path):
     assert torch.equal(weights(alone.result), weights(shared.result))
     keys = ["kind", "phase_index", "step", "branch", "capability", "owner", "model"]
     order = [k for k in keys if k in events(alone)]
-    at_end = lambda e: e[~((e.kind != "train") & (e.step == 1) & (e.phase_index == 1))].sort_values(order).reset_index(drop=True)  # the 2-step image expert
+
+    def at_end(e):
+        "Rows in one order, without those at the end of the 2-step image expert."
+        kept = e[~((e.kind != "train") & (e.step == 1) & (e.phase_index == 1))]
+        return kept.sort_values(order).reset_index(drop=True)
     a, b = at_end(events(alone)), at_end(events(shared))
     same(a, b[a.columns])
 
@@ -125,7 +137,8 @@ def test_shared_experts_are_exact(schedule, suite, start, tmp_path):
 def test_experts_in_the_store_are_not_trained_again(suite, start, tmp_path, monkeypatch):
     train(expert("text", 3), suite, start, TINY, tmp_path / "text", experts=tmp_path / "experts", progress=False)
     monkeypatch.setattr(phase_module, "train_step", lambda *a: pytest.fail("trained again"))
-    again = train(Schedule("renamed", ["text"], expert("text", 3).phases, "text"), suite, start, TINY, tmp_path / "again",
+    again = train(Schedule("renamed", ["text"], expert("text", 3).phases, "text"), suite, start, TINY,
+                  tmp_path / "again",
                   experts=tmp_path / "experts", progress=False)
     assert (again.events.kind == "train").sum() == 3
 
@@ -149,55 +162,68 @@ def test_updates_of_a_step_are_simultaneous(suite, start, tmp_path):
 
 def test_teacher_equal_to_student_gives_no_gradient(suite, start, tmp_path):
     for estimator in ("sampled", "reverse", "forward", "jsd", "topk"):
-        schedule = Schedule("s", ["text"], [Phase("p", 1, [Update("text", [OPD("text", "base", 1.0, estimator)])])], "text")
+        schedule = Schedule("s", ["text"], [Phase("p", 1, [Update("text", [OPD("text", "base", 1.0, estimator)])])],
+                            "text")
         training = begin(schedule, suite, start, TINY, tmp_path)
         row = train_step(training, schedule.phases[0], 0)[0]
         assert abs(row["loss"]) < 1e-6 and row["gradient_norm"] < 2e-5, estimator
 
 
-@pytest.mark.parametrize("signals", [[RL("text"), RL("image")], [OPD("image", "base", 1.0)], [OPD("image", "base", 1.0, "reverse")], [SFT("text")]])
+@pytest.mark.parametrize("signals", [[RL("text"), RL("image")], [OPD("image", "base", 1.0)],
+                                     [OPD("image", "base", 1.0, "reverse")], [SFT("text")]])
 @pytest.mark.parametrize("reduction", ["token", "sequence", "constant"])
 def test_micro_batches_change_nothing(signals, reduction, suite, start, tmp_path):
     schedule = Schedule("s", ["a"], [Phase("p", 1, [Update("a", signals)])], "a")
     gradients, losses = [], []
     for size in (None, 1, 3):
         training = begin(schedule, suite, start, replace(TINY, micro_prompts=size, reduction=reduction), tmp_path)
-        with torch.no_grad(): next(training.branch("a").policy.model.parameters()).mul_(1.3)  # so that the base is another policy
+        with torch.no_grad():  # so that the base is another policy
+            next(training.branch("a").policy.model.parameters()).mul_(1.3)
         batch, = collect(training, schedule.phases[0].updates[0], 0)
         gradient, loss = stream_gradient(training, training.policy("a"), batch)
-        gradients.append(torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(training.policy("a").model.parameters(), gradient)]))
+        gradients.append(torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p,
+                                    g in zip(training.policy("a").model.parameters(), gradient)]))
         losses.append(loss)
     assert gradients[0].norm() > 1e-3
     for g, l in zip(gradients[1:], losses[1:]):
         assert (g - gradients[0]).norm() / gradients[0].norm() < 1e-3 and abs(l - losses[0]) < 1e-5
 
 
-SWITCHES = dict(plain=dict(shared_prompt=False), fresh_prefill=dict(keep_prefill=False), dead_rows=dict(drop_finished=False), flat_groups=dict(skip_flat=False), padded=dict(pack=False),
-                tokens=dict(micro_tokens=12), prompts_and_tokens=dict(micro_prompts=2, micro_tokens=7), in_turns=dict(rollout_rows=9), recomputed=dict(recompute=True),
+SWITCHES = dict(plain=dict(shared_prompt=False), fresh_prefill=dict(keep_prefill=False),
+                dead_rows=dict(drop_finished=False), flat_groups=dict(skip_flat=False), padded=dict(pack=False),
+                tokens=dict(micro_tokens=12), prompts_and_tokens=dict(micro_prompts=2, micro_tokens=7),
+                in_turns=dict(rollout_rows=9), recomputed=dict(recompute=True),
                 all_for_memory=dict(recompute=True, rollout_rows=4, micro_prompts=3, micro_tokens=16),
-                everything_off=dict(shared_prompt=False, keep_prefill=False, drop_finished=False, skip_flat=False, pack=False))
+                everything_off=dict(shared_prompt=False, keep_prefill=False, drop_finished=False, skip_flat=False,
+                                    pack=False))
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-@pytest.mark.parametrize("signals", [[RL("text"), RL("image"), RL("video")], [RL("video"), OPD("text", "base", .5), OPD("image", "base", .5, "jsd")]])
+@pytest.mark.parametrize("signals", [[RL("text"), RL("image"), RL("video")],
+                                     [RL("video"), OPD("text", "base", .5), OPD("image", "base", .5, "jsd")]])
 def test_every_switch_changes_the_work_and_not_the_result(switch, signals, suite, start, tmp_path):
     suite = suite | {"video": video(32, 16)}
     schedule = Schedule("s", ["a"], [Phase("p", 1, [Update("a", signals)])], "a")
     found = []
     for options in ({}, SWITCHES[switch]):
-        training = begin(schedule, suite, start, replace(TINY, prompts=6, group_size=4, max_new_tokens=8, **options), tmp_path)
+        training = begin(schedule, suite, start, replace(TINY, prompts=6, group_size=4, max_new_tokens=8, **options),
+                         tmp_path)
         training.base.packs = training.config.pack
         if training.config.recompute: training.base.recompute()
         with torch.no_grad(): training.branch("a").policy.model.lm_head.weight.mul_(1.2)
         batches = collect(training, schedule.phases[0].updates[0], 0)
         gradients, losses = gradients_of(training, "a", batches)
-        flat = {s: torch.cat([torch.zeros_like(p).flatten() if x is None else x.flatten() for p, x in zip(training.policy("a").model.parameters(), g)])
+        flat = {s: torch.cat([torch.zeros_like(p).flatten() if x is None else x.flatten() for p,
+                              x in zip(training.policy("a").model.parameters(), g)])
                 for s, g in gradients.items()}
-        found.append((flat, losses, [b.rollouts.texts for b in batches], [b.logp for b in batches], [b.padded for b in batches]))
+        found.append((flat, losses, [b.rollouts.texts for b in batches], [b.logp for b in batches], [b.padded
+                                                                                                     for b in batches]))
     (g, loss, texts, logp, padded), (other_g, other_loss, other_texts, other_logp, other_padded) = found
     assert texts == other_texts
     for a, b in zip(logp, other_logp): assert torch.allclose(a, b, atol=2e-5)
-    for s in g: assert g[s].norm() > 1e-4 and (g[s] - other_g[s]).norm() < 1e-4 * g[s].norm() and abs(loss[s] - other_loss[s]) < 1e-5
+    for s in g:
+        assert g[s].norm() > 1e-4 and (g[s] - other_g[s]).norm() < 1e-4 * g[s].norm()
+        assert abs(loss[s] - other_loss[s]) < 1e-5
     assert not any(padded)
     assert any(other_padded) == (switch in ("dead_rows", "padded", "everything_off"))
 
@@ -209,12 +235,14 @@ def test_flat_groups_are_not_run(suite, start, tmp_path, monkeypatch):
     batch.rewards = torch.tensor([1., 0, 0, 1] + [1.] * 12 + [0., 1, 0, 0] + [0.] * 4)
     batch.advantages = grpo_advantages(batch.rewards, 4)
     run, real = [], Policy.completion_hidden
-    monkeypatch.setattr(Policy, "completion_hidden", lambda self, prompts, ids, *a: (run.append(len(ids)), real(self, prompts, ids, *a))[1])
+    monkeypatch.setattr(Policy, "completion_hidden", lambda self, prompts, ids, *a: (run.append(len(ids)),
+                                                                                     real(self, prompts, ids, *a))[1])
     stream_gradient(training, training.policy("a"), batch)
     assert run == [8] and (batch.logp[4:16] == batch.rollouts.logp[4:16]).all()
     batch.old_logp, batch.advantages, run[:] = None, torch.zeros(24), []
     gradient, loss = stream_gradient(training, training.policy("a"), batch)
-    assert run == [24] and loss == 0 and any(g is not None for g in gradient) and not any(g.any() for g in gradient if g is not None)
+    assert run == [24] and loss == 0 and any(g is not None for g in gradient) and not any(g.any() for g in gradient
+                                                                                          if g is not None)
 
 
 @settings(deadline=None)
@@ -230,7 +258,8 @@ def test_micro_batches_by_length(lengths, budget):
 
 def test_kept_prefill_gives_the_same_gradient(suite, start, tmp_path):
     schedule = expert("image", 1)
-    a, b = (weights(train(schedule, suite, start, replace(TINY, keep_prefill=k), tmp_path / str(k), progress=False).result) for k in (True, False))
+    a, b = (weights(train(schedule, suite, start, replace(TINY, keep_prefill=k), tmp_path / str(k),
+                          progress=False).result) for k in (True, False))
     assert (a - b).abs().max() < 1e-5
 
 
@@ -239,7 +268,8 @@ def test_streams_have_their_own_denominators(suite, start, tmp_path):
     update = Update("text", [RL("text"), OPD("image", "base", 1.0)])
     norms = []
     for signals in (update.signals, update.signals[:1], update.signals[1:]):
-        training = begin(Schedule("s", ["text"], [Phase("p", 1, [Update("text", signals)])], "text"), suite, start, TINY, tmp_path)
+        training = begin(Schedule("s", ["text"], [Phase("p", 1, [Update("text", signals)])], "text"), suite, start,
+                         TINY, tmp_path)
         with torch.no_grad(): next(training.branch("text").policy.model.parameters()).mul_(1.3)
         batches = collect(training, Update("text", signals), 0)
         norms.append({b.stream: stream_gradient(training, training.policy("text"), b)[0] for b in batches})
@@ -273,8 +303,10 @@ def test_linked_branches_see_the_same_prompts(suite, start, tmp_path):
     schedule = copd(PAIR, 1, 1, 2)
     training = begin(schedule, suite, start, replace(TINY, opd_prompts=4), tmp_path)
     batches = {u.branch: collect(training, u, 0) for u in schedule.phases[1].updates}
-    ids = {(n, b.signals[0].capability, b.stream == "rl"): [e.id for e in b.rollouts.prompts.examples] for n, bs in batches.items() for b in bs}
-    assert ids["text", "text", True] == ids["image", "text", False] and ids["image", "image", True] == ids["text", "image", False]
+    ids = {(n, b.signals[0].capability, b.stream == "rl"): [e.id for e in b.rollouts.prompts.examples] for n,
+           bs in batches.items() for b in bs}
+    assert ids["text", "text", True] == ids["image", "text", False]
+    assert ids["image", "image", True] == ids["text", "image", False]
 
 
 def test_mixed_prompts_are_dealt_in_turn(suite, start, tmp_path):
@@ -291,28 +323,33 @@ def test_student_starts_as_a_copy_of_the_expert(suite, start, tmp_path):
 
 def test_supervised_loss_falls(suite, start, tmp_path):
     schedule = Schedule("sft", ["warm"], [Phase("p", 8, [Update("warm", [SFT("text")])])], "warm")
-    losses = train(schedule, suite, start, replace(TINY, prompts=8, learning_rate=1e-3), tmp_path / "run", progress=False).events.loss
+    losses = train(schedule, suite, start, replace(TINY, prompts=8, learning_rate=1e-3), tmp_path / "run",
+                   progress=False).events.loss
     assert losses.iloc[-3:].mean() < losses.iloc[:3].mean()
 
 
 def test_optimizer_state_modes(suite, start, tmp_path):
     results = {}
     for mode in ("keep", "reset", "separate"):
-        results[mode] = weights(train(COPD, suite, start, replace(TINY, optimizer_state=mode), tmp_path / mode, progress=False).result)
+        results[mode] = weights(train(COPD, suite, start, replace(TINY, optimizer_state=mode), tmp_path / mode,
+                                      progress=False).result)
     assert not torch.equal(results["keep"], results["reset"]) and not torch.equal(results["keep"], results["separate"])
 
 
 def test_costs_are_the_measured_tokens(uninterrupted):
     rows = uninterrupted(COPD, TINY).events
     opd = rows.stream != "rl"
-    assert (rows.generated == rows.trained).all() and (rows.scored[opd] == rows.generated[opd]).all() and (rows.scored[~opd] == 0).all()
+    assert (rows.generated == rows.trained).all() and (rows.scored[opd] == rows.generated[opd]).all()
+    assert (rows.scored[~opd] == 0).all()
     assert (rows.generated == (rows.length * rows.prompts * TINY.group_size).round()).all()
     assert (rows.flops > 0).all() and (rows.updates == 1).all()
 
 
 def test_several_epochs_clip(suite, start, tmp_path):
-    one = train(expert("text", 3), suite, start, replace(TINY, learning_rate=1e-3), tmp_path / "one", progress=False).events
-    many = train(expert("text", 3), suite, start, replace(TINY, learning_rate=1e-3, epochs=4), tmp_path / "many", progress=False).events
+    one = train(expert("text", 3), suite, start, replace(TINY, learning_rate=1e-3), tmp_path / "one",
+                progress=False).events
+    many = train(expert("text", 3), suite, start, replace(TINY, learning_rate=1e-3, epochs=4), tmp_path / "many",
+                 progress=False).events
     assert (one.clip_share == 0).all() and many.clip_share.max() > 0 and (many.updates == 4).all()
 
 
@@ -324,7 +361,8 @@ def test_bf16_trains(suite, start, tmp_path):
 def test_probes_and_evaluations_are_logged(suite, start, tmp_path):
     run = train(COPD, suite, start, replace(TINY, probe_every=2, eval_every=2), tmp_path / "run", progress=False)
     probes, evals = run.events.query("kind == 'probe'"), run.events.query("kind == 'eval'")
-    pairs = {("text", "base", "text"), ("image", "base", "image"), ("text", "image", "image"), ("image", "text", "text")}
+    pairs = {("text", "base", "text"), ("image", "base", "image"), ("text", "image", "image"), ("image", "text",
+                                                                                                "text")}
     assert set(zip(probes.a, probes.b, probes.capability)) == pairs
     assert all({a, b} == set(g.owner) for (a, b), g in probes.groupby(["a", "b"]))
     assert set(evals.model) == {"result"} and set(evals.capability) == {"text", "image", "mean"}
@@ -332,7 +370,8 @@ def test_probes_and_evaluations_are_logged(suite, start, tmp_path):
 
 
 def test_static_opd_is_probed_before_it_begins(suite, start, tmp_path):
-    run = train(static_opd("text", "image", 2, 2), suite, start, replace(TINY, probe_every=2), tmp_path / "run", progress=False)
+    run = train(static_opd("text", "image", 2, 2), suite, start, replace(TINY, probe_every=2), tmp_path / "run",
+                progress=False)
     first = run.events.query("kind == 'probe' and phase == 'OPD' and step == -1")
     assert ("student", "text", "text") in set(zip(first.a, first.b, first.capability)) and set(first.global_step) == {4}
 
@@ -352,34 +391,41 @@ def test_parameters_without_gradient_stay(suite, start, tmp_path):
 # What bad input gets. Nothing may be written before it is refused.
 
 @pytest.mark.parametrize("change, words", [
-    (dict(group_size=1), ["group_size=1", "at least 2"]), (dict(max_new_tokens=600), ["context", "512"]), (dict(probe_k=1000, probe_every=1), ["probe_k", "vocabulary"])])
+    (dict(group_size=1), ["group_size=1", "at least 2"]), (dict(max_new_tokens=600), ["context", "512"]),
+    (dict(probe_k=1000, probe_every=1), ["probe_k", "vocabulary"])])
 def test_config_that_cannot_work(change, words, suite, start, tmp_path):
-    with pytest.raises(ValueError) as error: train(COPD, suite, start, replace(TINY, **change), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError) as error: train(COPD, suite, start, replace(TINY, **change), tmp_path / "run",
+                                                   progress=False)
     assert all(w in str(error.value) for w in words) and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("values", [dict(prompts=0), dict(learning_rate=-1), dict(precision="fp8"), dict(updates="now"), dict(unknown=1)])
+@pytest.mark.parametrize("values", [dict(prompts=0), dict(learning_rate=-1), dict(precision="fp8"),
+                                    dict(updates="now"), dict(unknown=1)])
 def test_config_values_are_checked(values):
     with pytest.raises(ValueError, match=next(iter(values))): config_from(values)
 
 
 def test_unknown_capability_is_named(suite, start, tmp_path):
-    with pytest.raises(ValueError, match="'video'.*'text', 'image'"): train(expert("video", 1), suite, start, TINY, tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="'video'.*'text', 'image'"): train(expert("video", 1), suite, start, TINY,
+                                                                            tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("reward, words", [
-    (lambda c, e: 1 / 0, "ZeroDivisionError"), (lambda c, e: [math.nan] * len(c), "nan"), (lambda c, e: [1.0], "1 scores for 16")])
+    (lambda c, e: 1 / 0, "ZeroDivisionError"), (lambda c, e: [math.nan] * len(c), "nan"), (lambda c, e: [1.0],
+                                                                                           "1 scores for 16")])
 def test_reward_that_misbehaves_stops_before_the_update(reward, words, suite, start, tmp_path):
     bad = dict(suite, text=Capability("text", suite["text"].train, suite["text"].test, reward))
-    with pytest.raises(ValueError, match=f"'text'.*{words}"): train(expert("text", 2), bad, start, TINY, tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=f"'text'.*{words}"): train(expert("text", 2), bad, start, TINY,
+                                                                    tmp_path / "run", progress=False)
     assert EventLog(tmp_path / "run" / "events.jsonl").rows() == []
 
 
 def test_other_config_in_the_same_folder_is_refused(suite, start, tmp_path):
     first = train(expert("text", 1), suite, start, TINY, tmp_path / "run", progress=False)
     before = (first.path / "events.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="holds another run"): train(expert("text", 1), suite, start, replace(TINY, seed=1), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="holds another run"):
+        train(expert("text", 1), suite, start, replace(TINY, seed=1), tmp_path / "run", progress=False)
     assert (first.path / "events.jsonl").read_bytes() == before and Run(first.path).finished
 
 
@@ -390,7 +436,8 @@ def test_finished_run_is_loaded(suite, start, tmp_path, monkeypatch):
 
 
 def test_corrupt_checkpoint_is_named_and_kept(suite, start, tmp_path, dies_after):
-    with dies_after(3): train(expert("text", 4), suite, start, replace(TINY, checkpoint_every=2), tmp_path / "run", progress=False)
+    with dies_after(3): train(expert("text", 4), suite, start, replace(TINY, checkpoint_every=2), tmp_path / "run",
+                              progress=False)
     path = latest_checkpoint(Run(tmp_path / "run"))
     file = path / "text~weights.safetensors"
     data = bytearray(file.read_bytes())
@@ -411,7 +458,8 @@ def test_gradient_that_is_not_finite_is_named(suite, start, tmp_path):
 def test_manifest_says_what_was_run(suite, start, tmp_path):
     run = train(expert("text", 1), suite, start, TINY, tmp_path / "run", progress=False)
     m = json.loads((run.path / "manifest.json").read_text())
-    assert m["status"] == "finished" and m["config"]["seed"] == 0 and m["versions"]["torch"] == torch.__version__ and m["threads"] == torch.get_num_threads()
+    assert m["status"] == "finished" and m["config"]["seed"] == 0
+    assert m["versions"]["torch"] == torch.__version__ and m["threads"] == torch.get_num_threads()
     assert run.schedule == expert("text", 1)
 
 
@@ -457,7 +505,8 @@ def test_several_probe_sizes_are_logged_and_survive_the_manifest(suite, start, t
     assert probes[["overlap", "overlap@1"]].notna().all().all()
     assert config_from(run.manifest["config"]) == config
     assert train(expert("text", 1), suite, start, config, tmp_path / "run", progress=False).finished
-    with pytest.raises(ValueError, match="probe_k"): train(expert("text", 1), suite, start, replace(config, probe_k=(1, 10_000)), tmp_path / "x", progress=False)
+    with pytest.raises(ValueError, match="probe_k"):
+        train(expert("text", 1), suite, start, replace(config, probe_k=(1, 10_000)), tmp_path / "x", progress=False)
 
 
 def altered(name, value):
@@ -480,6 +529,9 @@ def test_every_field_of_a_config_but_those_on_checkpoints_and_monitors_makes_ano
     assert len({*hashes.values(), identity(config)}) == len(hashes) + 1
     assert len({*names.values(), name(config)}) == len(names) + 1 and name(config) == name(replace(config))
     assert identity(replace(config, probe_k=10)) != identity(replace(config, probe_k=(10, 5)))
-    others = [replace(COPD, phases=COPD.phases[:2]), replace(COPD, result="text"), copd(PAIR, cycles=2, s_rl=2, s_opd=2, beta=0.25)]
-    assert len({manifest_of(s, suite, start, config, {})["content_hash"] for s in (COPD, *others)}) == len({Job(s, config).name for s in (COPD, *others)}) == 4
-    assert identity(config) == manifest_of(replace(COPD, name="other"), suite, start, config, {})["content_hash"]  # the display name is no content
+    others = [replace(COPD, phases=COPD.phases[:2]), replace(COPD, result="text"), copd(PAIR, cycles=2, s_rl=2,
+                                                                                        s_opd=2, beta=0.25)]
+    manifests = {manifest_of(s, suite, start, config, {})["content_hash"] for s in (COPD, *others)}
+    assert len(manifests) == len({Job(s, config).name for s in (COPD, *others)}) == 4
+    renamed = manifest_of(replace(COPD, name="other"), suite, start, config, {})
+    assert identity(config) == renamed["content_hash"]  # the display name is no content

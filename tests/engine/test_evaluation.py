@@ -43,7 +43,8 @@ def test_columns_and_rows(rows):
     assert list(rows.columns) == COLUMNS and len(rows) == 72
     for name, capability in SUITE.items():
         assert rows[rows.capability == name].example.tolist() == [e.id for e in capability.test]
-    assert set(rows.greedy) <= {0.0, 1.0} and (rows.samples == 3).all() and (rows.sampled * 3 - rows.correct).abs().max() < 1e-9
+    assert set(rows.greedy) <= {0.0, 1.0} and (rows.samples == 3).all()
+    assert (rows.sampled * 3 - rows.correct).abs().max() < 1e-9
     assert 0 < rows.greedy.mean() < 1 and 0 < rows.sampled.mean() < 1
 
 
@@ -82,9 +83,11 @@ def test_unfinished_completions_count_as_wrong(shipped):
 
 
 def test_the_first_prompts_and_partial_scores(shipped):
-    half = Capability("half", SUITE["text"].train, SUITE["text"].test, lambda completions, examples: [.5] * len(completions))
+    half = Capability("half", SUITE["text"].train, SUITE["text"].test, lambda completions,
+                      examples: [.5] * len(completions))
     out = evaluate(shipped, [half], prompts=5, samples=2, max_new_tokens=12)
-    assert out.example.tolist() == [e.id for e in half.test[:5]] and set(out.greedy) <= {0, .5} and (out.correct == 0).all()
+    assert out.example.tolist() == [e.id for e in half.test[:5]] and set(out.greedy) <= {0, .5}
+    assert (out.correct == 0).all()
 
 
 def test_gradients_are_off(shipped):
@@ -92,11 +95,13 @@ def test_gradients_are_off(shipped):
         def __call__(self, completions, examples):
             assert not torch.is_grad_enabled()
             return super().__call__(completions, examples)
-    evaluate(shipped, [Capability("w", SUITE["text"].train, SUITE["text"].test, Watched())], prompts=2, samples=1, max_new_tokens=2)
+    evaluate(shipped, [Capability("w", SUITE["text"].train, SUITE["text"].test, Watched())], prompts=2, samples=1,
+             max_new_tokens=2)
 
 
 def test_summary():
-    rows = pd.DataFrame(dict(capability=["b", "b", "a"], example=["1", "2", "3"], greedy=[1.0, 0, 1], sampled=[.5, 0, 1.0],
+    rows = pd.DataFrame(dict(capability=["b", "b", "a"], example=["1", "2", "3"], greedy=[1.0, 0, 1], sampled=[.5, 0,
+                                                                                                               1.0],
                              correct=[2, 0, 4], samples=[4] * 3))
     table = summary(rows, k=2)
     assert list(table.index) == ["b", "a", "mean"] and list(table.columns) == ["greedy", "sampled", "pass@2"]

@@ -1,4 +1,4 @@
-"Executors: branches apart from each other give what they give together; lost workers are replaced; what can't be placed is said."
+"Executors: branches apart train as they do together; lost workers are replaced; a run without room is refused."
 import copy
 from dataclasses import replace
 from datetime import datetime
@@ -28,7 +28,8 @@ ray = pytest.importorskip("ray")
 from ray import cloudpickle  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=20, eval_every=20, probe_prompts=2, eval_prompts=2, eval_samples=1,
+TINY = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=20, eval_every=20,
+              probe_prompts=2, eval_prompts=2, eval_samples=1,
               learning_rate=1e-4, warmup=2, checkpoint_every=20, device="cpu")
 PAIR = ["text", "image"]
 COPD = copd(PAIR, cycles=2, s_rl=1, s_opd=1, beta=0.5)
@@ -52,7 +53,8 @@ def same(a, b):
     "Two runs have the same events and the same weights, bit for bit."
     pd.testing.assert_frame_equal(events(a), events(b), check_exact=True)
     assert {p.name for p in (a.path / "branches").iterdir()} == {p.name for p in (b.path / "branches").iterdir()}
-    for path in (a.path / "branches").iterdir(): assert weights_hash(a.branch(path.name)) == weights_hash(b.branch(path.name))
+    for name in (path.name for path in (a.path / "branches").iterdir()):
+        assert weights_hash(a.branch(name)) == weights_hash(b.branch(name))
     assert weights_hash(a.result) == weights_hash(b.result)
 
 
@@ -67,7 +69,8 @@ class Apart:
 
     def __init__(self, cluster, make, shared, own):
         self.cluster, self.shard_bytes, self.sent = cluster, cluster.shard_bytes, []
-        self.states = {n: make(*self.copied((*shared, *more)), place=(0, 1, None), executor=self) for n, more in own.items()}
+        self.states = {n: make(*self.copied((*shared, *more)), place=(0, 1, None), executor=self) for n,
+                       more in own.items()}
 
     def copied(self, values): return cloudpickle.loads(cloudpickle.dumps(tuple(map(self.get, values))))
 
@@ -98,16 +101,21 @@ def apart(monkeypatch):
     return made
 
 
-FROZEN = Schedule("frozen", {"student": "base", "teacher": "base"}, [Phase("OPD", 2, [Update("student", [RL("text"), OPD("text", "teacher", 0.5, "reverse"), OPD("image", "base", 0.5, "topk")])])], "student")
+FROZEN = Schedule("frozen", {"student": "base", "teacher": "base"},
+                  [Phase("OPD", 2,
+                         [Update("student", [RL("text"), OPD("text", "teacher", 0.5, "reverse"),
+                                             OPD("image", "base", 0.5, "topk")])])], "student")
 SCHEDULES = {
-    "CoPD, topk, TIES": replace(copd(PAIR, cycles=1, s_rl=1, s_opd=2, beta=0.5, estimator="topk"), result=Merge(tuple(PAIR), "ties", density=0.5)),
+    "CoPD, topk, TIES": replace(copd(PAIR, cycles=1, s_rl=1, s_opd=2, beta=0.5, estimator="topk"),
+                                result=Merge(tuple(PAIR), "ties", density=0.5)),
     "one expert teaches the other": static_opd("text", "image", 1, 2),
     "the base and a frozen branch teach": FROZEN,
 }
 MORE = {
     "a control": copd(PAIR, cycles=2, s_rl=1, s_opd=1, control=gradient_share(0.3)),
     "a student of experts": mopd(PAIR, 1, 2),
-    "reverse KL, DARE": replace(copd(PAIR, cycles=1, s_rl=1, s_opd=2, beta=0.5, estimator="reverse"), result=Merge(tuple(PAIR), "dare", density=0.5)),
+    "reverse KL, DARE": replace(copd(PAIR, cycles=1, s_rl=1, s_opd=2, beta=0.5, estimator="reverse"),
+                                result=Merge(tuple(PAIR), "dare", density=0.5)),
     "SLERP": replace(COPD, result=Merge(tuple(PAIR), "slerp")),
     "student hub": copd(PAIR, cycles=1, s_rl=1, s_opd=1, topology="student"),
     "mixed RLVR": mixed_rlvr(PAIR, 2),
@@ -118,20 +126,24 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("name", [*SCHEDULES, *(pytest.param(n, marks=SLOW) for n in MORE)])
 def test_branches_apart_give_what_they_give_together(name, suite, start, tmp_path, apart):
-    "Every paradigm, bit for bit, with weights in pieces of 200 KB; nothing but what is pickled goes from branch to branch."
+    "Every paradigm, bit for bit, with weights in pieces of 200 KB; only pickled values go from branch to branch."
     config = replace(TINY, optimizer_state="reset") if name == "a control" else TINY
     here = train((SCHEDULES | MORE)[name], suite, start, config, tmp_path / "here", progress=False)
-    same(here, train((SCHEDULES | MORE)[name], suite, start, config, tmp_path / "apart", progress=False, cluster=Cluster(shard_bytes=200_000)))
+    same(here, train((SCHEDULES | MORE)[name], suite, start, config, tmp_path / "apart", progress=False,
+                     cluster=Cluster(shard_bytes=200_000)))
     assert apart and apart[0].sent
 
 
-@pytest.mark.parametrize("changes", [dict(updates="sequential", shared_prompt=False), pytest.param(dict(epochs=2, pack=False, optimizer_state="separate"), marks=SLOW), pytest.param(dict(micro_prompts=2, micro_tokens=40, rollout_rows=8), marks=SLOW)],
+@pytest.mark.parametrize("changes", [dict(updates="sequential", shared_prompt=False),
+                                     pytest.param(dict(epochs=2, pack=False, optimizer_state="separate"), marks=SLOW),
+                                     pytest.param(dict(micro_prompts=2, micro_tokens=40, rollout_rows=8), marks=SLOW)],
                          ids=lambda c: ", ".join(f"{k}={v}" for k, v in c.items()))
 def test_every_way_of_computing_is_the_same_apart(changes, suite, start, tmp_path, apart):
     "Options of the engine."
     schedule = copd(PAIR, cycles=1, s_rl=1, s_opd=2, beta=0.5, estimator="reverse" if "epochs" in changes else "topk")
     config = replace(TINY, eval_every=0, probe_every=0, **changes)
-    same(*(train(schedule, suite, start, config, tmp_path / f"{cluster is None}", progress=False, cluster=cluster) for cluster in (None, "ray")))
+    same(*(train(schedule, suite, start, config, tmp_path / f"{cluster is None}", progress=False, cluster=cluster)
+           for cluster in (None, "ray")))
 
 
 def test_the_date_of_a_run_goes_where_its_branches_go(suite, start, tmp_path, apart, monkeypatch):
@@ -164,7 +176,8 @@ def test_the_date_of_a_run_goes_where_its_branches_go(suite, start, tmp_path, ap
 def test_adapters_apart(suite, start, tmp_path, apart):
     "LoRA branches: adapters travel, and merge to the same adapter."
     small = lora(start.clone("base"), 2)
-    same(*(train(COPD, suite, small, TINY, tmp_path / f"{cluster is None}", progress=False, cluster=cluster) for cluster in (None, "ray")))
+    same(*(train(COPD, suite, small, TINY, tmp_path / f"{cluster is None}", progress=False, cluster=cluster)
+           for cluster in (None, "ray")))
 
 
 @pytest.mark.slow
@@ -172,7 +185,8 @@ def test_given_policies_apart(suite, start, tmp_path, apart):
     "A branch that begins from a policy of its own is sent that policy."
     moved = start.clone("moved")
     with torch.no_grad(): next(iter(moved.parameters())).add_(0.01)
-    same(*(train(FROZEN, suite, start, TINY, tmp_path / f"{cluster is None}", progress=False, starts=dict(teacher=moved), cluster=cluster) for cluster in (None, "ray")))
+    same(*(train(FROZEN, suite, start, TINY, tmp_path / f"{cluster is None}", progress=False,
+                 starts=dict(teacher=moved), cluster=cluster) for cluster in (None, "ray")))
 
 
 @pytest.mark.slow
@@ -181,16 +195,19 @@ def test_an_expert_is_trained_once_for_both(suite, start, tmp_path, apart):
     schedule = mopd(PAIR, 2, 1)
     first = train(schedule, suite, start, TINY, tmp_path / "here", tmp_path / "experts", progress=False)
     trained = len([s for s, _ in apart[0].sent if s == "update"]) if apart else 0
-    second = train(schedule, suite, start, TINY, tmp_path / "apart", tmp_path / "experts", progress=False, cluster="ray")
+    second = train(schedule, suite, start, TINY, tmp_path / "apart", tmp_path / "experts", progress=False,
+                   cluster="ray")
     same(first, second)
-    assert trained == 0 and [s for s, _ in apart[0].sent].count("update") == 1  # the student's step; experts came from the store
+    assert trained == 0 and [s for s,
+                             _ in apart[0].sent].count("update") == 1  # the student's step; experts came from the store
 
 
 def test_only_completions_and_few_numbers_travel(suite, start, tmp_path, apart):
     "A question is four bytes a token, the reply one or k + 1 numbers a token; no prompt, no picture, no logits."
     for estimator, numbers in (("sampled", 1), ("topk", TINY.opd_top_k + 2)):
         schedule = copd(PAIR, cycles=1, s_rl=1, s_opd=1, beta=0.5, estimator=estimator)
-        train(schedule, suite, start, replace(TINY, probe_every=0, eval_every=0, opd_prompts=64), tmp_path / estimator, progress=False, cluster="ray")
+        train(schedule, suite, start, replace(TINY, probe_every=0, eval_every=0, opd_prompts=64), tmp_path / estimator,
+              progress=False, cluster="ray")
         sizes = {}
         for work, size in apart[-1].sent: sizes.setdefault(work, []).append(size)
         tokens = 64 * TINY.group_size * TINY.max_new_tokens
@@ -216,10 +233,13 @@ def test_a_run_goes_on_in_another_crew(suite, start, tmp_path, apart):
 
 def test_what_a_user_writes_becomes_a_cluster():
     "Forms that are allowed, and what is said of others."
-    assert cluster_from("ray") == Cluster() and cluster_from("ray://head:10001").address == "ray://head:10001" and cluster_from(dict(gpus=1)).gpus == 1
+    assert cluster_from("ray") == Cluster() and cluster_from(dict(gpus=1)).gpus == 1
+    assert cluster_from("ray://head:10001").address == "ray://head:10001"
     for wrong, told in (("slurm", "host:port"), (dict(gpu=1), "unknown cluster fields"), (3, "host:port")):
         with pytest.raises(ValueError, match=told): cluster_from(wrong)
-    for field, value, told in (("cpus", 0, "positive"), ("gpus", -1, "0 or more"), ("strategy", "pack", "STRICT_SPREAD"), ("special", dict(text=dict(threads=2)), "cpus, gpus and ranks")):
+    for field, value, told in (("cpus", 0, "positive"), ("gpus", -1, "0 or more"),
+                               ("strategy", "pack", "STRICT_SPREAD"),
+                               ("special", dict(text=dict(threads=2)), "cpus, gpus and ranks")):
         with pytest.raises(ValueError, match=told): Cluster(**{field: value})
 
 
@@ -227,5 +247,6 @@ def test_what_is_missing_is_said():
     "The sentence names every resource that is short, or the node that would be needed."
     pair = [dict(CPU=2, GPU=1)] * 2
     assert "2 GPU are needed, the cluster has 1, 0 of them free" in missing(pair, dict(CPU=8, GPU=1), dict(CPU=8), [])
-    assert "no node has 2 CPU and 1 GPU" in missing(pair, dict(CPU=8, GPU=2), dict(CPU=8, GPU=2), [dict(CPU=8), dict(GPU=2)])
+    assert "no node has 2 CPU and 1 GPU" in missing(pair, dict(CPU=8, GPU=2), dict(CPU=8, GPU=2), [dict(CPU=8),
+                                                                                                   dict(GPU=2)])
     assert "too small" in missing(pair, dict(CPU=8, GPU=2), dict(CPU=8, GPU=2), [dict(CPU=8, GPU=2)])

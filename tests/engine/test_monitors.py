@@ -1,4 +1,4 @@
-"Monitors: what they measure, when they warn, when they are silent, and that a resumed run warns as an uninterrupted one."
+"Monitors: what they measure, when they warn and when not, and that a resumed run warns as an uninterrupted one."
 import json
 import math
 from dataclasses import fields, replace
@@ -40,7 +40,8 @@ rows_of_ids = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=14), min
 def padded(rows, more=0, fill=0):
     "Ids and mask of rows of unequal length, with further columns of padding."
     width = max(map(len, rows)) + more
-    return (torch.tensor([r + [fill] * (width - len(r)) for r in rows]), torch.tensor([[1.0] * len(r) + [0.0] * (width - len(r)) for r in rows]))
+    return (torch.tensor([r + [fill] * (width - len(r)) for r in rows]),
+            torch.tensor([[1.0] * len(r) + [0.0] * (width - len(r)) for r in rows]))
 
 
 @settings(deadline=None, max_examples=60)
@@ -60,12 +61,15 @@ def test_repetition_knows_neither_padding_nor_order_nor_names_of_tokens(rows, n,
 
 def test_repetition_of_long_completions_and_of_none():
     same, new = torch.full((2, 3000), 7), torch.arange(6000).view(2, 3000) * 25
-    assert repetition(same, torch.ones(2, 3000)) == pytest.approx(1 - 1 / 2997) and repetition(new, torch.ones(2, 3000)) == 0
-    assert repetition(torch.zeros(0, 5).long(), torch.zeros(0, 5)) == 0 == repetition(torch.zeros(2, 3).long(), torch.ones(2, 3))
+    assert repetition(same, torch.ones(2, 3000)) == pytest.approx(1 - 1 / 2997)
+    assert repetition(new, torch.ones(2, 3000)) == 0
+    assert repetition(torch.zeros(0, 5).long(), torch.zeros(0, 5)) == 0 == repetition(torch.zeros(2, 3).long(),
+                                                                                      torch.ones(2, 3))
     with pytest.raises(ValueError, match="n=0"): repetition(same, torch.ones(2, 3000), 0)
 
 
-@given(st.lists(st.sampled_from(["1", "It is 1.", "2", "none", " none ", "a b", ""]), min_size=1, max_size=12), st.randoms())
+@given(st.lists(st.sampled_from(["1", "It is 1.", "2", "none", " none ", "a b", ""]), min_size=1, max_size=12),
+       st.randoms())
 def test_sameness_is_the_largest_share_in_any_order(texts, rng):
     found = sameness(texts)
     assert 1 / len(texts) <= found <= 1 and found == sameness(rng.sample(texts, len(texts)))
@@ -82,17 +86,20 @@ def test_the_spread_of_rewards_is_exactly_zero_where_all_are_equal():
     assert reward_row(torch.full((24,), 0.1), 8) == dict(reward=pytest.approx(0.1), reward_std=0.0, flat_groups=1.0)
     assert reward_row(torch.tensor([0.3]), 1)["reward_std"] == 0
     mixed = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
-    assert reward_row(mixed, 2) == dict(reward=0.5, reward_std=pytest.approx(mixed.std().item()), flat_groups=pytest.approx(2 / 3))
+    assert reward_row(mixed, 2) == dict(reward=0.5, reward_std=pytest.approx(mixed.std().item()),
+                                        flat_groups=pytest.approx(2 / 3))
 
 
 # When a monitor warns.
 
 def rows(n=10, branch="a", stream="rl", capability="c", **values):
     "n equal train rows."
-    return [dict(kind="train", branch=branch, stream=stream, capability=capability, prompts=8, **values) for _ in range(n)]
+    return [dict(kind="train", branch=branch, stream=stream, capability=capability, prompts=8, **values)
+            for _ in range(n)]
 
 
-def evaluation(accuracy, model="a", capability="c"): return [dict(kind="eval", model=model, capability=capability, greedy=0.0, sampled=accuracy)]
+def evaluation(accuracy, model="a", capability="c"): return [dict(kind="eval", model=model, capability=capability,
+                                                                  greedy=0.0, sampled=accuracy)]
 
 
 FIRES = dict(
@@ -105,13 +112,16 @@ FIRES = dict(
     repeating=("repetition", rows(repetition=0.05) + rows(repetition=0.4), "repetition"),
     one_answer=("hacking", rows(sameness=0.2, reward=0.1) + rows(sameness=0.97, reward=0.89), "sameness"),
     not_followed=("hacking", rows(reward=0.2) + evaluation(0.2) + rows(reward=0.7) + evaluation(0.21), "gain"),
-    result_not_followed=("hacking", rows(reward=0.2) + evaluation(0.2, "result") + rows(reward=0.7) + evaluation(0.1, "result"), "gain"))
+    result_not_followed=("hacking", rows(reward=0.2) + evaluation(0.2, "result") + rows(reward=0.7) + evaluation(
+        0.1, "result"), "gain"))
 
 @pytest.mark.parametrize("name", FIRES)
 def test_a_monitor_warns_once_and_says_what_and_where(name):
     monitor, events, bound = FIRES[name]
     found = Watch().see(events)
-    assert [(w["kind"], w["monitor"], w["branch"], w["stream"], w["capability"]) for w in found] == [("warning", monitor, "a", "rl", "c")]
+    assert [(w["kind"], w["monitor"], w["branch"], w["stream"], w["capability"]) for w in found] == [("warning",
+                                                                                                      monitor, "a",
+                                                                                                      "rl", "c")]
     assert math.isfinite(found[0]["value"]) and math.isfinite(found[0]["bound"]) and found[0]["message"].endswith(".")
     assert json.loads(json.dumps(found)) == found
 
@@ -123,17 +133,29 @@ def test_a_bound_of_none_switches_its_rule_off(name):
 
 
 SILENT = dict(
-    too_few_alike=rows(4, reward=0.0, reward_std=0.0), alike_within_but_not_between=[r for i in range(12) for r in rows(1, reward=float(i % 3), reward_std=0.0)],
-    alike_on_average_only=rows(reward=0.5, reward_std=0.5), a_signal_in_between=(rows(4, reward=0.0, reward_std=0.0) + rows(1, reward=0.1, reward_std=0.2)) * 4,
+    too_few_alike=rows(4, reward=0.0, reward_std=0.0),
+    alike_within_but_not_between=[r for i in range(12) for r in rows(1, reward=float(i % 3), reward_std=0.0)],
+    alike_on_average_only=rows(reward=0.5, reward_std=0.5),
+    a_signal_in_between=(rows(4, reward=0.0, reward_std=0.0) + rows(1, reward=0.1, reward_std=0.2)) * 4,
     log_of_before=rows(20, reward=0.0),
-    a_little_longer=rows(length=10.0) + rows(length=19.0), mostly_finished=rows(finished=0.6), still_exploring=rows(entropy=0.6, reward=0.1) + rows(entropy=0.2, reward=0.8),
-    low_from_the_start=rows(entropy=0.05, reward=0.5) + rows(entropy=0.04, reward=0.6), solved=rows(entropy=0.6, reward=0.1) + rows(entropy=0.01, reward=0.99),
-    entropy_without_reward=rows(entropy=0.6, stream="opd:c:b") + rows(entropy=0.01, stream="opd:c:b"), repeats_as_ever=rows(repetition=0.5) + rows(repetition=0.55),
-    same_but_unrewarded=rows(sameness=1.0, reward=0.1), one_prompt=[r | dict(prompts=1) for r in rows(20, sameness=1.0, reward=0.9)],
-    followed=rows(reward=0.2) + evaluation(0.2) + rows(reward=0.7) + evaluation(0.6), other_capability=rows(reward=0.2) + evaluation(0.2) + rows(reward=0.7) + evaluation(0.2, capability="d"),
+    a_little_longer=rows(length=10.0) + rows(length=19.0),
+    mostly_finished=rows(finished=0.6),
+    still_exploring=rows(entropy=0.6, reward=0.1) + rows(entropy=0.2, reward=0.8),
+    low_from_the_start=rows(entropy=0.05, reward=0.5) + rows(entropy=0.04, reward=0.6),
+    solved=rows(entropy=0.6, reward=0.1) + rows(entropy=0.01, reward=0.99),
+    entropy_without_reward=rows(entropy=0.6, stream="opd:c:b") + rows(entropy=0.01, stream="opd:c:b"),
+    repeats_as_ever=rows(repetition=0.5) + rows(repetition=0.55),
+    same_but_unrewarded=rows(sameness=1.0, reward=0.1),
+    one_prompt=[r | dict(prompts=1) for r in rows(20, sameness=1.0, reward=0.9)],
+    followed=rows(reward=0.2) + evaluation(0.2) + rows(reward=0.7) + evaluation(0.6),
+    other_capability=rows(reward=0.2) + evaluation(0.2) + rows(reward=0.7) + evaluation(0.2, capability="d"),
     other_branch=rows(reward=0.2) + evaluation(0.2, "b") + rows(reward=0.7) + evaluation(0.2, "b"),
-    an_evaluation_after_others_have_learned=rows(reward=0.2) + evaluation(0.2, "result") + rows(reward=0.7) + evaluation(0.7, "result") + rows(stream="opd:c:b", length=3.0) + evaluation(0.1, "result"),
-    references=rows(stream="sft", length=10.0) + rows(stream="sft", length=90.0), too_few=rows(W - 1, finished=0.0), one_wild_value=rows(length=10.0) + rows(1, length=900.0) + rows(length=10.0))
+    an_evaluation_after_others_have_learned=(
+        rows(reward=0.2) + evaluation(0.2, "result") + rows(reward=0.7) + evaluation(0.7, "result")
+        + rows(stream="opd:c:b", length=3.0) + evaluation(0.1, "result")),
+    references=rows(stream="sft", length=10.0) + rows(stream="sft", length=90.0),
+    too_few=rows(W - 1, finished=0.0),
+    one_wild_value=rows(length=10.0) + rows(1, length=900.0) + rows(length=10.0))
 
 @pytest.mark.parametrize("name", SILENT)
 def test_a_healthy_curve_is_left_alone(name): assert Watch().see(SILENT[name]) == []
@@ -142,25 +164,35 @@ def test_a_healthy_curve_is_left_alone(name): assert Watch().see(SILENT[name]) =
 def test_branches_streams_and_capabilities_are_kept_apart():
     "Each alternates between two values that would be drift in one stream."
     for key, (one, other) in dict(branch=("a", "b"), stream=("rl", "opd:c:b"), capability=("c", "d")).items():
-        mixed = [r for pair in zip(rows(30, length=10.0, **{key: one}), rows(30, length=90.0, **{key: other})) for r in pair]
+        mixed = [r for pair in zip(rows(30, length=10.0, **{key: one}), rows(30, length=90.0, **{key: other}))
+                 for r in pair]
         assert Watch().see(mixed) == []
 
 
 @pytest.mark.parametrize("back, warnings", [(3, 1), (6, 1), (7, 2), (40, 2)])
 def test_a_second_warning_needs_a_window_inside(back, warnings):
-    "The median of eight is inside from the fourth value that is back until the fourth that is out again: for back + 1 rows."
+    "The median of eight is inside from the fourth value inside to the fourth outside again: for back + 1 rows."
     out = rows(24, length=30.0)
     assert W == 8 and len(Watch().see(rows(W, length=10.0) + out + rows(back, length=10.0) + out)) == warnings
 
 
 JUNK = [None, math.nan, math.inf, -math.inf, "?", [], {}]
 number = st.one_of(st.floats(0, 1), st.sampled_from(JUNK))
-train_row = st.fixed_dictionaries(dict(kind=st.just("train"), branch=st.sampled_from("ab"), stream=st.sampled_from(["rl", "opd:c:b", "sft"]), capability=st.sampled_from("cd")),
-                                  optional=dict(reward=number, reward_std=number, length=number, finished=number, entropy=number, repetition=number, sameness=number, prompts=st.sampled_from([1, 2, None])))
-eval_row = st.fixed_dictionaries(dict(kind=st.just("eval"), model=st.sampled_from(["a", "b", "result"]), capability=st.sampled_from(["c", "d", "mean"])), optional=dict(sampled=number, greedy=number))
-other_row = st.sampled_from([dict(kind="probe", a="a", b="b"), dict(kind="failure", branch="a", stream="rl", capability="c"), dict(kind="control", branch="a"), dict(kind="warning", monitor="length")])
+train_row = st.fixed_dictionaries(dict(kind=st.just("train"), branch=st.sampled_from("ab"),
+                                       stream=st.sampled_from(["rl", "opd:c:b", "sft"]),
+                                       capability=st.sampled_from("cd")),
+                                  optional=dict(reward=number, reward_std=number, length=number, finished=number,
+                                                entropy=number, repetition=number, sameness=number,
+                                                prompts=st.sampled_from([1, 2, None])))
+eval_row = st.fixed_dictionaries(dict(kind=st.just("eval"), model=st.sampled_from(["a", "b", "result"]),
+                                      capability=st.sampled_from(["c", "d", "mean"])), optional=dict(sampled=number,
+                                                                                                     greedy=number))
+other_row = st.sampled_from([dict(kind="probe", a="a", b="b"), dict(kind="failure", branch="a", stream="rl",
+                                                                    capability="c"), dict(kind="control", branch="a"),
+                                                                    dict(kind="warning", monitor="length")])
 events_of_any_kind = st.lists(st.one_of(train_row, train_row, train_row, eval_row, other_row), max_size=60)
-EAGER = Thresholds(window=2, length_factor=1.2, unfinished=0.3, entropy_share=0.9, entropy_nats=0.9, repetition=0.2, sameness=0.4, same_reward=0.2, gain=0.05)
+EAGER = Thresholds(window=2, length_factor=1.2, unfinished=0.3, entropy_share=0.9, entropy_nats=0.9, repetition=0.2,
+                   sameness=0.4, same_reward=0.2, gain=0.05)
 
 
 @settings(deadline=None, max_examples=80)
@@ -177,9 +209,11 @@ def test_one_go_row_by_row_and_rebuilt_in_the_middle_are_the_same(events, cut):
 @given(st.lists(st.one_of(train_row, eval_row), max_size=40))
 def test_a_log_and_its_table_give_the_warnings_of_the_rows(events):
     "JSON turns what is not finite into null, pandas makes NaN of what is missing."
-    events = [{k: v for k, v in row.items() if not isinstance(v, (str, list, dict)) or k in ("kind", "branch", "stream", "capability", "model")} for row in events]
+    events = [{k: v for k, v in row.items() if not isinstance(v, (str, list, dict)) or k in (
+        "kind", "branch", "stream", "capability", "model")} for row in events]
     whole = Watch(EAGER).see(events)
-    assert Watch(EAGER).see([{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in events]) == whole
+    assert Watch(EAGER).see([{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+                             for row in events]) == whole
     assert Watch(EAGER).see(pd.DataFrame(events).to_dict("records")) == whole
 
 
@@ -193,15 +227,19 @@ def test_thresholds_survive_a_manifest():
     assert Config(warn=dict(window=W)) == Config() and Config(warn=None).warn is None
 
 
-@pytest.mark.parametrize("warn, words", [(dict(windows=3), "unknown thresholds.*windows.*window"), (dict(window=0), "window=0"), (dict(length_factor=1.0), "length_factor=1.0"), (False, "name → bound"), ("window", "name → bound")])
+@pytest.mark.parametrize("warn, words", [(dict(windows=3), "unknown thresholds.*windows.*window"),
+                                         (dict(window=0), "window=0"), (dict(length_factor=1.0), "length_factor=1.0"),
+                                         (False, "name → bound"), ("window", "name → bound")])
 def test_thresholds_that_make_no_sense_are_refused(warn, words):
     with pytest.raises(ValueError, match=words): Config(warn=warn)
 
 
 # In the engine.
 
-TINY = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=0, eval_every=2, eval_prompts=2, eval_samples=1, checkpoint_every=1, device="cpu",
-              warn=dict(window=1, unfinished=0.0, length_factor=1.01))  # of a random model: there is always something to say
+TINY = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=0, eval_every=2, eval_prompts=2,
+              eval_samples=1, checkpoint_every=1, device="cpu",
+              warn=dict(window=1, unfinished=0.0,
+                        length_factor=1.01))  # of a random model: there is always something to say
 SCHEDULE = copd(["text", "image"], cycles=1, s_rl=3, s_opd=1)
 
 
@@ -214,12 +252,14 @@ def suite(): return [text(8), image(8, 8)]
 
 
 @pytest.fixture(scope="module")
-def whole(suite, start, tmp_path_factory): return train(SCHEDULE, suite, start, TINY, tmp_path_factory.mktemp("monitors") / "whole", progress=False)
+def whole(suite, start, tmp_path_factory): return train(SCHEDULE, suite, start, TINY,
+                                                        tmp_path_factory.mktemp("monitors") / "whole", progress=False)
 
 
 def logged(run, *without):
     "All rows of a log but for what the clock says, and for some kinds."
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in EventLog(run.path / "events.jsonl").rows() if row["kind"] not in without]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in EventLog(run.path / "events.jsonl").rows()
+            if row["kind"] not in without]
 
 
 def test_a_run_logs_its_warnings_after_the_rows_they_follow_from(whole):
@@ -227,7 +267,8 @@ def test_a_run_logs_its_warnings_after_the_rows_they_follow_from(whole):
     assert len(warnings) and set(warnings.global_step) <= set(train_rows.global_step)
     assert train_rows[["repetition", "sameness"]].stack().between(0, 1).all()
     place = ("phase", "phase_index", "cycle", "step", "global_step")
-    assert Watch(thresholds_from(TINY.warn)).see(logged(whole)) == [{k: v for k, v in r.items() if k not in place} for r in logged(whole) if r["kind"] == "warning"]
+    assert Watch(thresholds_from(TINY.warn)).see(logged(whole)) == [{k: v for k, v in r.items() if k not in place}
+                                                                    for r in logged(whole) if r["kind"] == "warning"]
 
 
 def test_an_interrupted_run_warns_at_the_same_steps(whole, suite, start, tmp_path, dies_after):
@@ -239,7 +280,8 @@ def test_an_interrupted_run_warns_at_the_same_steps(whole, suite, start, tmp_pat
 def test_experts_from_a_store_bring_their_warnings(suite, start, tmp_path):
     schedule = merged_experts(["text", "image"], 2)
     alone = train(schedule, suite, start, TINY, tmp_path / "alone", progress=False)
-    for name in ("first", "second"): shared = train(schedule, suite, start, TINY, tmp_path / name, experts=tmp_path / "experts", progress=False)
+    for name in ("first", "second"): shared = train(schedule, suite, start, TINY, tmp_path / name,
+                                                    experts=tmp_path / "experts", progress=False)
     assert logged(shared) == logged(alone) != logged(alone, "warning")
 
 
@@ -256,31 +298,47 @@ def test_monitors_change_nothing_about_a_training(whole, suite, start, tmp_path)
 
 def run_with(tmp_path, *warnings, warn=()):
     "A run folder whose log holds these warnings."
-    (tmp_path / "manifest.json").write_text(json.dumps(dict(config=dict(warn=warn, seed=0), status="stopped", content_hash="none", schedule=SCHEDULE.to_dict())))
+    (tmp_path / "manifest.json").write_text(json.dumps(dict(config=dict(warn=warn, seed=0), status="stopped",
+                                                            content_hash="none", schedule=SCHEDULE.to_dict())))
     log = EventLog(tmp_path / "events.jsonl")
     log.append([r | dict(global_step=1, phase="p", seconds=1.0) for r in rows(1, reward=0.1, length=3.0)])
-    log.append([dict(kind="warning", global_step=9 + i, branch="a", stream="rl", capability="c", value=1.0, bound=0.5, **w) for i, w in enumerate(warnings)])
+    log.append([dict(kind="warning", global_step=9 + i, branch="a", stream="rl", capability="c", value=1.0, bound=0.5,
+                     **w) for i, w in enumerate(warnings)])
     return Run(tmp_path)
 
 
 def test_reports_tell_how_often_which_monitor_warned(tmp_path):
     for name in "abc": (tmp_path / name).mkdir()
-    silent, loud = run_with(tmp_path / "a"), run_with(tmp_path / "b", dict(monitor="length", message="Long."), dict(monitor="length", message="Longer."), dict(monitor="hacking", message="One answer."))
+    silent, loud = run_with(tmp_path / "a"), run_with(tmp_path / "b", dict(monitor="length", message="Long."),
+                                                      dict(monitor="length", message="Longer."),
+                                                      dict(monitor="hacking", message="One answer."))
     assert warned([silent]) == [] and warned([]) == []
-    assert warned([silent, loud, loud]) == ["Monitors warned in 1 of 2 runs (warnings: length 2, hacking 1); the logs say where."]
-    EventLog(loud.path / "events.jsonl").append([dict(kind="skipped", reason="NaN"), dict(kind="memory", part="update"), dict(kind="memory", part="update")])
-    assert incidents([silent]) == [] and incidents([silent, loud, loud]) == ["In 2 runs, updates left out because loss or gradient was not finite: 1; times that memory ran out and less was computed at once: 2."]
+    assert warned([silent, loud,
+                   loud]) == ["Monitors warned in 1 of 2 runs (warnings: length 2, hacking 1); the logs say where."]
+    EventLog(loud.path / "events.jsonl").append([dict(kind="skipped", reason="NaN"), dict(kind="memory",
+                                                                                          part="update"),
+                                                                                          dict(kind="memory",
+                                                                                               part="update")])
+    assert incidents([silent]) == [] and incidents([silent, loud, loud]) == [
+        "In 2 runs, updates left out because loss or gradient was not finite: 1; "
+        "times that memory ran out and less was computed at once: 2."]
     assert warned([loud])[1:] == incidents([loud])
     told = monitor_sentences(loud)
-    assert len(told) == len(MONITORS) and told[1] == "Monitor length, branch a, c, step 9: Long. 2 warnings in all." and told[2] == "Monitor entropy: no warning."
+    assert len(told) == len(MONITORS) and told[2] == "Monitor entropy: no warning."
+    assert told[1] == "Monitor length, branch a, c, step 9: Long. 2 warnings in all."
     assert monitor_sentences(run_with(tmp_path / "c", warn=None)) == ["No monitor watched this run."]
 
 
 def test_a_table_and_marks_on_the_curves(tmp_path):
-    events = run_with(tmp_path, dict(monitor="length", message="Long."), dict(monitor="hacking", message="One answer.")).events
-    assert plots.warnings_table(events).to_dict("records") == [dict(step=9, monitor="length", branch="a", capability="c", message="Long."), dict(step=10, monitor="hacking", branch="a", capability="c", message="One answer.")]
+    events = run_with(tmp_path, dict(monitor="length", message="Long."), dict(monitor="hacking",
+                                                                              message="One answer.")).events
+    assert plots.warnings_table(events).to_dict("records") == [
+        dict(step=9, monitor="length", branch="a", capability="c", message="Long."),
+        dict(step=10, monitor="hacking", branch="a", capability="c", message="One answer.")]
     assert plots.warnings_table(events[events.kind == "train"]).empty
-    for metric, step in (("reward", 10), ("length", 9)): assert [x.get_xdata()[0] for x in plots.training_curves(events, metric).lines if x.get_linestyle() == ":"] == [step]
+    for metric, step in (("reward", 10), ("length", 9)): assert [x.get_xdata()[0]
+                                                                 for x in plots.training_curves(events, metric).lines
+                                                                 if x.get_linestyle() == ":"] == [step]
 
 
 def test_the_run_monitor_shows_the_latest_warnings_escaped(tmp_path):
@@ -288,9 +346,11 @@ def test_the_run_monitor_shows_the_latest_warnings_escaped(tmp_path):
     state = MonitorState(tmp_path)
     state.tail.read()
     shown = state.html()
-    assert "<b>no." not in shown and "&lt;b&gt;no. 6" in shown and "no. 2&" in shown and "no. 1&" not in shown and "x!" in shown and "7 warnings" in shown
+    assert "<b>no." not in shown and "no. 1&" not in shown
+    assert all(part in shown for part in ("&lt;b&gt;no. 6", "no. 2&", "x!", "7 warnings"))
 
 
 def test_trackers_get_value_and_bound():
-    row = dict(kind="warning", global_step=3, monitor="length", branch="a", stream="rl", capability="c", value=9.0, bound=4.0, message="Long.")
+    row = dict(kind="warning", global_step=3, monitor="length", branch="a", stream="rl", capability="c", value=9.0,
+               bound=4.0, message="Long.")
     assert scalars(row) == {"warning/length/a/rl/c/value": 9.0, "warning/length/a/rl/c/bound": 4.0}

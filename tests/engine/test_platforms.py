@@ -17,8 +17,8 @@ def everything():
 everything()  # other packages know their platforms: they are imported while all is there
 for name in [n for n in sys.modules if n == "copd_nb" or n.startswith("copd_nb.")]: del sys.modules[name]
 sys.modules.update(dict.fromkeys(("fcntl", "resource", "pwd", "grp", "termios")))
-for owner, names in ((os, "sched_getaffinity sched_setaffinity unshare setns memfd_create pidfd_open fork killpg setsid"),
-                     (os, "getuid geteuid getgid getpgid O_NOFOLLOW O_DIRECTORY mkfifo"),
+for owner, names in ((os, "sched_getaffinity sched_setaffinity unshare setns memfd_create pidfd_open fork"),
+                     (os, "killpg setsid getuid geteuid getgid getpgid O_NOFOLLOW O_DIRECTORY mkfifo"),
                      (signal, "SIGALRM SIGKILL setitimer getitimer ITIMER_REAL alarm pthread_sigmask")):
     for name in names.split():
         if hasattr(owner, name): delattr(owner, name)

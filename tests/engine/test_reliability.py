@@ -1,4 +1,4 @@
-"Runs that are killed, that meet a full disk, NaN, too little memory, a hanging reward or Ctrl-C: nothing is lost, and the log says what happened."
+"Runs that are killed, or meet a full disk, NaN, too little memory, a hanging reward or Ctrl-C: nothing is lost."
 import json
 import math
 import os
@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 
-from copd_nb.engine import config as config_module
 from copd_nb.engine import step as step_module
 from copd_nb.engine import update as update_module
 from copd_nb.engine import phase as phase_module
@@ -36,7 +35,8 @@ from copd_nb.analysis.tests import t_interval
 HERE = Path(__file__).parents[1]
 PAIR = ["text", "image"]
 COPD = copd(PAIR, cycles=1, s_rl=2, s_opd=2, beta=0.5)
-TINY = Config(prompts=4, opd_prompts=4, group_size=4, max_new_tokens=8, learning_rate=1e-2, warmup=2, probe_every=0, eval_every=0, eval_prompts=4, eval_samples=1, device="cpu")
+TINY = Config(prompts=4, opd_prompts=4, group_size=4, max_new_tokens=8, learning_rate=1e-2, warmup=2, probe_every=0,
+              eval_every=0, eval_prompts=4, eval_samples=1, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def rows(run, kind) -> pd.DataFrame: return run.events.query(f"kind == '{kind}'"
 
 def program(*words, **environment):
     "What a Python program prints, and its exit status."
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)} | environment)
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(HERE.parent)} | environment)
 
 
 # Killed
@@ -90,7 +91,8 @@ def test_a_log_that_lost_rows_the_checkpoint_counts_on_is_an_error(suite, start,
     asked = interrupted(suite, start, tmp_path / "run", TINY)
     log = EventLog(asked.path / "events.jsonl")
     log.truncate(log.size // 2)
-    with pytest.raises(ValueError, match="its checkpoint 0000-000001 counts on"): train(COPD, suite, start, TINY, asked.path, progress=False)
+    with pytest.raises(ValueError, match="its checkpoint 0000-000001 counts on"): train(COPD, suite, start, TINY,
+                                                                                        asked.path, progress=False)
     assert latest_checkpoint(asked) is not None
 
 
@@ -149,16 +151,20 @@ print(json.dumps(told))
 def small_disk(folder: Path, size: str, *words):
     "Run a program in a mount namespace of its own, where a folder is a small disk."
     inner = f"mount -t tmpfs -o size={size} tmpfs {folder} && exec " + " ".join(map(str, words))
-    return subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner], capture_output=True, text=True,
+    return subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner], capture_output=True,
+                          text=True,
                           env=os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.skipif(not shutil.which("unshare") or subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "true"], capture_output=True).returncode != 0,
+@pytest.mark.skipif(not shutil.which("unshare")
+                    or subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "true"],
+                                      capture_output=True).returncode != 0,
                     reason="this machine permits no mount namespaces")
 def test_a_full_or_readonly_disk_is_a_clear_error_and_the_last_checkpoint_is_intact(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "filled.py").write_text(FILLED)
-    done = small_disk(tmp_path / "disk", size_of_disk(), sys.executable, tmp_path / "filled.py", tmp_path / "disk", HERE, tmp_path / "whole")
+    done = small_disk(tmp_path / "disk", size_of_disk(), sys.executable, tmp_path / "filled.py", tmp_path / "disk",
+                      HERE, tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert "No space left" in told["full"] or "os error 28" in told["full"].lower() or "code: 28" in told["full"], told
@@ -169,7 +175,8 @@ def test_a_full_or_readonly_disk_is_a_clear_error_and_the_last_checkpoint_is_int
 
 def size_of_disk() -> str:
     "Room for one checkpoint of the two branches with their moments, and not for two."
-    one = 2 * 3 * sum(p.numel() for p in tiny_policy(hidden=48, layers=1, vision_hidden=32, vision_depth=1).parameters()) * 4
+    one = 2 * 3 * sum(p.numel() for p in tiny_policy(hidden=48, layers=1, vision_hidden=32,
+                                                     vision_depth=1).parameters()) * 4
     return f"{one * 3 // 2 // 1024}k"
 
 
@@ -180,11 +187,13 @@ def poisoned(monkeypatch, at, poison):
     real = update_module.stream_gradient
     def spoilt(training, policy, batch, limits):
         gradient, loss = real(training, policy, batch, limits)
-        return poison(gradient, loss) if policy.name == "text" and training.branch("text").updates in at else (gradient, loss)
+        return poison(gradient,
+                      loss) if policy.name == "text" and training.branch("text").updates in at else (gradient, loss)
     monkeypatch.setattr(update_module, "stream_gradient", spoilt)
 
 
-POISONS = {"NaN gradient": lambda g, x: ([None if t is None else t * math.nan for t in g], x), "infinite gradient": lambda g, x: ([None if t is None else t + math.inf for t in g], x),
+POISONS = {"NaN gradient": lambda g, x: ([None if t is None else t * math.nan for t in g], x),
+           "infinite gradient": lambda g, x: ([None if t is None else t + math.inf for t in g], x),
            "NaN loss": lambda g, x: (g, math.nan), "infinite loss": lambda g, x: (g, math.inf)}
 
 
@@ -201,8 +210,11 @@ def test_an_update_that_is_not_finite_is_left_out_and_logged(poison, suite, star
     poisoned(monkeypatch, {1}, POISONS[poison])
     run = train(COPD, suite, start, TINY, tmp_path / "run", progress=False)
     skipped, trained = rows(run, "skipped"), rows(run, "train")
-    assert skipped[["branch", "update", "global_step"]].values.tolist() == [["text", 1, 2]] and poison.split()[1] in skipped.reason[skipped.index[0]] and "not finite" in skipped.reason[skipped.index[0]]
-    assert trained.query("branch == 'text'").updates.tolist() == [1, 0, 1, 1, 1, 1] and (trained.query("branch == 'image'").updates == 1).all()
+    assert skipped[["branch", "update", "global_step"]].values.tolist() == [["text", 1, 2]]
+    reason = skipped.reason[skipped.index[0]]
+    assert poison.split()[1] in reason and "not finite" in reason
+    assert trained.query("branch == 'text'").updates.tolist() == [1, 0, 1, 1, 1, 1]
+    assert (trained.query("branch == 'image'").updates == 1).all()
     assert weights(run.result).isfinite().all() and before
 
 
@@ -210,9 +222,12 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_checkpoint(suite, start, tmp
     config = replace(TINY, skip_limit=1)
     with monkeypatch.context() as patch:
         poisoned(patch, {1, 2}, POISONS["NaN gradient"])
-        with pytest.raises(FloatingPointError, match="branch 'text', update 2: the gradient of stream .* is not finite .*; 2 in a row, config skip_limit=1"): train(COPD, suite, start, config, tmp_path / "run", progress=False)
+        said = "branch 'text', update 2: the gradient of stream .* is not finite .*; 2 in a row, config skip_limit=1"
+        with pytest.raises(FloatingPointError, match=said):
+            train(COPD, suite, start, config, tmp_path / "run", progress=False)
         assert Run(tmp_path / "run").status == "failed"
-        with pytest.raises(FloatingPointError): train(COPD, suite, start, config, tmp_path / "run", progress=False)  # the count survives the resume
+        with pytest.raises(FloatingPointError): train(COPD, suite, start, config, tmp_path / "run",
+                                                      progress=False)  # the count survives the resume
     assert latest_checkpoint(Run(tmp_path / "run")).name == "0000-000002"
     assert train(COPD, suite, start, config, tmp_path / "run", progress=False).finished
 
@@ -232,7 +247,8 @@ def short_of_memory(monkeypatch, most: int):
         if len(ids) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return hidden(self, prompts, ids, *args)
     def decoded(policy, requests, max_new_tokens, temperature, drop, rows=None):
-        if min(rows or 1000, sum(len(r.prompts) * r.group_size for r in requests)) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        if min(rows or 1000, sum(len(r.prompts) * r.group_size for r in requests)) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return decode(policy, requests, max_new_tokens, temperature, drop, rows)
     monkeypatch.setattr(Policy, "completion_hidden", passed)
     monkeypatch.setattr(streams_module, "sample_many", decoded)
@@ -249,7 +265,8 @@ def test_half_as_much_at_once_when_memory_runs_out(switches, suite, start, tmp_p
     assert noted.query("part == 'rollouts'").rollout_rows.tolist()[-1] <= 5 and len(noted) <= 12
     close(run.result, whole.result)
     columns = ["global_step", "branch", "stream", "reward", "length"]
-    pd.testing.assert_frame_equal(rows(run, "train")[columns].reset_index(drop=True), rows(whole, "train")[columns].reset_index(drop=True))
+    pd.testing.assert_frame_equal(rows(run, "train")[columns].reset_index(drop=True), rows(
+        whole, "train")[columns].reset_index(drop=True))
 
 
 def test_lowered_limits_survive_a_resume(suite, start, tmp_path, monkeypatch):
@@ -259,13 +276,15 @@ def test_lowered_limits_survive_a_resume(suite, start, tmp_path, monkeypatch):
     limits = load_checkpoint(latest_checkpoint(cut))[1]["limits"]
     assert limits["rollout_rows"] <= 5
     resumed = train(COPD, suite, start, TINY, cut.path, progress=False)
-    pd.testing.assert_frame_equal(resumed.events.drop(columns="seconds"), whole.events.drop(columns="seconds"), check_exact=True)
+    pd.testing.assert_frame_equal(resumed.events.drop(columns="seconds"), whole.events.drop(columns="seconds"),
+                                  check_exact=True)
     assert torch.equal(weights(resumed.result), weights(whole.result))
 
 
 def test_one_completion_that_does_not_fit_ends_the_run(suite, start, tmp_path, monkeypatch):
     short_of_memory(monkeypatch, 0)
-    with pytest.raises(torch.OutOfMemoryError, match="20 GiB"): train(COPD, suite, start, TINY, tmp_path / "run", progress=False)
+    with pytest.raises(torch.OutOfMemoryError, match="20 GiB"): train(COPD, suite, start, TINY, tmp_path / "run",
+                                                                      progress=False)
     assert Run(tmp_path / "run").status == "failed"
 
 
@@ -275,14 +294,18 @@ def test_other_errors_are_not_taken_for_memory(suite, start, tmp_path, monkeypat
         calls.append(1)
         raise RuntimeError("shapes do not match")
     monkeypatch.setattr(streams_module, "sample_many", fail)
-    with pytest.raises(RuntimeError, match="shapes do not match"): train(COPD, suite, start, TINY, tmp_path / "run", progress=False)
+    with pytest.raises(RuntimeError, match="shapes do not match"): train(COPD, suite, start, TINY, tmp_path / "run",
+                                                                         progress=False)
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("now, most, least, then", [
-    ({}, dict(rollout_rows=9), {}, dict(rollout_rows=4)), (dict(rollout_rows=100), dict(rollout_rows=9), {}, dict(rollout_rows=4)),
-    (dict(micro_prompts=1), dict(micro_prompts=8, micro_tokens=80), dict(micro_tokens=10), dict(micro_prompts=1, micro_tokens=40)),
-    (dict(micro_prompts=1, micro_tokens=3), dict(micro_prompts=8, micro_tokens=80), dict(micro_tokens=10), None), (dict(rollout_rows=1), dict(rollout_rows=9), {}, None)])
+    ({}, dict(rollout_rows=9), {}, dict(rollout_rows=4)), (dict(rollout_rows=100), dict(rollout_rows=9), {},
+                                                           dict(rollout_rows=4)),
+    (dict(micro_prompts=1), dict(micro_prompts=8, micro_tokens=80), dict(micro_tokens=10), dict(micro_prompts=1,
+                                                                                                micro_tokens=40)),
+    (dict(micro_prompts=1, micro_tokens=3), dict(micro_prompts=8, micro_tokens=80), dict(micro_tokens=10), None),
+    (dict(rollout_rows=1), dict(rollout_rows=9), {}, None)])
 def test_halved_limits(now, most, least, then):
     found = halved(replace(TINY, **now), most, least)
     assert found is None if then is None else {k: getattr(found, k) for k in then} == then
@@ -302,7 +325,8 @@ def test_a_hanging_reward_is_ended_and_the_rest_is_scored(suite):
     c, noted = Capability("c", suite["text"].train[:4], suite["text"].test[:4], hang_on({"b"})), []
     assert score(c, ["a", "b", "c"], c.train[:3], failed=-1.0, note=noted.append, seconds=0.3) == [1, -1, 1]
     assert [n.reason for n in noted] == ["failed (timeout after 0.1 s)"]
-    with pytest.raises(ValueError, match="'c' raised TimeoutError: timeout after 0.3 s"): score(c, ["b"], c.train[:1], seconds=0.3)
+    with pytest.raises(ValueError, match="'c' raised TimeoutError: timeout after 0.3 s"): score(c, ["b"], c.train[:1],
+                                                                                                seconds=0.3)
 
 
 @pytest.mark.parametrize("swallow", ["Exception", "TimeoutError"])
@@ -350,7 +374,8 @@ except KeyboardInterrupt: print("interrupted", Run(Path(sys.argv[1])).status, fl
 def test_ctrl_c_stops_cleanly_and_twice_at_once(presses, tmp_path):
     (tmp_path / "pressed.py").write_text(PRESSED)
     words = [sys.executable, tmp_path / "pressed.py", tmp_path / "run", HERE]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)}) as child:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {"PYTHONPATH": str(HERE.parent)}) as child:
         assert child.stdout.readline() == "begins\n"
         while not list((tmp_path / "run" / "checkpoints").glob("[0-9]*")) and child.poll() is None: time.sleep(0.01)
         child.send_signal(signal.SIGINT)
@@ -384,10 +409,12 @@ def test_a_kernel_is_interrupted_and_restarted(tmp_path):
     try:
         def begin(steps):
             client.execute(IN_A_NOTEBOOK.format(here=str(HERE), path=str(path)))
-            while not (path / "events.jsonl").exists() or len(EventLog(path / "events.jsonl").rows()) < steps: time.sleep(0.01)
+            log = EventLog(path / "events.jsonl")
+            while len(log.rows()) < steps: time.sleep(0.01)
         begin(1)
         manager.interrupt_kernel()
-        assert client.get_shell_msg(timeout=180)["content"]["ename"] == "KeyboardInterrupt" and Run(path).status == "stopped"
+        assert client.get_shell_msg(timeout=180)["content"]["ename"] == "KeyboardInterrupt"
+        assert Run(path).status == "stopped"
         begin(8)
         manager.restart_kernel(now=True)
         client.wait_for_ready(timeout=180)
@@ -418,8 +445,11 @@ def step(*args):
     found.append(resident())
     return real(*args)
 phase_module.train_step = step
-small = dict(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=4, probe_every=200, eval_every=500, learning_rate=1e-4)
-train(copd(["text", "image"], cycles=100, s_rl=10, s_opd=10), SUITE, START, config_module.config_from(vars(CONFIG) | small), Path(sys.argv[1]), progress=False)
+small = dict(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=4, probe_every=200, eval_every=500,
+             learning_rate=1e-4)
+schedule = copd(["text", "image"], cycles=100, s_rl=10, s_opd=10)
+config = config_module.config_from(vars(CONFIG) | small)
+train(schedule, SUITE, START, config, Path(sys.argv[1]), progress=False)
 print(json.dumps(found))
 """
 
@@ -435,6 +465,7 @@ def test_memory_of_a_long_run_is_flat(tmp_path):
     blocks = [found[i:i + 160] for i in range(400, 2000, 160)]
     steps = [(b.iloc[-20:].mean() - a.iloc[-20:].mean()) / 160 for a, b in zip(blocks, blocks[1:])]
     slope = t_interval(steps)
-    print(f"memory {found[400] / 1024:.1f} → {found.iloc[-1] / 1024:.1f} MiB, slope {slope.mean:.3f} [{slope.low:.3f}, {slope.high:.3f}] KiB a step")
+    print(f"memory {found[400] / 1024:.1f} → {found.iloc[-1] / 1024:.1f} MiB, "
+          f"slope {slope.mean:.3f} [{slope.low:.3f}, {slope.high:.3f}] KiB a step")
     assert slope.low <= 0.5 and slope.high < 20  # a cache of prompts without a limit made 33 to 45
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import copd_nb
-from copd_nb.engine import checkpoints as checkpoints_module
+from copd_nb.engine import environment as environment_module
 from copd_nb.policy.toys import tiny_policy
 from copd_nb.policy.core import weights_hash
 from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
@@ -25,10 +25,12 @@ from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import RL, Phase, Update
 
 SCHEDULE = Schedule("expert-text", {"text": "base"}, [Phase("expert", 2, [Update("text", [RL("text")])])], "text")
-TENSORS = {"text": {"w": torch.randn(3, 4), "b": torch.randn(2, dtype=torch.bfloat16)}, "optimizer-text": {"0": torch.arange(5)}}
+TENSORS = {"text": {"w": torch.randn(3, 4), "b": torch.randn(2, dtype=torch.bfloat16)},
+           "optimizer-text": {"0": torch.arange(5)}}
 
 
-def manifest(seed=0): return dict(schedule=SCHEDULE.to_dict(), config=dict(seed=seed), content_hash=content_hash(SCHEDULE.to_dict(), seed))
+def manifest(seed=0): return dict(schedule=SCHEDULE.to_dict(), config=dict(seed=seed),
+                                  content_hash=content_hash(SCHEDULE.to_dict(), seed))
 
 
 def content(folder): return {p.name: p.read_text() for p in folder.iterdir()}
@@ -42,7 +44,8 @@ def test_an_exception_leaves_the_old_folder(tmp_path, error):
             write_text(folder / "new", "half")
             raise error
     assert content(tmp_path / "f") == {"old": "old"}
-    with new_folder(tmp_path / "f") as folder: write_text(folder / "other", "whole")  # leftovers do not disturb the next writer
+    with new_folder(tmp_path / "f") as folder: write_text(folder / "other",
+                                                          "whole")  # leftovers do not disturb the next writer
     assert content(tmp_path / "f") == {"other": "whole"} and [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
@@ -102,7 +105,8 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, name, damage):
     path, data = tmp_path / "c" / name, (tmp_path / "c" / name).read_bytes()
     if damage == "missing": path.unlink()
     else: path.write_bytes({"empty": b"", "short": data[:-1], "one bit": data[:-1] + bytes([data[-1] ^ 1])}[damage])
-    with pytest.raises(ValueError, match=f"{name} is missing or damaged.*remove {tmp_path / 'c'}"): load_checkpoint(tmp_path / "c")
+    with pytest.raises(ValueError,
+                       match=f"{name} is missing or damaged.*remove {tmp_path / 'c'}"): load_checkpoint(tmp_path / "c")
 
 
 @pytest.mark.parametrize("damage", [None, "", "{", "[1"])
@@ -110,7 +114,8 @@ def test_a_damaged_state_is_an_error_that_names_it(tmp_path, damage):
     save_checkpoint(tmp_path / "c", TENSORS, {})
     if damage is None: (tmp_path / "c" / "state.json").unlink()
     else: (tmp_path / "c" / "state.json").write_text(damage)
-    with pytest.raises(ValueError, match=f"{tmp_path / 'c'} has no readable state.json"): load_checkpoint(tmp_path / "c")
+    with pytest.raises(ValueError,
+                       match=f"{tmp_path / 'c'} has no readable state.json"): load_checkpoint(tmp_path / "c")
 
 
 def test_a_state_in_which_a_number_has_changed_is_an_error_and_an_older_one_has_no_seal(tmp_path):
@@ -123,7 +128,8 @@ def test_a_state_in_which_a_number_has_changed_is_an_error_and_an_older_one_has_
     assert load_checkpoint(tmp_path / "c")[1]["step"] == 13
 
 
-ROWS = [{"kind": "train", "step": 0, "reward": .5}, {"kind": "train", "step": 1, "text": 'é\n"}'}, {"kind": "eval", "step": 2}]
+ROWS = [{"kind": "train", "step": 0, "reward": .5}, {"kind": "train", "step": 1, "text": 'é\n"}'}, {"kind": "eval",
+                                                                                                    "step": 2}]
 
 
 def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
@@ -140,8 +146,10 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
         assert log.rows() == [ROWS[0], ROWS[2]]
 
 
-values = st.none() | st.booleans() | st.integers(-2 ** 53, 2 ** 53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-log_rows = st.lists(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), values, max_size=4), max_size=6)
+texts, numbers = st.text(st.characters(exclude_categories=["Cs"]), max_size=12), st.integers(-2 ** 53, 2 ** 53)
+values = st.none() | st.booleans() | numbers | st.floats(allow_nan=False, allow_infinity=False) | texts
+log_rows = st.lists(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), values, max_size=4),
+                    max_size=6)
 
 
 @settings(max_examples=40)
@@ -199,7 +207,8 @@ with locked(Path(sys.argv[1])):
 
 
 def test_a_folder_is_locked_against_a_second_process_until_it_ends(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(RuntimeError, match=f"{tmp_path / 'run'} is being written by another process"):
             with locked(tmp_path / "run"): pass
@@ -217,12 +226,14 @@ def test_create_run_opens_new_same_and_refuses_different_and_dirty(tmp_path):
     again = create_run(tmp_path / "r", manifest())
     assert again.manifest == run.manifest and again.events.step.tolist() == [1]
     before = (run.path / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match=f"holds another run .content {manifest()['content_hash']}, asked for {manifest(1)['content_hash']}"):
+    old, new = manifest()["content_hash"], manifest(1)["content_hash"]
+    with pytest.raises(ValueError, match=f"holds another run .content {old}, asked for {new}"):
         create_run(tmp_path / "r", manifest(1))
     assert (run.path / "manifest.json").read_bytes() == before
     (tmp_path / "dirty").mkdir()
     (tmp_path / "dirty" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="dirty is not empty and holds no run"): create_run(tmp_path / "dirty", manifest())
+    with pytest.raises(ValueError, match="dirty is not empty and holds no run"): create_run(tmp_path / "dirty",
+                                                                                            manifest())
     assert content(tmp_path / "dirty") == {"thesis.txt": "mine"}
 
 
@@ -287,10 +298,14 @@ def test_weights_hash_changes_with_one_bit_a_name_and_the_vocabulary():
 
 def test_content_hash():
     assert content_hash({"a": 1, "b": [1, 2]}) == content_hash({"b": [1, 2], "a": 1}) and len(content_hash()) == 16
-    assert len({content_hash(x) for x in (1, "1", 1.0, [1], None, True)} | {content_hash(), content_hash(1, 1), content_hash([1, 1])}) == 9
+    assert len({content_hash(x) for x in (1, "1", 1.0, [1], None, True)} | {content_hash(), content_hash(1, 1),
+                                                                            content_hash([1, 1])}) == 9
 
 
-content_values = st.recursive(values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=4), max_leaves=10)
+content_values = st.recursive(values, lambda inner: st.lists(inner,
+                                                             max_size=3) | st.dictionaries(st.text("abc", max_size=3),
+                                                                                           inner, max_size=4),
+                                                                                           max_leaves=10)
 
 
 def turned(value):
@@ -303,7 +318,8 @@ def turned(value):
 @given(content_values, content_values)
 def test_content_has_one_hash_in_any_order_of_keys_and_another_if_anything_differs(one, other):
     assert content_hash(one) == content_hash(turned(one)) == content_hash(json.loads(json.dumps(one)))
-    assert (content_hash(one) == content_hash(other)) == (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
+    assert (content_hash(one) == content_hash(other)) == (json.dumps(one, sort_keys=True) == json.dumps(other,
+                                                                                                        sort_keys=True))
     assert content_hash(one, other) != content_hash([one, other]) and len(content_hash(one)) == 16
 
 
@@ -314,7 +330,9 @@ def test_list_runs(tmp_path):
     (tmp_path / "else").mkdir()
     write_json(tmp_path / "run-1" / "manifest.json", dict(Run(tmp_path / "run-1").manifest, status="finished"))
     found = list_runs(tmp_path)
-    assert list(found.columns) == columns and found.seed.tolist() == [0, 1] and found.status.tolist() == ["interrupted", "finished"]
+    assert list(found.columns) == columns and found.seed.tolist() == [0,
+                                                                      1] and found.status.tolist() == ["interrupted",
+                                                                                                       "finished"]
     assert found.path.tolist() == [str(tmp_path / f"run-{s}") for s in (0, 1)]
     assert found.content_hash.tolist() == [manifest(s)["content_hash"] for s in (0, 1)]
     assert set(found.schedule) == {"expert-text"}
@@ -348,30 +366,37 @@ def test_a_held_lock_is_seen_and_not_disturbed(tmp_path):
     with locked(tmp_path / "run"): pass
 
 
-DAMAGE = ["", "{", "[]", "null", "\x00", '{"a":' * 5000, b"\xff\xfe", "{}", {"status": 1}, {"config": []}, {"config": {"seed": "0"}}, {"config": {"seed": 0.5}}, {"schedule": "copd"}, {"schedule": {"name": 3}}, {"content_hash": None},
+DAMAGE = ["", "{", "[]", "null", "\x00", '{"a":' * 5000, b"\xff\xfe", "{}", {"status": 1}, {"config": []},
+          {"config": {"seed": "0"}}, {"config": {"seed": 0.5}}, {"schedule": "copd"}, {"schedule": {"name": 3}},
+          {"content_hash": None},
           {"realised": 1}, {"peak_memory": "2"}]
 
 
 def damage(folder, how):
     "Write a damaged manifest: text, bytes, or a whole one with other values."
     whole = dict(manifest(), status="running")
-    (folder / "manifest.json").write_bytes(how if isinstance(how, bytes) else (json.dumps(whole | how) if isinstance(how, dict) else how).encode())
+    (folder / "manifest.json").write_bytes(how if isinstance(how, bytes) else (json.dumps(whole | how)
+                                                                               if isinstance(how, dict)
+                                                                               else how).encode())
 
 
 @pytest.mark.parametrize("how", DAMAGE, ids=lambda how: str(how)[:30])
 def test_a_damaged_manifest_is_an_error_that_names_it_and_the_other_runs_are_listed(tmp_path, how):
     for name in ("a", "b"): create_run(tmp_path / name, manifest())
     damage(tmp_path / "a", how)
-    for ask in (lambda r: r.manifest, lambda r: r.finished, lambda r: r.schedule, lambda r: r.result, repr, lambda r: create_run(r.path, manifest())):
+    for ask in (lambda r: r.manifest, lambda r: r.finished, lambda r: r.schedule, lambda r: r.result, repr,
+                lambda r: create_run(r.path, manifest())):
         with pytest.raises(ValueError, match=str(tmp_path / "a" / "manifest.json")): ask(Run(tmp_path / "a"))
     found = list_runs(tmp_path)
-    assert found.status.tolist() == ["damaged", "interrupted"] and found.schedule.isna().tolist() == [True, False] and found.seed.iloc[1] == 0
+    assert found.status.tolist() == ["damaged", "interrupted"] and found.seed.iloc[1] == 0
+    assert found.schedule.isna().tolist() == [True, False]
     assert str(tmp_path / "a") in found.to_string(index=False, max_colwidth=None)
 
 
 def test_a_schedule_that_cant_run_is_an_error_that_names_the_manifest(tmp_path):
     run = create_run(tmp_path / "r", manifest())
-    for key, change in (("schedule", {"branches": []}), ("schedule", {"schema": "copd_nb.schedule/2"}), ("realised", {"phases": [{"name": "a"}]}), ("realised", {"result": "image"})):
+    for key, change in (("schedule", {"branches": []}), ("schedule", {"schema": "copd_nb.schedule/2"}), 
+                        ("realised", {"phases": [{"name": "a"}]}), ("realised", {"result": "image"})):
         write_json(run.path / "manifest.json", dict(manifest(), status="running") | {key: SCHEDULE.to_dict() | change})
         with pytest.raises(ValueError, match=f"{run.path / 'manifest.json'}: "): run.schedule
 
@@ -382,16 +407,20 @@ def test_a_configuration_may_hold_infinity(tmp_path):
     assert create_run(tmp_path / "r", given).manifest["config"]["max_grad_norm"] == math.inf
 
 
-@pytest.mark.parametrize("line, said", [(b"1", "is no object, line 2: 1"), (b"[" * 5000, "not JSON, line 2: .*nested"), (b'"\xff"', "not JSON, line 2: 'utf-8'"), (b"9" * 5000, "not JSON, line 2: Exceeds"), (b"", "not JSON, line 2")])
+@pytest.mark.parametrize("line, said", [(b"1", "is no object, line 2: 1"), (b"[" * 5000, "not JSON, line 2: .*nested"),
+                                        (b'"\xff"', "not JSON, line 2: 'utf-8'"), 
+                                        (b"9" * 5000, "not JSON, line 2: Exceeds"), (b"", "not JSON, line 2")])
 def test_a_damaged_row_is_named_by_its_line(tmp_path, line, said):
     (tmp_path / "events.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
-    with pytest.raises(ValueError, match=f"events.jsonl holds a line that .*{said}"): EventLog(tmp_path / "events.jsonl").rows()
+    with pytest.raises(ValueError,
+                       match=f"events.jsonl holds a line that .*{said}"): EventLog(tmp_path / "events.jsonl").rows()
 
 
 def test_half_of_a_surrogate_pair_is_read_as_a_question_mark(tmp_path):
     run = create_run(tmp_path / "r", manifest())
     EventLog(run.path / "events.jsonl").append([dict(text="a\ud800b 😀", n=0.1)])
-    assert EventLog(run.path / "events.jsonl").rows() == [dict(text="a?b 😀", n=0.1)] and run.events.text.tolist() == ["a?b 😀"]
+    assert EventLog(run.path / "events.jsonl").rows() == [dict(text="a?b 😀",
+                                                               n=0.1)] and run.events.text.tolist() == ["a?b 😀"]
 
 
 def test_a_last_line_that_is_torn_in_a_letter_is_left_out(tmp_path):
@@ -399,7 +428,8 @@ def test_a_last_line_that_is_torn_in_a_letter_is_left_out(tmp_path):
     assert EventLog(tmp_path / "events.jsonl").rows() == [{"a": "x"}]
 
 
-@pytest.mark.parametrize("name", ["../text.safetensors", "/etc/passwd", "a/b.safetensors", "text.pt", "", "x" * 300 + ".safetensors", "\x00.safetensors"])
+@pytest.mark.parametrize("name", ["../text.safetensors", "/etc/passwd", "a/b.safetensors", "text.pt", "",
+                                  "x" * 300 + ".safetensors", "\x00.safetensors"])
 def test_a_checkpoint_reads_no_file_outside_of_its_folder(tmp_path, name):
     save_checkpoint(tmp_path / "c", TENSORS, {})
     (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files={name: "0"})))
@@ -410,15 +440,17 @@ def test_a_file_of_tensors_that_was_damaged_before_it_was_signed(tmp_path):
     save_checkpoint(tmp_path / "c", TENSORS, {})
     data = b"\xff" * 40
     (tmp_path / "c" / "text.safetensors").write_bytes(data)
-    (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files={"text.safetensors": hashlib.sha256(data).hexdigest()})))
+    files = {"text.safetensors": hashlib.sha256(data).hexdigest()}
+    (tmp_path / "c" / "state.json").write_text(json.dumps(dict(files=files)))
     with pytest.raises(ValueError, match=f"{tmp_path / 'c'}/.* is no safetensors file"): load_checkpoint(tmp_path / "c")
 
 
 def test_a_run_of_a_source_tree_that_is_not_installed_notes_its_version(monkeypatch):
     "On a machine that has the sources on its path only, there is no metadata of this package."
-    real = checkpoints_module.version
+    real = environment_module.version
     def known(name):
         if name == "copd_nb": raise LookupError(name)
         return real(name)
-    monkeypatch.setattr(checkpoints_module, "version", known)
-    assert environment()["versions"]["copd_nb"] == copd_nb.__version__ and environment()["versions"]["torch"] == torch.__version__
+    monkeypatch.setattr(environment_module, "version", known)
+    found = environment()["versions"]
+    assert found["copd_nb"] == copd_nb.__version__ and found["torch"] == torch.__version__

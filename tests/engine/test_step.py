@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 import copd_nb
 from copd_nb.engine import update as update_module
@@ -84,14 +83,14 @@ def test_stages_of_a_branch_are_done_before_the_next_branch_begins(suite, base, 
     def order(updates):
         training = begin(COPD, suite, base, replace(TINY, updates=updates), tmp_path)
         with stopwatch() as notes: train_step(training, COPD.phases[1], 0)
-        return [name for name, _, _ in notes if name != " part"]
+        return [name for name, _, _ in notes]
     stages = ["rollouts", "teacher scores", "gradients"]
     assert order("simultaneous") == stages * 2 + ["update"] * 2
     assert order("sequential") == [*stages, "update"] * 2
 
 
 def test_one_graph_at_a_time(suite, base, tmp_path, monkeypatch):
-    "When a branch samples, the prefill of the branch before it is gone; afterwards no branch holds anything of the step."
+    "When a branch samples, the prefill of the branch before it is gone; after the step no branch holds any."
     alive, seen, real = [], [], Policy.prefill
 
     def prefill(self, prompts):
@@ -122,7 +121,8 @@ def test_deferred_work_is_done_once_and_lets_go_of_its_arguments():
 def test_an_update_without_gradients_is_refused(suite, base, tmp_path):
     from copd_nb.engine.step import update
     training = begin(COPD, suite, base, TINY, tmp_path)
-    with pytest.raises(RuntimeError, match="no gradients for branch 'text'.*worker lost"): update(training, "text", {}, 1.0)
+    with pytest.raises(RuntimeError, match="no gradients for branch 'text'.*worker lost"): update(training, "text", {},
+                                                                                                  1.0)
 
 
 class Bounded(Sampled):
@@ -166,4 +166,4 @@ def test_an_estimator_that_has_no_name_is_refused_before_the_run(suite, base, tm
 
 def test_the_old_name_of_the_penalty_gives_the_same_run(suite, base, tmp_path):
     old, new = (rows_of(e, suite, base, tmp_path / e) for e in ("unlikely", "low_probability"))
-    assert old.equals(new) and (new.scored.fillna(0) == 0).all() and torch.isfinite(torch.tensor(new.loss.to_numpy())).all()
+    assert old.equals(new) and (new.scored.fillna(0) == 0).all() and new.loss.abs().max() < 10

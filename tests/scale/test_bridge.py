@@ -38,20 +38,24 @@ pytest.importorskip("trl")
 SMALL = dict(hidden=24, layers=1, vision_hidden=16, vision_depth=1)
 CONFIG = Config(prompts=3, opd_prompts=2, group_size=3, max_new_tokens=4, learning_rate=1e-3, warmup=1, device="cpu")
 SUMS = text(8)
-SUITES = {"text": {"text": SUMS, "more": Capability("more", SUMS.train[::-1], SUMS.test, SUMS.reward)}, "image": {"text": SUMS, "image": image(16, 4)}}
+SUITES = {"text": {"text": SUMS, "more": Capability("more", SUMS.train[::-1], SUMS.test, SUMS.reward)},
+          "image": {"text": SUMS, "image": image(16, 4)}}
 
 
 def language_model(kind="qwen3", **more):
     "A tiny text model whose head has eight rows that belong to no token."
     tokenizer = character_tokenizer()
-    sizes = dict(vocab_size=len(tokenizer) + 8, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-                 max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=False) | more
+    sizes = dict(vocab_size=len(tokenizer) + 8, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                 num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+                 max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+                 pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=False) | more
     config, model = dict(qwen3=(Qwen3Config, Qwen3ForCausalLM), llama=(LlamaConfig, LlamaForCausalLM))[kind]
     torch.manual_seed(0)
     return Policy(model(config(**sizes)), tokenizer, kind)
 
 
-POLICIES = {"qwen3": (language_model, "text"), "llama": (lambda: language_model("llama", attention_bias=True), "text"), "vision": (lambda: tiny_policy(**SMALL), "image"),
+POLICIES = {"qwen3": (language_model, "text"), "llama": (lambda: language_model("llama", attention_bias=True), "text"),
+            "vision": (lambda: tiny_policy(**SMALL), "image"),
             "adapters": (lambda: lora(tiny_policy(**SMALL), rank=2), "image")}
 
 
@@ -61,7 +65,8 @@ def begin(kind, config, folder, size=0.03) -> Training:
     run, source, names = Run.__new__(Run), torch.Generator().manual_seed(1), list(SUITES[suite])
     run.path = folder
     (folder / "events.jsonl").touch()
-    training = Training(copd(names, cycles=1, s_rl=1, s_opd=1, beta=0.5), SUITES[suite], make(), config, accelerator_for(config), run)
+    training = Training(copd(names, cycles=1, s_rl=1, s_opd=1, beta=0.5), SUITES[suite], make(), config,
+                        accelerator_for(config), run)
     with torch.no_grad():
         for name in names:
             for p in training.branch(name).policy.parameters(): p.add_(torch.randn(p.shape, generator=source) * size)
@@ -94,16 +99,20 @@ def check(training, name, learner, batches):
         assert [x is None for x in g[stream]] == [x is None for x in h[stream]] and flat(g[stream]).norm() > 1e-4
         assert near(flat(h[stream]), flat(g[stream])) and abs(l[stream] - m[stream]) < 1e-4
     for a, b in zip(ours, theirs):
-        for field in ("logp", "old_logp", "entropy"): assert torch.allclose(getattr(a, field), getattr(b, field), atol=1e-4), field
+        for field in ("logp", "old_logp", "entropy"): assert torch.allclose(getattr(a, field), getattr(b, field),
+                                                                            atol=1e-4), field
         assert b.real > 0 and b.seconds > 0
     assert all(p.grad is None for p in training.branch(name).policy.parameters())
     return theirs, h
 
 
-CHANGES = [dict(), dict(reduction="sequence", temperature=0.7), dict(reduction="constant", micro_tokens=12, micro_prompts=1, delta_clip=0.05, advantage_scale="none"), dict(skip_flat=False)]
+CHANGES = [dict(), dict(reduction="sequence", temperature=0.7), dict(reduction="constant", micro_tokens=12,
+                                                                     micro_prompts=1, delta_clip=0.05,
+                                                                     advantage_scale="none"), dict(skip_flat=False)]
 
 
-CASES = [("qwen3", "text", c) for c in CHANGES] + [("vision", "text", CHANGES[1]), ("vision", "image", CHANGES[2]), ("llama", "more", CHANGES[1]), ("adapters", "image", CHANGES[0])]
+CASES = [("qwen3", "text", c) for c in CHANGES] + [("vision", "text", CHANGES[1]), ("vision", "image", CHANGES[2]),
+                                                   ("llama", "more", CHANGES[1]), ("adapters", "image", CHANGES[0])]
 
 @pytest.mark.parametrize("kind, name, changes", CASES)
 def test_one_rl_and_one_opd_step_give_the_engines_loss_and_gradient(kind, name, changes, tmp_path):
@@ -132,7 +141,8 @@ def test_later_epochs_clip_as_the_engine_does(tmp_path):
 def test_two_steps_end_where_the_engine_does(kind, decay, tmp_path):
     "Weight decay included: it acts on norms, too, as in the engine."
     losses, ends, norms, starts = [], [], [], []
-    for gradients, step in ((gradients_of, optimizer_step), ((learner := TrlLearner()).gradients, learner.optimizer_step)):
+    for gradients, step in ((gradients_of, optimizer_step), ((learner := TrlLearner()).gradients,
+                                                             learner.optimizer_step)):
         training = begin(kind, replace(CONFIG, weight_decay=decay, learning_rate=1e-4), tmp_path)
         starts.append(weights(training, "text"))
         for n in range(2):
@@ -152,7 +162,8 @@ def moments(training) -> dict: return resume_module._pack(training, "text").get(
 def test_equal_gradients_take_equal_steps_and_moments_travel(tmp_path):
     training, learner = begin("qwen3", replace(CONFIG, weight_decay=0.1), tmp_path), TrlLearner()
     gradients, _ = gradients_of(training, "text", scored(training, "text"))
-    files = {stem.split("~")[1]: {k: v.clone() for k, v in named.items()} for stem, named in resume_module._pack(training, "text").items()}
+    files = {stem.split("~")[1]: {k: v.clone() for k, v in named.items()} for stem,
+             named in resume_module._pack(training, "text").items()}
     counters, _ = resume_module.counters(training, "text")
     def begun(learner, **more):
         training.learner = learner
@@ -182,8 +193,10 @@ def test_a_whole_run_through_trl(tmp_path):
     suite, start = minis(("text", "image")), minis_base()
     config = Config(prompts=4, opd_prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu", warmup=0)
     schedule = copd(["text", "image"], cycles=1, s_rl=1, s_opd=1, beta=0.5)
-    own, lent = (train(schedule, suite, start, config, tmp_path / name, progress=False, learner=learner) for name, learner in (("own", None), ("trl", TrlLearner())))
-    assert lent.manifest["learner"] == "TrlLearner" and "learner" not in own.manifest and own.manifest["content_hash"] != lent.manifest["content_hash"]
+    own, lent = (train(schedule, suite, start, config, tmp_path / name, progress=False, learner=learner) for name,
+                 learner in (("own", None), ("trl", TrlLearner())))
+    assert lent.manifest["learner"] == "TrlLearner" and "learner" not in own.manifest
+    assert own.manifest["content_hash"] != lent.manifest["content_hash"]
     first, second = (run.events[run.events.global_step == 1] for run in (own, lent))
     assert (first.reward == second.reward).all() and (first.loss - second.loss).abs().max() < 1e-4
     assert ((first.gradient_norm - second.gradient_norm).abs() / first.gradient_norm).max() < 1e-4
@@ -200,8 +213,10 @@ def test_the_model_is_left_as_it_was(kind, tmp_path):
     logits = policy.completion_logits(prompts, torch.full((2, 3), 30))
     learner.gradients(training, "text", batches)
     assert torch.equal(before, weights(training, "text")) and torch.equal(random, torch.random.get_rng_state())
-    assert "forward" not in vars(policy.model) and head.bias is bias and "bias" in head._parameters and not policy.model.training
-    assert torch.equal(logits, policy.completion_logits(prompts, torch.full((2, 3), 30))) and sorted(p.name for p in tmp_path.iterdir()) == ["events.jsonl"]
+    assert "forward" not in vars(policy.model) and not policy.model.training
+    assert head.bias is bias and "bias" in head._parameters
+    assert torch.equal(logits, policy.completion_logits(prompts, torch.full((2, 3), 30)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["events.jsonl"]
     with pytest.raises(KeyError), lent(policy): raise KeyError
     assert "forward" not in vars(policy.model) and head.bias is bias
 
@@ -215,14 +230,16 @@ def test_precision_and_device_stay_those_of_the_run(tmp_path):
         of_trainer = learner.trainer(training, "text").accelerator
         assert of_trainer.mixed_precision == ("bf16" if training.accelerator.bf16 else "no")
         assert of_trainer.device == training.accelerator.device == torch.device("cpu")
-        assert all(near(flat(gradients[s]), flat(ours[s]), 0.2 if precision == "bf16" else 1e-4) and abs(losses[s] - expected[s]) < 0.05 for s in ours)
+        assert all(near(flat(gradients[s]), flat(ours[s]), 0.2 if precision == "bf16" else 1e-4)
+                   and abs(losses[s] - expected[s]) < 0.05 for s in ours)
 
 
 def test_a_trainer_a_branch_and_a_new_one_for_another_policy(tmp_path):
     training, learner = begin("adapters", CONFIG, tmp_path), TrlLearner(adam_epsilon=1e-7)
     a, b = (learner.trainer(training, name) for name in ("text", "image"))
     assert a is not b and a.model is b.model and learner.trainer(training, "text") is a and a.args.adam_epsilon == 1e-7
-    for name in ("text", "image"): assert {id(p) for g in learner.optimizer(training, name).param_groups for p in g["params"]} == own(training, name)
+    for name in ("text", "image"): assert {id(p) for g in learner.optimizer(training, name).param_groups
+                                           for p in g["params"]} == own(training, name)
     training.branches["text"].policy = training.branch("text").policy.clone()
     assert learner.trainer(training, "text") is not a
 
@@ -231,7 +248,8 @@ def test_trl_decides_nothing_about_the_objective(tmp_path):
     training = begin("qwen3", replace(CONFIG, clip_low=0.1, temperature=0.9, betas=(0.8, 0.9)), tmp_path)
     args = TrlLearner().trainer(training, "text").args
     for name, value in OURS.items(): assert getattr(args, name) == ([] if name == "report_to" else value), name
-    assert (args.epsilon, args.epsilon_high, args.temperature, args.adam_beta1, args.adam_beta2) == (0.1, 0.28, 0.9, 0.8, 0.9)
+    assert (args.epsilon, args.epsilon_high, args.temperature, args.adam_beta1, args.adam_beta2) == (0.1, 0.28, 0.9,
+                                                                                                     0.8, 0.9)
     assert settings_of(replace(CONFIG, precision="bf16"))["bf16"] and not args.bf16 and args.use_cpu
 
 
@@ -243,7 +261,8 @@ def test_what_trl_can_not_express_is_refused(tmp_path):
     training, learner = begin("vision", CONFIG, tmp_path), TrlLearner()
     batch = next(b for b in scored(training, "text") if isinstance(b.signals[0], OPD))
     for signal in (OPD("image", "image", estimator="reverse"), OPD("image", "image", estimator="topk"), SFT("text")):
-        refused("allowed are RL and OPD with an estimator by advantages, such as 'sampled'", lambda: learner.gradients(training, "text", [replace(batch, signals=(signal,))]))
+        refused("allowed are RL and OPD with an estimator by advantages, such as 'sampled'",
+                lambda: learner.gradients(training, "text", [replace(batch, signals=(signal,))]))
     seen = video(4, 4).test[:1]
     film = replace(batch, rollouts=replace(batch.rollouts, prompts=training.base.encode(seen)))
     refused(f"prompt {seen[0].id} of stream .* has a video", lambda: learner.gradients(training, "text", [film]))
@@ -257,7 +276,8 @@ def test_models_that_trl_would_compute_otherwise_are_refused(tmp_path):
     policy = training.branch("text").policy
     policy.model.config.final_logit_softcapping = 30.0
     refused("soft-capped logits and 9 banned ids", lambda: TrlLearner().trainer(training, "text"))
-    gpt = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32, eos_token_id=tokenizer.eos_token_id))
+    gpt = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32,
+                                     eos_token_id=tokenizer.eos_token_id))
     training.branch("text").policy = Policy(gpt, tokenizer, "gpt")
     refused("'gpt' has no rotary positions", lambda: TrlLearner().trainer(training, "text"))
 
@@ -282,7 +302,8 @@ def test_two_processes_give_the_engines_loss_and_gradient():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), Path(__file__).parents[1].joinpath("two_ranks.py")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
+               "--master-port", str(port), Path(__file__).parents[1].joinpath("two_ranks.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stdout.count("agrees") == 8, done.stdout + done.stderr[-3000:]
 

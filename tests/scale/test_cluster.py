@@ -88,7 +88,7 @@ def stall(work):
 
 
 class Breaking(RayExecutor):
-    "An executor in which some pieces of work break, each once: (work, how often it was sent before) → fault(work), what is sent instead."
+    "Pieces of work that break, each once: (work, how often it was sent before) → fault(work), sent instead."
     plan: dict = {}
     count: dict = {}
 
@@ -110,11 +110,14 @@ def breaking(monkeypatch):
     assert not Breaking.plan, f"never happened: {Breaking.plan}"
 
 
-def restarts(run) -> list[str]: return [r for r in run.events.query("kind == 'restart'").reason] if "restart" in set(run.events.kind) else []
+def restarts(run) -> list[str]:
+    if "restart" not in set(run.events.kind): return []
+    return list(run.events.query("kind == 'restart'").reason)
 
 
-def test_workers_give_the_events_of_one_process_though_one_is_killed(suite, start, alone, tmp_path, two_processors, breaking):
-    "Two branches in two workers, a teacher killed while it scores: the same events and weights, bit for bit, each once, and a row that says so."
+def test_workers_give_the_events_of_one_process_though_one_is_killed(suite, start, alone, tmp_path, two_processors,
+                                                                     breaking):
+    "Two workers, a teacher killed while it scores: the same events and weights, bit for bit, and a row about it."
     breaking({("teacher_scores", 3): die})
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster="ray")
     same(alone, run)
@@ -136,23 +139,29 @@ def test_jobs_go_as_tasks(tmp_path, two_processors):
     do_all([(jobs[0], []), (jobs[1], [jobs[0]])], tmp_path / "cluster", workers="ray")
     do_all([(jobs[1], [])], tmp_path / "here", workers=1)
     same(run_of(jobs[1], tmp_path / "here"), run_of(jobs[1], tmp_path / "cluster"))
-    assert scores_of(run_of(jobs[1], tmp_path / "here"), jobs[1]).equals(scores_of(run_of(jobs[1], tmp_path / "cluster"), jobs[1]))
-    with pytest.raises(ValueError, match="can't be loaded"): do_all([(replace(jobs[0], suite="copd_nb.minis:nothing"), [])], tmp_path / "cluster", workers="ray")
+    assert scores_of(run_of(jobs[1], tmp_path / "here"),
+                     jobs[1]).equals(scores_of(run_of(jobs[1], tmp_path / "cluster"), jobs[1]))
+    with pytest.raises(ValueError,
+                       match="can't be loaded"): do_all([(replace(jobs[0], suite="copd_nb.minis:nothing"), [])],
+                                                        tmp_path / "cluster", workers="ray")
 
 
-PIECES = dict(rollouts="rolling out", teacher_scores="scoring", gradients="gradients", update="the update", _probe="a probe", _score="an evaluation", _pack="a checkpoint", _piece="weights for a merge")
+PIECES = dict(rollouts="rolling out", teacher_scores="scoring", gradients="gradients", update="the update",
+              _probe="a probe", _score="an evaluation", _pack="a checkpoint", _piece="weights for a merge")
 
 
 @pytest.mark.slow
 def test_a_worker_killed_in_any_piece_of_work(suite, start, alone, tmp_path, two_processors, breaking):
-    "One run in which every piece of work is once the last one of its worker; no step is in the log twice, and nothing differs."
-    breaking({(work, number): die for work, number in dict(rollouts=2, teacher_scores=2, gradients=6, update=8, _probe=60, _score=1, _pack=9, _piece=4).items()})
+    "A run in which every piece of work is once the last of its worker; every step is logged once, nothing differs."
+    breaking({(work, number): die for work, number in dict(rollouts=2, teacher_scores=2, gradients=6, update=8,
+                                                           _probe=60, _score=1, _pack=9, _piece=4).items()})
     began = time.perf_counter()
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(restarts=8))
     same(alone, run)
     for reason in restarts(run): print(reason)
     print(f"{time.perf_counter() - began:.0f} s in all")
-    assert len(run.events.query("kind == 'train'").drop_duplicates(["global_step", "branch", "stream"])) == len(run.events.query("kind == 'train'"))
+    trained = run.events.query("kind == 'train'")
+    assert not trained.duplicated(["global_step", "branch", "stream"]).any()
 
 
 @pytest.mark.slow
@@ -168,7 +177,8 @@ def test_a_stalled_teacher_is_replaced(suite, start, alone, tmp_path, two_proces
 def test_a_run_that_gets_nowhere_gives_up(suite, start, tmp_path, two_processors, breaking):
     "As many losses as are allowed without a checkpoint in between, and one more; the next call goes on."
     breaking({("rollouts", 2 * n): die for n in range(3)})
-    with pytest.raises(Lost, match="roll of"): train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=Cluster(restarts=2))
+    with pytest.raises(Lost, match="roll of"): train(COPD, suite, start, SMALL, tmp_path / "run", progress=False,
+                                                     cluster=Cluster(restarts=2))
     assert Run(tmp_path / "run").status == "failed"
     assert train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster="ray").finished
 
@@ -178,7 +188,8 @@ def test_an_error_of_the_work_is_no_loss(suite, start, tmp_path, two_processors)
     "A reward that raises ends the run with its own error, at once."
     def broken(completions, examples): raise ZeroDivisionError("a reward divides by zero")
     odd = {n: replace(c, reward=broken) if n == "image" else c for n, c in suite.items()}
-    with pytest.raises(Exception, match="divides by zero") as caught: train(COPD, odd, start, replace(SMALL, failed_reward=None), tmp_path / "run", progress=False, cluster="ray")
+    with pytest.raises(Exception, match="divides by zero") as caught:
+        train(COPD, odd, start, replace(SMALL, failed_reward=None), tmp_path / "run", progress=False, cluster="ray")
     assert not isinstance(caught.value, Lost) and Run(tmp_path / "run").status == "failed"
 
 
@@ -215,13 +226,15 @@ def test_a_node_that_is_removed(suite, start, alone, tmp_path, two_nodes, breaki
     same(alone, run)
     print(restarts(run))
     breaking({("teacher_scores", 2): removed})
-    with pytest.raises(NoPlace, match="2 CPU are needed, the cluster has 1") as caught: train(COPD, suite, start, SMALL, tmp_path / "again", progress=False, cluster=spread)
+    with pytest.raises(NoPlace, match="2 CPU are needed, the cluster has 1") as caught:
+        train(COPD, suite, start, SMALL, tmp_path / "again", progress=False, cluster=spread)
     print(caught.value)
     nodes.add_node(num_cpus=1)
     same(alone, train(COPD, suite, start, SMALL, tmp_path / "again", progress=False, cluster=spread))
 
 
-WORDS = ["train", "copd", "-p", "capabilities", json.dumps(PAIR), "-p", "cycles", "1", "-p", "s_rl", "2", "-p", "s_opd", "2", "-c", "prompts", "4", "-c", "opd_prompts", "2",
+WORDS = ["train", "copd", "-p", "capabilities", json.dumps(PAIR), "-p", "cycles", "1", "-p", "s_rl", "2", "-p",
+         "s_opd", "2", "-c", "prompts", "4", "-c", "opd_prompts", "2",
          "-c", "group_size", "4", "-c", "eval_prompts", "4", "-c", "probe_prompts", "2"]
 ALONE = dict(os.environ, OMP_NUM_THREADS="1", RAY_ADDRESS="local")
 BIN = Path(sys.executable).parent
@@ -240,14 +253,16 @@ def steps_done(process: subprocess.Popen, folder: Path, rows: int = 3):
         time.sleep(0.2)
 
 
-def copd_command(folder, *more): return subprocess.run([BIN / "copd", *WORDS, *more], env=ALONE, capture_output=True, text=True, cwd=folder)
+def copd_command(folder, *more): return subprocess.run([BIN / "copd", *WORDS, *more], env=ALONE, capture_output=True,
+                                                       text=True, cwd=folder)
 
 
 @pytest.mark.slow
 def test_the_process_that_trains_is_killed(tmp_path):
     "Its workers end with it, and the same call goes on."
     ray.shutdown()
-    first = subprocess.Popen([BIN / "copd", *WORDS, "--cluster", "ray", "--out", "apart"], env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    first = subprocess.Popen([BIN / "copd", *WORDS, "--cluster", "ray", "--out", "apart"], env=ALONE,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
     steps_done(first, tmp_path / "apart")
     workers = psutil.Process(first.pid).children(recursive=True)
     first.kill()
@@ -268,8 +283,10 @@ def head(monkeypatch):
     "A cluster as `ray start` makes it, with a folder of its own, which is what its processes are known by."
     ray.shutdown()
     monkeypatch.setitem(ALONE, "RAY_AUTH_MODE", "disabled")  # a machine need not have a token
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # paths of sockets must be short
-        subprocess.run([BIN / "ray", "start", "--head", "--num-cpus=2", "--port=26379", "--ray-client-server-port=24071", "--include-dashboard=false"],
+    with tempfile.TemporaryDirectory(prefix="ray",
+                                     ignore_cleanup_errors=True) as folder:  # paths of sockets must be short
+        subprocess.run([BIN / "ray", "start", "--head", "--num-cpus=2", "--port=26379",
+                        "--ray-client-server-port=24071", "--include-dashboard=false"],
                        env=dict(ALONE, RAY_TMPDIR=folder), stdout=subprocess.DEVNULL, check=True)
         while socket.socket().connect_ex(("127.0.0.1", 24071)): time.sleep(0.5)
         yield folder
@@ -296,7 +313,8 @@ def test_the_command_line_joins_a_cluster_through_its_client(tmp_path, head):
 @pytest.mark.parametrize("address", [HEAD, CLIENT])
 def test_a_cluster_goes_away(tmp_path, head, address):
     "The run ends, and nobody waits in silence; the same call goes on elsewhere, here in one process."
-    run = subprocess.Popen([BIN / "copd", *WORDS, "--cluster", address, "--out", "apart"], env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    run = subprocess.Popen([BIN / "copd", *WORDS, "--cluster", address, "--out", "apart"], env=ALONE,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     steps_done(run, tmp_path / "apart")
     end(head)
     said = run.communicate(timeout=120)[1]
@@ -327,14 +345,17 @@ def test_a_client_tries_again(monkeypatch, failures):
         tried.append(words["address"])
         if len(tried) <= failures: raise ConnectionAbortedError("no server")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `connect` may set it for the tests that follow
-    monkeypatch.setattr(connection_module, "ray_package", lambda: SimpleNamespace(init=init, is_initialized=lambda: False, util=ray.util))
-    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ConnectionAbortedError) if failures == 3 else nullcontext():
+    monkeypatch.setattr(connection_module, "ray_package", lambda: SimpleNamespace(init=init,
+                                                                                  is_initialized=lambda: False,
+                                                                                  util=ray.util))
+    with socket.create_server(("127.0.0.1",
+                               0)) as server, pytest.raises(ConnectionAbortedError) if failures == 3 else nullcontext():
         connect(Cluster(address=f"ray://127.0.0.1:{server.getsockname()[1]}"))
     assert len(tried) == min(failures + 1, 3)
 
 
 def test_a_client_that_gave_up_is_a_cluster_that_is_gone():
-    "A handle of Ray's client waits for its number when it is hashed; where the client has given up, that fails, and not as a file that can't be written."
+    "A handle of Ray's client asks the cluster when it is hashed; where the client has given up, the run is lost."
     class Handle:
         def __hash__(self): raise ConnectionError("Failed to reconnect within the reconnection grace period (30s)")
     executor = RayExecutor.__new__(RayExecutor)
@@ -390,7 +411,10 @@ def test_a_worker_that_fails_lets_go_of_the_others(three_processors):
 @pytest.mark.slow
 def test_a_branch_in_two_workers_gives_the_run_of_one(suite, start, alone, tmp_path, three_processors):
     "Three workers, two of which hold one branch: the rows of one process, rounding aside."
-    run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster=dict(special={"text": dict(ranks=2)}))
-    pd.testing.assert_frame_equal(alone.events.drop(columns=["seconds"]), run.events.drop(columns=["seconds"]), atol=1e-4, rtol=1e-3)
-    for a, b in zip(Policy.load(alone.path / "result").parameters(), Policy.load(run.path / "result").parameters()): assert torch.allclose(a, b, atol=1e-5)
+    run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False,
+                cluster=dict(special={"text": dict(ranks=2)}))
+    pd.testing.assert_frame_equal(alone.events.drop(columns=["seconds"]), run.events.drop(columns=["seconds"]),
+                                  atol=1e-4, rtol=1e-3)
+    for a, b in zip(Policy.load(alone.path / "result").parameters(),
+                    Policy.load(run.path / "result").parameters()): assert torch.allclose(a, b, atol=1e-5)
     assert run.manifest["workers"]["text"]["ranks"] == 2

@@ -26,7 +26,8 @@ def make(seed, vocabulary, size, *shape, bias=True, dtype=torch.float64, **finis
     "A head and hidden states of `shape`, all with gradient."
     generator = torch.Generator().manual_seed(seed)
     def draw(*sizes): return torch.randn(*sizes, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-    return Head(draw(vocabulary, size), draw(vocabulary) if bias else None, **(dict(banned=NONE) | finish)), draw(*shape, size)
+    return Head(draw(vocabulary, size), draw(vocabulary) if bias else None,
+                **(dict(banned=NONE) | finish)), draw(*shape, size)
 
 
 def plain_divergence(student, teacher, kind, k):
@@ -43,7 +44,8 @@ def close(found, expected, rtol=1e-9, atol=1e-11):
     return all(torch.allclose(a, b, rtol, atol) for a, b in zip(found, expected, strict=True))
 
 
-shapes = st.tuples(st.integers(0, 10**6), st.integers(4, 30), st.integers(1, 8), st.lists(st.integers(1, 5), min_size=1, max_size=3))
+shapes = st.tuples(st.integers(0, 10**6), st.integers(4, 30), st.integers(1, 8), st.lists(st.integers(1, 5),
+                                                                                          min_size=1, max_size=3))
 chunks = st.one_of(st.integers(0, 400), st.just(CHUNK))
 finishes = st.sampled_from(sorted(FINISHES))
 
@@ -94,7 +96,8 @@ def test_divergences_in_fp32(kind):
     found = token_divergence(head, hidden, teacher_head, teacher_hidden, kind, 0.3, 5, chunk=120)
     expected = plain_divergence(head(hidden), teacher_head(teacher_hidden).detach(), kind, 5)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
-    for a, b in zip(gradients(found, head, hidden), gradients(expected, head, hidden)): assert (a - b).norm() < 1e-4 * b.norm()
+    for a, b in zip(gradients(found, head, hidden), gradients(expected, head,
+                                                              hidden)): assert (a - b).norm() < 1e-4 * b.norm()
 
 
 @pytest.mark.parametrize("chunk", [1, 12, CHUNK])
@@ -129,7 +132,8 @@ def test_logits_are_finished_as_written_by_hand(finish):
 def test_a_banned_id_is_as_unlikely_as_in_whole_logits():
     head, hidden = make(3, 9, 4, 3, dtype=torch.float32, banned=torch.tensor([5]))
     scores = token_scores(head, hidden, torch.full((3,), 5), chunk=9)
-    assert torch.allclose(scores.logp, torch.tensor(-1e9)) and all(g.isfinite().all() for g in gradients(scores.logp, head, hidden))
+    assert torch.allclose(scores.logp, torch.tensor(-1e9)) and all(g.isfinite().all() for g in gradients(scores.logp,
+                                                                                                         head, hidden))
 
 
 @pytest.mark.parametrize("kind", [None, *KINDS])
@@ -156,7 +160,7 @@ def test_a_tied_weight_gets_the_gradient_of_both_its_uses():
 
 
 class Watch(TorchDispatchMode):
-    "Shapes of all results, the numbers of matrix products and of conversions by shape, and the most bytes that new storages hold together."
+    "Shapes of results, numbers of matrix products and of conversions by shape, and the most bytes of new storages."
 
     def __init__(self):
         super().__init__()
@@ -187,10 +191,12 @@ def calls(head, hidden, teacher_head, teacher_hidden, chunk):
     ids = torch.ones(len(hidden), dtype=torch.long)
     return {"scores": lambda: token_scores(head, hidden, ids, True, 3, chunk).logp,
             "compare": lambda: compare_tokens(head, hidden, teacher_head, teacher_hidden, (2, 5), chunk)["jsd"],
-            **{kind: lambda kind=kind: token_divergence(head, hidden, teacher_head, teacher_hidden, kind, 0.3, 3, chunk) for kind in KINDS}}
+            **{kind: lambda kind=kind: token_divergence(head, hidden, teacher_head, teacher_hidden, kind, 0.3, 3,
+                                                        chunk) for kind in KINDS}}
 
 
-# Chunks of logits that live at a time, without and with a backward pass; the latter holds the gradients of weight and bias, 0.6 chunks
+# Chunks of logits that live at a time, without and with a backward pass;
+# the latter holds the gradients of weight and bias, 0.6 chunks
 HELD = dict(scores=(4.5, 6.5), compare=(5.7, 5.7), reverse=(4.5, 7), forward=(4.5, 7), jsd=(5.5, 8), topk=(4.5, 7))
 
 
@@ -214,15 +220,18 @@ def test_the_logits_of_all_tokens_never_exist(name, graph):
 def test_memory_does_not_grow_with_tokens():
     def most(tokens):
         head, hidden = make(0, 1_000, 4, tokens, dtype=torch.float32)
-        with Watch() as watch: token_scores(head, hidden, torch.ones(tokens, dtype=torch.long), chunk=8_000).logp.sum().backward()
+        with Watch() as watch: token_scores(head, hidden, torch.ones(tokens, dtype=torch.long),
+                                            chunk=8_000).logp.sum().backward()
         return watch.most
     assert most(800) - most(80) < 4 * 720 * 12  # values, ids and gradients of 720 more tokens, no logits
 
 
 def test_a_chunk_is_computed_once_forward_and_once_backward():
     head, hidden = make(0, 50, 4, 30, bias=False)
-    for chunk, products in ((500, 3 * 2 + 3 * 2), (CHUNK, 3)):  # forward, again, and the gradients of hidden states and weight
-        with Watch() as watch: token_scores(head, hidden, torch.ones(30, dtype=torch.long), True, 3, chunk).logp.sum().backward()
+    for chunk, products in ((500, 3 * 2 + 3 * 2), (CHUNK,
+                                                   3)):  # forward, again, and the gradients of hidden states and weight
+        with Watch() as watch: token_scores(head, hidden, torch.ones(30, dtype=torch.long), True, 3,
+                                            chunk).logp.sum().backward()
         assert watch.products == products
     with Watch() as watch: compare_tokens(head, hidden, head, hidden, (1, 5, 10), chunk=500)
     assert watch.products == 3 * 2
@@ -236,13 +245,15 @@ def test_what_is_frozen_gets_no_gradient_and_costs_none(chunk):
     with Watch() as watch: token_scores(frozen, hidden, ids, chunk=chunk).logp.sum().backward()
     chunks = 15 if chunk == 100 else 1
     assert hidden.grad.shape == hidden.shape and frozen.weight.grad is None
-    assert watch.products == (3 * chunks if chunks > 1 else 2)  # forward, forward again in chunks, gradient of hidden states
+    assert watch.products == (3 * chunks if chunks > 1
+                              else 2)  # forward, forward again in chunks, gradient of hidden states
     with Watch() as watch: token_scores(head, hidden.detach(), ids, chunk=chunk).logp.sum().backward()
     assert head.weight.grad.shape == (50, 7) and head.bias.grad.shape == (50,)
     assert watch.products == (3 * chunks if chunks > 1 else 2)
     only_bias = replace(frozen, bias=head.bias)
     expected, = torch.autograd.grad(token_logprobs(only_bias(hidden), ids).sum(), head.bias)
-    assert close(torch.autograd.grad(token_scores(only_bias, hidden.detach(), ids, chunk=chunk).logp.sum(), head.bias), [expected])
+    assert close(torch.autograd.grad(token_scores(only_bias, hidden.detach(), ids, chunk=chunk).logp.sum(), head.bias),
+                 [expected])
     assert not token_scores(frozen, hidden.detach(), ids, chunk=chunk).logp.requires_grad
 
 
@@ -255,7 +266,8 @@ def test_no_gradient_reaches_the_teacher(kind, chunk):
     assert hidden.grad.abs().sum() > 0 and head.weight.grad.abs().sum() > 0
     assert [x.grad for x in (teacher_head.weight, teacher_head.bias, teacher_hidden)] == [None] * 3
     frozen = replace(head, weight=head.weight.detach(), bias=head.bias.detach())
-    assert not token_divergence(frozen, hidden.detach(), teacher_head, teacher_hidden, kind, 0.3, 3, chunk).requires_grad
+    assert not token_divergence(frozen, hidden.detach(), teacher_head, teacher_hidden, kind, 0.3, 3,
+                                chunk).requires_grad
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -283,17 +295,21 @@ def test_a_chunked_backward_inside_autocast_stays_exact():
     head, hidden = make(0, 50, 16, 12, dtype=torch.float32)
     value = token_scores(head, hidden, torch.ones(12, dtype=torch.long), chunk=100).logp
     exact = torch.autograd.grad(value.sum(), (hidden, head.weight, head.bias), retain_graph=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16): found = torch.autograd.grad(value.sum(), (hidden, head.weight, head.bias))
+    with torch.autocast("cpu", dtype=torch.bfloat16): found = torch.autograd.grad(value.sum(), (hidden, head.weight,
+                                                                                                head.bias))
     assert close(found, exact, 0, 0)
 
 
 @pytest.mark.parametrize("chunk", [50, CHUNK])
 def test_bf16_hidden_states_and_weights_are_computed_in_fp32(chunk):
     head, hidden = make(0, 50, 16, 400, dtype=torch.bfloat16)
-    wide = replace(head, weight=head.weight.detach().float().requires_grad_(), bias=head.bias.detach().float().requires_grad_())
+    wide = replace(head, weight=head.weight.detach().float().requires_grad_(),
+                   bias=head.bias.detach().float().requires_grad_())
     wide_hidden, ids = hidden.detach().float().requires_grad_(), torch.ones(400, dtype=torch.long)
     found, exact = token_scores(head, hidden, ids, True, 3, chunk), token_scores(wide, wide_hidden, ids, True, 3, chunk)
-    assert torch.equal(found.logp, exact.logp) and torch.equal(found.entropy, exact.entropy) and torch.equal(found.top_ids, exact.top_ids)
+    assert torch.equal(found.logp, exact.logp) and torch.equal(found.entropy,
+                                                               exact.entropy) and torch.equal(found.top_ids,
+                                                                                              exact.top_ids)
     narrow, expected = gradients(found.logp, head, hidden), gradients(exact.logp, wide, wide_hidden)
     assert all(x.dtype == torch.bfloat16 for x in narrow)
     assert close(narrow, [x.bfloat16() for x in expected], 0, 0)  # rounded once, after the sum over all tokens
@@ -306,7 +322,8 @@ def test_no_tokens_give_empty_tensors(shape):
     head, hidden = make(0, 9, 4, *shape)
     teacher_head, teacher_hidden = make(1, 9, 3, *shape)
     for graph in (False, True):
-        with torch.set_grad_enabled(graph): scores = token_scores(head, hidden, torch.zeros(shape, dtype=torch.long), True, 3)
+        with torch.set_grad_enabled(graph): scores = token_scores(head, hidden, torch.zeros(shape, dtype=torch.long),
+                                                                  True, 3)
         assert scores.logp.shape == scores.entropy.shape == shape
         assert scores.top_ids.shape == (*shape, 3) and scores.top_ids.dtype == torch.long
     for kind in KINDS:
@@ -347,7 +364,8 @@ def test_compared_policies_are_those_of_whole_logits(drawn, chunk, finish, coars
                     entropy_a=entropy(a), entropy_b=entropy(b))
     for k, suffix in ((3, "@3"), (1, "@1"), (4, "@4")) if several else ((3, ""),):
         masses = overlap_mass(a, b, k)
-        expected |= {f"overlap{suffix}": topk_overlap(a, b, k), f"overlap_mass_a{suffix}": masses[0], f"overlap_mass_b{suffix}": masses[1]}
+        expected |= {f"overlap{suffix}": topk_overlap(a, b, k), f"overlap_mass_a{suffix}": masses[0],
+                     f"overlap_mass_b{suffix}": masses[1]}
     assert found.keys() == expected.keys()
     for name, x in found.items():
         assert x.shape == tuple(shape) and x.dtype == torch.float32 and not x.requires_grad
@@ -381,7 +399,8 @@ def test_extreme_logits_stay_finite_and_agree_with_fp64(name):
     a[:, 0], b[:, 0] = torch.tensor([1e4, -1e4, 0, 0, 0, 0]), torch.tensor([-1e4, 1e4, 0, 0, 0, 0])
     found = []
     for dtype in (torch.float64, torch.float32):
-        heads = [Head(x.to(dtype), None, torch.tensor([2, i])) for i, x in ((3, a), (4, b))]  # 3 is banned in one, 4 in the other
+        # id 3 is banned in one, 4 in the other
+        heads = [Head(x.to(dtype), None, torch.tensor([2, i])) for i, x in ((3, a), (4, b))]
         hidden = torch.eye(9, dtype=dtype, requires_grad=True)
         value = calls(heads[0], hidden, heads[1], hidden.detach(), 12)[name]()
         gradient = torch.autograd.grad(value.sum(), hidden)[0] if value.requires_grad else torch.zeros(1)
@@ -395,7 +414,8 @@ def test_an_id_that_one_policy_bans_counts_as_much_as_the_mixture_says():
     teacher = Head(torch.tensor([[0.0], [0.0], [0.0]]), None, torch.tensor([1]))
     for alpha in (0.2, 0.5, 0.8):  # (½, ½, 0) and (½, 0, ½): half of each is alone there
         expected = alpha * 0.5 * -torch.tensor(alpha).log() + (1 - alpha) * 0.5 * -torch.tensor(1 - alpha).log()
-        assert token_divergence(head, hidden, teacher, hidden, "jsd", alpha).item() == pytest.approx(expected.item(), abs=1e-6)
+        assert token_divergence(head, hidden, teacher, hidden, "jsd", alpha).item() == pytest.approx(expected.item(),
+                                                                                                     abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["scores", "compare", *KINDS])
@@ -432,7 +452,8 @@ def test_hidden_states_need_not_be_contiguous():
     head, hidden = make(0, 50, 4, 3, 5)
     turned, ids = hidden.transpose(0, 1), torch.arange(15).view(5, 3)
     assert close([token_scores(head, turned, ids, chunk=100).logp], [token_logprobs(head(turned), ids)])
-    assert close([token_scores(head, turned, ids.T.contiguous().T, chunk=100).logp], [token_logprobs(head(turned), ids)])
+    assert close([token_scores(head, turned, ids.T.contiguous().T, chunk=100).logp],
+                 [token_logprobs(head(turned), ids)])
 
 
 def test_what_is_not_asked_for_is_none():
@@ -447,7 +468,8 @@ def test_errors_name_what_is_wrong():
     a, b, other = make(0, 5, 4, 3), make(1, 5, 2, 3), make(2, 6, 4, 3)
     ids = torch.zeros(3, dtype=torch.long)
     for function in (token_divergence, compare_tokens):
-        with pytest.raises(ValueError, match="vocabularies of 6 and 5 ids, and id 5 is more than padding"): function(*a, *other)
+        with pytest.raises(ValueError,
+                           match="vocabularies of 6 and 5 ids, and id 5 is more than padding"): function(*a, *other)
         with pytest.raises(ValueError, match="same tokens"): function(*a, *make(1, 5, 2, 4))
     with pytest.raises(ValueError, match="all but the last dimension"): token_scores(*a, ids[:2])
     with pytest.raises(ValueError, match="all but the last dimension"): token_scores(*a, ids[None])
@@ -475,7 +497,9 @@ def test_sampled_ids_and_the_advantage_of_shared_ids(chunk):
         expected = (p.exp() * (q - p) * shared).sum(-1) / (p.exp() * shared).sum(-1)
         assert torch.allclose(found[f"overlap_advantage@{k}"], expected, atol=1e-12, equal_nan=True)
         assert torch.equal(found[f"overlap_advantage@{k}"].isnan(), found[f"overlap@{k}"] == 0)
-    for name, x in (("logp_a", p), ("logp_b", q)): assert torch.allclose(found[name], x.gather(-1, ids[..., None])[..., 0], atol=1e-12)
-    assert found["overlap_advantage@1"].isnan().any() and torch.allclose(found["overlap_advantage@12"], -found["kl_ab"], atol=1e-12)
+    for name, x in (("logp_a", p), ("logp_b", q)):
+        assert torch.allclose(found[name], x.gather(-1, ids[..., None])[..., 0], atol=1e-12)
+    assert found["overlap_advantage@1"].isnan().any() and torch.allclose(found["overlap_advantage@12"],
+                                                                         -found["kl_ab"], atol=1e-12)
     assert not {"logp_a", "overlap_advantage"} & set(compare_tokens(a_head, a, b_head, b))
     with pytest.raises(ValueError, match=r"ids of shape \(2, 4\)"): compare_tokens(a_head, a, b_head, b, ids=ids[:, :4])

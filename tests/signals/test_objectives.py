@@ -30,17 +30,22 @@ def slow_advantages(rewards, size, eps=1e-6, scale="std"):
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 5).flatmap(lambda g: st.tuples(st.just(g), st.lists(
-    st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=g, max_size=g), min_size=1, max_size=4))), st.sampled_from(["std", "none"]))
+    st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=g, max_size=g), min_size=1, max_size=4))),
+    st.sampled_from(["std", "none"]))
 def test_advantages_against_a_loop(case, scale):
     size, groups = case
     rewards = [r for g in groups for r in g]
-    assert torch.allclose(grpo_advantages(torch.tensor(rewards), size, scale=scale), slow_advantages(rewards, size, scale=scale), atol=1e-4)
+    assert torch.allclose(grpo_advantages(torch.tensor(rewards), size, scale=scale), slow_advantages(rewards, size,
+                                                                                                     scale=scale),
+                                                                                                     atol=1e-4)
 
 
 def test_advantages_by_hand():
     a = grpo_advantages(torch.tensor([1.0, 0, 0, 0, 3.0, 1.0, 3.0, 1.0]), 4)
-    assert torch.allclose(a, torch.tensor([1.5, -0.5, -0.5, -0.5] + [math.sqrt(3) / 2, -math.sqrt(3) / 2] * 2), atol=1e-5)
-    assert grpo_advantages(torch.tensor([0.0, 1e-6]), 2, eps=1e-6)[1].item() == pytest.approx(0.5 / (math.sqrt(0.5) + 1), rel=1e-4)
+    assert torch.allclose(a, torch.tensor([1.5, -0.5, -0.5, -0.5] + [math.sqrt(3) / 2, -math.sqrt(3) / 2] * 2),
+                          atol=1e-5)
+    assert grpo_advantages(torch.tensor([0.0, 1e-6]), 2,
+                           eps=1e-6)[1].item() == pytest.approx(0.5 / (math.sqrt(0.5) + 1), rel=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e-8, 7e5])
@@ -53,7 +58,8 @@ def test_advantages_ignore_other_groups_shift_and_dtype():
     r = torch.tensor([1.0, 0, 1, 0, 0, 1])
     assert torch.equal(grpo_advantages(r, 3)[:3], grpo_advantages(r[:3], 3))
     assert torch.allclose(grpo_advantages(r + 5, 3), grpo_advantages(r, 3), atol=1e-5)
-    assert torch.equal(grpo_advantages(r.bfloat16(), 3), grpo_advantages(r, 3)) and grpo_advantages(r.bfloat16(), 3).dtype == torch.float32
+    low = grpo_advantages(r.bfloat16(), 3)
+    assert torch.equal(low, grpo_advantages(r, 3)) and low.dtype == torch.float32
     assert grpo_advantages(r.long(), 3).dtype == torch.float32
 
 
@@ -95,7 +101,8 @@ def test_surrogate_against_a_loop(reduction, low, high):
     for seed in range(5):
         logp, old, advantages, mask = batch(seed)
         fast = clipped_surrogate(logp, old, advantages, mask, low, high, reduction, max_tokens=7)
-        assert fast.item() == pytest.approx(slow_surrogate(logp, old, advantages, mask, low, high, reduction, 7), abs=1e-12)
+        assert fast.item() == pytest.approx(slow_surrogate(logp, old, advantages, mask, low, high, reduction, 7),
+                                            abs=1e-12)
         rows = advantages[:, :1].expand(-1, 5)
         fast = clipped_surrogate(logp, old, rows[:, 0], mask, low, high, reduction, max_tokens=7)
         assert fast.item() == pytest.approx(slow_surrogate(logp, old, rows, mask, low, high, reduction, 7), abs=1e-12)
@@ -127,7 +134,8 @@ def test_on_policy_gradient_is_plain_policy_gradient():
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("cuts", [(0, 6), (0, 1, 6), (0, 2, 3, 6), (0, 1, 2, 3, 4, 5, 6)])  # (2, 3) is an empty micro-batch
+@pytest.mark.parametrize("cuts", [(0, 6), (0, 1, 6), (0, 2, 3, 6),
+                                  (0, 1, 2, 3, 4, 5, 6)])  # (2, 3) is an empty micro-batch
 def test_splitting_into_micro_batches_changes_nothing(reduction, cuts):
     logp, old, advantages, mask = batch()
     whole = clipped_surrogate(logp, old, advantages, mask, reduction=reduction, max_tokens=5)
@@ -156,11 +164,13 @@ def test_splitting_distillation_changes_nothing(kind, k):
 
 def test_padding_does_not_matter():
     logp, old, advantages, mask = batch()
-    wider = [torch.nn.functional.pad(x.detach(), (0, 3), value=v) for x, v in ((logp, NAN), (old, math.inf), (advantages, NAN))]
+    wider = [torch.nn.functional.pad(x.detach(), (0, 3), value=v) for x, v in ((logp, NAN), (old, math.inf),
+                                                                               (advantages, NAN))]
     for reduction in REDUCTIONS:
         plain = clipped_surrogate(logp, old, advantages, mask, reduction=reduction, max_tokens=5)
         leaf = wider[0].clone().requires_grad_()
-        padded = clipped_surrogate(leaf, wider[1], wider[2], torch.nn.functional.pad(mask, (0, 3)), reduction=reduction, max_tokens=5)
+        padded = clipped_surrogate(leaf, wider[1], wider[2], torch.nn.functional.pad(mask, (0, 3)),
+                                   reduction=reduction, max_tokens=5)
         padded.backward()
         assert torch.equal(plain, padded)
         assert leaf.grad.isfinite().all() and (leaf.grad[:, 5:] == 0).all()
@@ -186,7 +196,8 @@ def test_masked_garbage_leaks_nowhere(bad):
 
 def test_extreme_log_ratios_stay_finite():
     logp = torch.tensor([[0.0, -1e4, -1e9, 0.0]], requires_grad=True)
-    loss = clipped_surrogate(logp, torch.tensor([[-1e4, 0.0, 0.0, -1e9]]), torch.tensor([[-1.0, 1.0, -1.0, 1.0]]), torch.ones(1, 4))
+    loss = clipped_surrogate(logp, torch.tensor([[-1e4, 0.0, 0.0, -1e9]]), torch.tensor([[-1.0, 1.0, -1.0, 1.0]]),
+                             torch.ones(1, 4))
     loss.backward()
     assert loss.isfinite() and logp.grad.isfinite().all()
     for estimator in ("k2", "k3"):
@@ -202,7 +213,8 @@ def test_distillation_in_float32_and_float64_agree_at_extreme_logits():
     s[..., 0] = t[..., 0] = -1e9
     for kind, k in (("reverse", None), ("forward", None), ("jsd", None), ("topk", 2)):
         wide, narrow = s.clone().requires_grad_(), s.float().requires_grad_()
-        losses = distillation_loss(wide, t, torch.ones(2, 3), kind, k=k), distillation_loss(narrow, t.float(), torch.ones(2, 3), kind, k=k)
+        losses = distillation_loss(wide, t, torch.ones(2, 3), kind, k=k), distillation_loss(narrow, t.float(),
+                                                                                            torch.ones(2, 3), kind, k=k)
         for loss in losses: loss.backward()
         assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-4, abs=1e-3)
         assert narrow.grad.isfinite().all()
@@ -210,7 +222,8 @@ def test_distillation_in_float32_and_float64_agree_at_extreme_logits():
 
 
 def test_reduce_loss_by_hand():
-    x, mask = torch.tensor([[2.0, 4.0, NAN], [6.0, NAN, NAN], [NAN, NAN, NAN]]), torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    x, mask = torch.tensor([[2.0, 4.0, NAN], [6.0, NAN, NAN], [NAN, NAN, NAN]]), torch.tensor([[1, 1, 0], [1, 0, 0],
+                                                                                               [0, 0, 0]])
     assert reduce_loss(x, mask).item() == 4
     assert reduce_loss(x, mask, "sequence").item() == 3  # (3 + 6 + 0) / 3: the empty row stays in the denominator
     assert reduce_loss(x, mask, "constant", max_tokens=2).item() == 2
@@ -219,12 +232,15 @@ def test_reduce_loss_by_hand():
 
 def test_reduction_errors():
     logp, old, advantages, mask = batch()
-    with pytest.raises(ValueError, match="token, sequence or constant"): clipped_surrogate(logp, old, advantages, mask, reduction="mean")
-    with pytest.raises(ValueError, match="max_tokens"): clipped_surrogate(logp, old, advantages, mask, reduction="constant")
+    with pytest.raises(ValueError, match="token, sequence or constant"): clipped_surrogate(logp, old, advantages, mask,
+                                                                                           reduction="mean")
+    with pytest.raises(ValueError, match="max_tokens"): clipped_surrogate(logp, old, advantages, mask,
+                                                                          reduction="constant")
     with pytest.raises(ValueError, match="denominator"): clipped_surrogate(logp, old, advantages, mask * 0)
     with pytest.raises(ValueError, match="denominator"): clipped_surrogate(logp, old, advantages, mask, denominator=-1)
     with pytest.raises(ValueError, match="old_logp"): clipped_surrogate(logp, old[:, :1], advantages, mask)
-    with pytest.raises(ValueError, match="advantages"): clipped_surrogate(logp, old, advantages[:3, 0].repeat(1), mask[:3].repeat(2, 1))
+    with pytest.raises(ValueError, match="advantages"): clipped_surrogate(logp, old, advantages[:3, 0].repeat(1),
+                                                                          mask[:3].repeat(2, 1))
     with pytest.raises(ValueError, match="mask"): clipped_surrogate(logp, old, advantages, mask[:, :1])
     with pytest.raises(ValueError, match="mask"): reduce_loss(old, mask[:, :1])
     with pytest.raises(ValueError, match="no token"): clip_share(logp, old, advantages, mask * 0)
@@ -233,7 +249,8 @@ def test_reduction_errors():
 # --- OPD and its statistics -----------------------------------------------------------------------------------------
 
 def test_opd_advantages_clip_before_beta_and_carry_no_gradient():
-    student, teacher = torch.tensor([[-1.0, -1.0, -1.0]], requires_grad=True), torch.tensor([[-0.5, -9.0, -1.0]], requires_grad=True)
+    student, teacher = torch.tensor([[-1.0, -1.0, -1.0]], requires_grad=True), torch.tensor([[-0.5, -9.0, -1.0]],
+                                                                                            requires_grad=True)
     assert torch.allclose(opd_advantages(teacher, student), torch.tensor([[0.5, -8.0, 0.0]]))
     clipped = opd_advantages(teacher, student, beta=0.1, clip=2.0)
     assert torch.allclose(clipped, torch.tensor([[0.05, -0.2, 0.0]])) and not clipped.requires_grad
@@ -250,14 +267,16 @@ def test_delta_stats_by_hand():
     assert stats == pytest.approx({"mean": -0.5, "abs_p50": 50, "abs_p90": 90, "abs_p99": 99, "clipped_share": 0.2})
     one = delta_stats(torch.tensor([[3.0]]), torch.zeros(1, 1), torch.ones(1, 1))
     assert one == {"mean": 3, "abs_p50": 3, "abs_p90": 3, "abs_p99": 3, "clipped_share": 0}
-    with pytest.raises(ValueError, match="no token"): delta_stats(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="no token"): delta_stats(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1,
+                                                                                                                    2))
 
 
-# --- exact gradients on an enumerable policy ---------------------------------------------------------------------------
+# --- exact gradients on an enumerable policy
 
 V, T, EOS = 3, 3, 0
 SEQUENCES = torch.tensor(list(itertools.product(range(V), repeat=T)))  # every outcome: expectations are exact sums
-STATES = torch.stack([torch.zeros(len(SEQUENCES), dtype=torch.long), 1 + SEQUENCES[:, 0], 1 + V + V * SEQUENCES[:, 0] + SEQUENCES[:, 1]], 1)
+FIRST, SECOND = SEQUENCES[:, 0], SEQUENCES[:, 1]
+STATES = torch.stack([torch.zeros(len(SEQUENCES), dtype=torch.long), 1 + FIRST, 1 + V + V * FIRST + SECOND], 1)
 ENDED = (SEQUENCES == EOS).long()
 MASK = (ENDED.cumsum(1) - ENDED) == 0  # up to and including the first EOS; what follows sums out of every expectation
 
@@ -269,7 +288,8 @@ def tables():
     return torch.randn(13, V, dtype=torch.float64, requires_grad=True), torch.randn(13, V, dtype=torch.float64)
 
 
-def scores(table): return table.log_softmax(-1)[STATES, SEQUENCES]  # (27, 3) log-probability of every token of every sequence
+def scores(table): return table.log_softmax(-1)[STATES,
+                                                SEQUENCES]  # (27, 3) log-probability of every token of every sequence
 
 
 def expected(per_token, logp):
@@ -307,7 +327,8 @@ def test_sequence_kl_needs_the_later_deltas_too(tables):
     student, teacher = tables
     logp, teacher_logp = scores(student), scores(teacher)
     delta = torch.where(MASK, logp - teacher_logp, 0)
-    sequence_kl = (logp.sum(1).exp() * delta.sum(1)).sum()  # nothing detached; sequences that agree up to EOS add up to one outcome
+    # nothing detached; sequences that agree up to EOS add up to one outcome
+    sequence_kl = (logp.sum(1).exp() * delta.sum(1)).sum()
     exact = grad(sequence_kl, student)
     token_level = opd_advantages(teacher_logp, logp)
     to_go = torch.where(MASK, token_level, 0).flip(1).cumsum(1).flip(1)
@@ -339,7 +360,9 @@ def test_k3_is_not_the_forward_kl_of_sequences(tables):
 def test_k1_has_no_expected_gradient_and_is_refused(tables):
     student, teacher = tables
     logp = scores(student)
-    assert torch.allclose(grad(expected(logp - scores(teacher), logp), student), torch.zeros(13, V, dtype=torch.float64), atol=1e-14)
+    assert torch.allclose(grad(expected(logp - scores(teacher), logp), student), torch.zeros(13, V,
+                                                                                             dtype=torch.float64),
+                                                                                             atol=1e-14)
     with pytest.raises(ValueError, match="zero"): kl_estimator_loss(logp, scores(teacher), "k1")
     with pytest.raises(ValueError, match="k4"): kl_estimator_loss(logp, scores(teacher), "k4")
 
@@ -352,12 +375,14 @@ def test_full_vocabulary_distillation_on_all_rollouts(tables, kind):
     rows = [(student[STATES[i:i + 1]], teacher[STATES[i:i + 1]], MASK[i:i + 1]) for i in range(len(STATES))]
     parts = [distillation_loss(*row, kind, denominator=1) * w for row, w in zip(rows, weight)]
     exact = on_policy_kl(student, teacher, kind)
-    assert torch.allclose(sum(parts), exact) and torch.allclose(grad(sum(parts), student), grad(exact, student), atol=1e-12)
+    assert torch.allclose(sum(parts), exact) and torch.allclose(grad(sum(parts), student), grad(exact, student),
+                                                                atol=1e-12)
 
 
 def batch_gradients(student, per_token, batches, size):
     "Gradients of Σ_t per rollout averaged over `size` sampled rollouts, for many independent batches: (batches, 13, V)."
-    picked = torch.multinomial(scores(student).sum(1).exp().detach(), batches * size, replacement=True).view(batches, size)
+    picked = torch.multinomial(scores(student).sum(1).exp().detach(), batches * size, replacement=True).view(batches,
+                                                                                                             size)
     rows = torch.where(MASK, per_token, 0).sum(1)
     single = torch.stack([grad(r, student) for r in rows])  # the gradient of each of the 27 outcomes
     return single[picked].mean(1)
@@ -368,7 +393,8 @@ def test_sampled_gradients_agree_within_their_standard_error(tables, name, kind)
     student, teacher = tables
     logp, teacher_logp = scores(student), scores(teacher)
     ratio = (logp - logp.detach()).exp()
-    per_token = -ratio * opd_advantages(teacher_logp, logp) if name == "opd" else kl_estimator_loss(logp, teacher_logp, name)
+    per_token = -ratio * opd_advantages(teacher_logp, logp) if name == "opd" else kl_estimator_loss(logp, teacher_logp,
+                                                                                                    name)
     torch.manual_seed(11)
     draws = batch_gradients(student, per_token, batches=200, size=200)
     error = (draws.mean(0) - grad(on_policy_kl(student, teacher, kind), student)).abs()
