@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from test_executors import PAIR, TINY, same
+from same_runs import PAIR, TINY, same
 
 from copd_nb.engine import executors as executors_module
 from copd_nb.scale import cluster as cluster_module
