@@ -16,7 +16,7 @@ import pandas as pd
 from jsonschema import Draft202012Validator
 
 from ..data.schema import check, listed, mapped, parse, read_bytes
-from ..engine.environment import environment, without_places
+from ..engine.runs import environment, without_places
 from ..engine.storage import write_text
 
 # %% ../../nbs/5_analysis/05_records.ipynb #c005

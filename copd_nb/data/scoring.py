@@ -30,8 +30,9 @@ def _put_back(handler, left: float, every: float):
 def within(
     seconds: float | None,  # > 0, None for no limit
 ) -> Iterator[None]:
-    "TimeoutError in a block that takes longer; an outer alarm keeps running. Only the main thread has alarms."
-    if seconds is None or threading.current_thread() is not threading.main_thread():
+    "TimeoutError in a block that takes longer; an outer alarm keeps running. Only the main thread has alarms, Windows none."
+    alarms = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if seconds is None or not alarms:
         yield
         return
     running = True
