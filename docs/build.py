@@ -11,7 +11,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 
 import copd_nb
-from copd_nb.analysis.claims import claims_markdown
+from copd_nb.analysis.findings import claims_markdown
 from copd_nb.analysis.records import read_results
 from copd_nb.report.driver import inert
 from copd_nb.report.index import STUDIES, Entry, entries

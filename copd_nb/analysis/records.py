@@ -16,7 +16,8 @@ import pandas as pd
 from jsonschema import Draft202012Validator
 
 from ..data.schema import check, listed, mapped, parse, read_bytes
-from ..engine.runs import environment, without_places
+from ..engine.environment import environment
+from ..engine.environment import without_places
 from ..engine.storage import write_text
 
 # %% ../../nbs/5_analysis/05_records.ipynb #c005

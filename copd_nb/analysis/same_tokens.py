@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..data.capability import Example
-from ..policy.core import Policy, Prompts
+from ..policy.core import Policy
+from ..policy.prompts import Prompts
 from ..policy.head import Head
 from ..policy.ids import completion_texts
 from ..signals.compare import compare_tokens

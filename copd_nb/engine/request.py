@@ -16,7 +16,8 @@ from ..data.capability import Capability, by_name
 from ..data.names import imported, named
 from ..policy.core import Policy, check_same_vocabulary
 from ..policy.groups import Group
-from ..policy.suites import SUITES, json_or_text, load_suite
+from ..policy.suites import SUITES, load_suite
+from ..data.names import json_or_text
 from ..signals.estimators import estimator_named
 from ..schedule.controllers import check_control
 from ..schedule.core import Schedule

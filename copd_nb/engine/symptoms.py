@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..data.rewards import LastNumber, answer_after
+from ..data.answers import LastNumber, answer_after
 
 # %% ../../nbs/4_engine/05_symptoms.ipynb #c004
 def _numbered(ids: Tensor, n: int) -> Tensor:

@@ -49,15 +49,6 @@ def _targets(model: PreTrainedModel, vision: bool) -> dict:
     excluded = "|".join(others + unseen) or None
     return dict(target_modules=sorted(config.target_modules), exclude_modules=excluded, fan_in_fan_out=turned)
 
-def adapted_layers(
-    model: PreTrainedModel,  # on any device, the meta device included
-    vision: bool = False,  # those of a vision tower, too
-) -> dict[str, torch.nn.Module]:  # name → layer
-    "The layers that `lora` gives adapters to."
-    found = _targets(model, vision)
-    names, excluded = set(found["target_modules"]), found["exclude_modules"] or r"(?!)"
-    return {n: m for n, m in model.named_modules() if n.split(".")[-1] in names and not re.fullmatch(excluded, n)}
-
 # %% ../../nbs/1_policy/14_lora.ipynb #67323a69
 def adapted_layers(
     model: PreTrainedModel,  # on any device, also without weights

@@ -114,12 +114,13 @@ def audit(
     out: str = None,  # folder for notebook, HTML, results.json and cases.parquet (runs/reports/audit)
 ):
     "Count how often a reward refuses right answers and pays for wrong ones"
-    from copd_nb.analysis.shipped import references, reward_from
+    from copd_nb.analysis.shipped import references
+    from copd_nb.data.verifiers import named_reward
     asked, columns = dict(locals()), columns_of(column)
     every = reward == "shipped" and data is None
     if not every:
         if data is None: raise ValueError("an audit needs references: a file or a task behind the reward's name")
-        reward_from(reward)
+        named_reward(reward)
         references(data, 1, columns, split)  # its errors come before a notebook is started
     own = {k: v for k, v in asdict(columns).items() if v != getattr(type(columns), k)}
     asked |= dict(reward="" if every else reward, columns={k: [*v] if isinstance(v, tuple) else v for k,

@@ -25,7 +25,7 @@ def values_of(
     given: list[tuple[str, str]] | None,  # pairs of a command line
 ) -> dict:
     "Name → value, JSON if it is, else text."
-    from copd_nb.policy.suites import json_or_text
+    from copd_nb.data.names import json_or_text
     return {name: json_or_text(text) for name, text in given or []}
 
 # %% ../../nbs/8_report/03_commands.ipynb #60ef2929
@@ -52,7 +52,8 @@ def train(
     from copd_nb.engine.request import LEARNERS, part_from
     from copd_nb.engine.train import train
     from copd_nb.policy.files import load
-    from copd_nb.policy.suites import json_or_text, load_suite
+    from copd_nb.policy.suites import load_suite
+    from copd_nb.data.names import json_or_text
     from copd_nb.schedule.paradigms import schedule_from
     plan, config = _asked(schedule_from, schedule, values_of(P)), config_from(values_of(C))
     capabilities, base = _asked(load_suite, suite)

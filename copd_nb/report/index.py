@@ -20,7 +20,8 @@ import mistune
 from jinja2 import Environment
 
 import copd_nb
-from ..analysis.claims import claims_markdown, claims_table
+from ..analysis.findings import claims_markdown
+from ..analysis.findings import claims_table
 from ..analysis.records import read_results
 from .parameters import notebook_of, report_names
 

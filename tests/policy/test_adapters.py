@@ -23,7 +23,7 @@ from copd_nb.schedule.merging import merge
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora import LoraPolicy, adapted_layers, lora
 from copd_nb.policy.processors import character_tokenizer
-from copd_nb.study.presets import lora_size
+from copd_nb.study.memory import lora_size
 
 IDS = torch.tensor([[20, 41, 33, 25], [30, 31, 32, 33]])
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -24,7 +24,8 @@ from copd_nb.policy.problems import problems
 from copd_nb.engine.config import Config
 from copd_nb.engine.manifest import FINGERPRINTED, prompt_fingerprints
 from copd_nb.engine.train import train
-from copd_nb.analysis.token_gap import behavior_gap, same_format
+from copd_nb.analysis.token_gap import behavior_gap
+from copd_nb.analysis.same_tokens import same_format
 from copd_nb.scale.vllm import VllmSampler
 from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
 from copd_nb.policy.core import Policy

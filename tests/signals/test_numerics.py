@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copd_nb.engine import passes as passes_module
 from copd_nb.engine import state as state_module
 from copd_nb.engine import train as train_module
 from copd_nb.data.capability import Example
@@ -32,7 +31,7 @@ from copd_nb.signals.divergences import (
     topk_reverse_kl,
 )
 from copd_nb.engine.config import Config
-from copd_nb.engine.passes import collect
+from copd_nb.engine.passes import collect, hear, teacher_scores
 from copd_nb.engine.state import Batch, Training
 from copd_nb.engine.update import gradients_of
 from copd_nb.signals.compare import compare_tokens
@@ -51,7 +50,7 @@ from copd_nb.signals.objectives import (
     loss_denominator,
     opd_advantages,
     reduce_loss,
-    unlikely_advantages,
+    low_probability_advantages,
 )
 from copd_nb.policy.head import BANNED_LOGIT, Head, common_ids
 from copd_nb.signals.rollouts import completion_mask, generator
@@ -359,7 +358,8 @@ def test_distillation_advantages_and_their_statistics_in_float32(clip):
         size = ((teacher - student).abs() * keep).sum().item() / keep.sum().item()
         assert narrow.pop("mean") == pytest.approx(wide.pop("mean"), rel=0, abs=UNITS * EPS * size), case
         assert narrow == pytest.approx(wide, rel=UNITS * EPS), case
-        assert torch.equal(unlikely_advantages(student.float(), 0.5), unlikely_advantages(student, 0.5).float()), case
+        low = low_probability_advantages(student.float(), 0.5)
+        assert torch.equal(low, low_probability_advantages(student, 0.5).float()), case
 
 
 @pytest.mark.parametrize(
@@ -547,7 +547,7 @@ def again(training, batch):
     "The same rollouts, to be scored and learnt from in the precision of a training."
     new = Batch(batch.signals, replace(batch.rollouts, start=None), advantages=batch.advantages)
     if isinstance(new.signals[0], OPD):
-        passes_module._hear(new, passes_module.answer(training, new.signals[0], new.rollouts))
+        hear(new, teacher_scores(training, new.signals[0], new.rollouts))
     return new
 
 

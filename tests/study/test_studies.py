@@ -16,10 +16,11 @@ from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.train import train
-from copd_nb.policy.suites import json_or_text, load_suite
+from copd_nb.policy.suites import load_suite
+from copd_nb.data.names import json_or_text
 from copd_nb.study.jobs import Job
 from copd_nb.study.workers import prepare
-from copd_nb.signals.objectives import unlikely_advantages
+from copd_nb.signals.objectives import low_probability_advantages
 from copd_nb.analysis.records import read_results
 from copd_nb.report.driver import run_report
 from copd_nb.report.index import STUDIES
@@ -225,9 +226,9 @@ def test_suites_are_prepared_once_each(monkeypatch):
 
 def test_unlikely_tokens_are_pushed_down_whoever_is_right():
     logp = torch.log(torch.tensor([[0.05, 0.1001, 0.9]]))
-    assert unlikely_advantages(logp, 2.0).tolist() == [[-2, 0, 0]]
-    assert unlikely_advantages(logp, 1.0, below=1.0).tolist() == [[-1, -1, -1]]
-    with pytest.raises(ValueError, match="below=0"): unlikely_advantages(logp, below=0)
+    assert low_probability_advantages(logp, 2.0).tolist() == [[-2, 0, 0]]
+    assert low_probability_advantages(logp, 1.0, below=1.0).tolist() == [[-1, -1, -1]]
+    with pytest.raises(ValueError, match="below=0"): low_probability_advantages(logp, below=0)
     assert not OPD("digits", "base", 0.1, "unlikely").taught and OPD("digits", "base", 0.1).taught
 
 
