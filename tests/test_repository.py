@@ -159,7 +159,8 @@ def is_picture(output):
     "A figure, a drawing, or a page of our own; a table of pandas is none."
     data = output.get("data", {})
     page = "".join(data.get("text/html", ""))
-    return "image/png" in data or "image/svg+xml" in data or bool(page) and 'class="dataframe"' not in page
+    drawn = any(mark in page for mark in ("<svg", "<img")) or page and 'class="dataframe"' not in page
+    return "image/png" in data or "image/svg+xml" in data or bool(drawn)
 
 
 def test_there_is_a_picture_in_every_notebook_from_the_signals_on():
