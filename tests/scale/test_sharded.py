@@ -75,7 +75,8 @@ def packed(training: Training) -> dict: return dict(resume_module.packed(trainin
 
 def numbers(batch) -> dict:
     out = batch.rollouts
-    return dict(ids=out.ids, texts=out.texts, finished=out.finished, rewards=batch.rewards, sampled=out.logp, logp=batch.logp, old=batch.old_logp, entropy=batch.entropy, taught=batch.teacher_logp)
+    return dict(ids=out.ids, texts=out.texts, finished=out.finished, rewards=batch.rewards, sampled=out.logp,
+                logp=batch.logp, old=batch.old_logp, entropy=batch.entropy, taught=batch.teacher and batch.teacher.logp)
 
 
 def trained(group: Group, folder: Path, case: str) -> dict:

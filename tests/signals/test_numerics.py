@@ -358,8 +358,8 @@ def test_distillation_advantages_and_their_statistics_in_float32(clip):
         size = ((teacher - student).abs() * keep).sum().item() / keep.sum().item()
         assert narrow.pop("mean") == pytest.approx(wide.pop("mean"), rel=0, abs=UNITS * EPS * size), case
         assert narrow == pytest.approx(wide, rel=UNITS * EPS), case
-        assert torch.equal(low_probability_advantages(student.float(), 0.5), low_probability_advantages(student,
-                                                                                                        0.5).float()), case
+        low = low_probability_advantages(student.float(), 0.5)
+        assert torch.equal(low, low_probability_advantages(student, 0.5).float()), case
 
 
 @pytest.mark.parametrize(
