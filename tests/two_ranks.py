@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent / "scale"))
 from test_bridge import CONFIG, begin, flat, near, scored  # noqa: E402
 
 import torch  # noqa: E402
