@@ -3,9 +3,9 @@ import copy
 from dataclasses import replace
 from datetime import datetime
 
-import pandas as pd
 import pytest
 import torch
+from same_runs import PAIR, TINY, same
 from transformers.utils import chat_template_utils
 
 from copd_nb.engine import step as step_module
@@ -15,10 +15,8 @@ from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.schedule.control import gradient_share
 from copd_nb.schedule.copd import copd
 from copd_nb.engine.executors import Cluster, cluster_from, missing
-from copd_nb.engine.config import Config
 from copd_nb.engine.train import train
 from copd_nb.policy.toys import minis_base, minis
-from copd_nb.policy.core import weights_hash
 from copd_nb.policy.lora import lora
 from copd_nb.engine.runs import request_stop
 from copd_nb.schedule.core import Schedule
@@ -28,10 +26,6 @@ ray = pytest.importorskip("ray")
 from ray import cloudpickle  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=20, eval_every=20,
-              probe_prompts=2, eval_prompts=2, eval_samples=1,
-              learning_rate=1e-4, warmup=2, checkpoint_every=20, device="cpu")
-PAIR = ["text", "image"]
 COPD = copd(PAIR, cycles=2, s_rl=1, s_opd=1, beta=0.5)
 
 
@@ -41,21 +35,6 @@ def start(): return minis_base()
 
 @pytest.fixture(scope="module")
 def suite(): return minis(tuple(PAIR))
-
-
-def events(run) -> pd.DataFrame:
-    rows = run.events
-    rows = rows[rows.kind != "restart"].drop(columns="seconds").dropna(axis=1, how="all").reset_index(drop=True)
-    return rows[sorted(rows.columns)]
-
-
-def same(a, b):
-    "Two runs have the same events and the same weights, bit for bit."
-    pd.testing.assert_frame_equal(events(a), events(b), check_exact=True)
-    assert {p.name for p in (a.path / "branches").iterdir()} == {p.name for p in (b.path / "branches").iterdir()}
-    for name in (path.name for path in (a.path / "branches").iterdir()):
-        assert weights_hash(a.branch(name)) == weights_hash(b.branch(name))
-    assert weights_hash(a.result) == weights_hash(b.result)
 
 
 class Handle:

@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from test_executors import PAIR, TINY, same
+from same_runs import PAIR, TINY, same
 
 from copd_nb.engine import executors as executors_module
 from copd_nb.scale import cluster as cluster_module
@@ -141,7 +141,7 @@ def test_jobs_go_as_tasks(tmp_path, two_processors):
     assert scores_of(run_of(jobs[1], tmp_path / "here"),
                      jobs[1]).equals(scores_of(run_of(jobs[1], tmp_path / "cluster"), jobs[1]))
     with pytest.raises(ValueError,
-                       match="can't be loaded"): do_all([(replace(jobs[0], suite="copd_nb.minis:nothing"), [])],
+                       match="has no nothing"): do_all([(replace(jobs[0], suite="copd_nb.policy.toys:nothing"), [])],
                                                         tmp_path / "cluster", workers="ray")
 
 
