@@ -2158,6 +2158,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'copd_nb/scale/cluster.py'),
                                        'copd_nb.scale.cluster.RayExecutor.close': ( '9_scale/cluster.html#rayexecutor.close',
                                                                                     'copd_nb/scale/cluster.py'),
+                                       'copd_nb.scale.cluster.RayExecutor.defer': ( '9_scale/cluster.html#rayexecutor.defer',
+                                                                                    'copd_nb/scale/cluster.py'),
                                        'copd_nb.scale.cluster.RayExecutor.fence': ( '9_scale/cluster.html#rayexecutor.fence',
                                                                                     'copd_nb/scale/cluster.py'),
                                        'copd_nb.scale.cluster.RayExecutor.get': ( '9_scale/cluster.html#rayexecutor.get',

@@ -119,7 +119,9 @@ class RayExecutor:
         self.calls += [Call(name, work.__name__.strip("_"), refs[-1]) for refs in found]
         return found[0][0] if parts is None else found[0][:-1]
 
-    defer = at  # an actor does its work in the order of sending
+    def defer(self, name: str, work: Callable, *args, parts: int | None = None):
+        "The same: an actor does its work in the order of sending."
+        return self.at(name, work, *args, parts=parts)
 
     def fence(self, handle): "Nothing to do: an actor keeps the order of its calls."
 
