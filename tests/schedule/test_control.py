@@ -210,7 +210,10 @@ def forgets(schedule, cycle, rows):
 HERE = f"{__name__}:"
 
 
-@pytest.mark.parametrize("rule", [halve, HERE + "halve", careful, HERE + "careful"], ids=str)
+NAMED = {"function": halve, "its name": HERE + "halve", "rule": careful, "name of a rule": HERE + "careful"}
+
+
+@pytest.mark.parametrize("rule", NAMED.values(), ids=NAMED)
 def test_a_rule_of_ones_own_is_named_like_a_built_in_one(rule):
     plan = copd(PAIR, cycles=3, control=rule)
     assert plan.control.rule == (rule if isinstance(rule, str) else HERE + rule.__name__)
