@@ -1,4 +1,4 @@
-"Set before torch loads: spinning OpenMP threads make a shared machine crawl. A busy machine fails no property for its time."
+"Set before torch loads: spinning OpenMP threads make a shared machine crawl. A busy machine fails no property."
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -13,7 +13,8 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-LONG = "test_studies", "test_engine", "test_reports", "test_cluster", "test_browser", "test_docs", "test_control", "test_reliability", "test_gaps", "test_executors", "test_explore", "test_jobs"
+LONG = ("test_studies", "test_engine", "test_reports", "test_cluster", "test_browser", "test_docs", "test_control",
+        "test_reliability", "test_gaps", "test_executors", "test_explore", "test_jobs")
 
 
 def pytest_collection_modifyitems(items):

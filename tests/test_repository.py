@@ -236,8 +236,9 @@ def test_every_import_is_a_declared_requirement():
     extras = {distribution(r) for key in settings() if key.endswith("_requirements") for r in settings()[key].split()}
     known = {module: {re.sub(r"[-_.]+", "-", d).lower() for d in names}
              for module, names in packages_distributions().items()}
+    # come with a declared requirement
     companions = {"tokenizers": {"transformers"}, "traitlets": {"ipywidgets"}, "IPython": {"ipykernel"},
-                  "nbformat": {"nbconvert"}, "yaml": {"papermill"}, "pygments": {"nbconvert"}}  # come with a declared requirement
+                  "nbformat": {"nbconvert"}, "yaml": {"papermill"}, "pygments": {"nbconvert"}}
     faults = []
     for path in MODULES:
         module_tree = tree(path)

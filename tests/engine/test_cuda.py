@@ -1,4 +1,4 @@
-"A graphics card gives the numbers of the processor, within float32. Needs one: `make test-cuda`; `-s` prints how far they are apart."
+"A graphics card gives the numbers of the processor, within float32: `make test-cuda`; `-s` prints differences."
 from dataclasses import replace
 
 import pytest
@@ -72,9 +72,9 @@ def stirred(policy, seed=0, size=0.02):
 
 def test_what_the_card_is(tmp_path):
     said = machine(accelerator_for(TINY))
-    assert said["device"] == torch.cuda.get_device_name() and fitted(preset("smollm2-cpu"),
-                                                                     "cuda").config.precision == ("bf16"
-                                                                                                  if said["native_bf16"] else "fp32")
+    assert said["device"] == torch.cuda.get_device_name()
+    precision = fitted(preset("smollm2-cpu"), "cuda").config.precision
+    assert precision == ("bf16" if said["native_bf16"] else "fp32")
     assert machine(accelerator_for(replace(TINY, device="cpu")))["device"] == "cpu"
 
 
@@ -91,7 +91,8 @@ def test_log_probabilities(name, packs, tokens, tf32, start, suite):
     with torch.no_grad(): a, b = (p.completion_logits(p.encode(suite[name].test[:4]),
                                                       ids.to(p.device)).float().log_softmax(-1) for p in (policy, card))
     worst = (a - b.cpu()).abs().max().item()
-    print(f"log-probabilities of {name}, {tokens} tokens, {'packed' if packs else 'padded'}{', TF32' if tf32 else ''}: {worst:.1e} nats apart")
+    print(f"log-probabilities of {name}, {tokens} tokens, {'packed' if packs else 'padded'}{', TF32' if tf32 else ''}: "
+          f"{worst:.1e} nats apart")
     assert b.is_cuda and worst < (5e-2 if tf32 else 1e-3)
 
 
@@ -171,7 +172,8 @@ def test_losses_and_gradients(estimator, changes, adapters, start, suite, tmp_pa
     (ours, losses), (found, lost) = gradients_of(here, "a", batches), gradients_of(there, "a", card)
     for stream in ours:
         apart = off(flat(found[stream]), flat(ours[stream]))
-        print(f"gradient of {stream}, {estimator} {changes}{' adapters' if adapters else ''}: {apart:.1e}; loss {abs(lost[stream] - losses[stream]):.1e}")
+        print(f"gradient of {stream}, {estimator} {changes}{' adapters' if adapters else ''}: {apart:.1e}; loss "
+              f"{abs(lost[stream] - losses[stream]):.1e}")
         assert apart < 1e-4 and abs(lost[stream] - losses[stream]) < 1e-5
     for a, b in zip(batches, card): assert (a.logp - b.logp.cpu()).abs().max() < 2e-3
 
@@ -197,7 +199,8 @@ def rows(run): return run.events.drop(columns="seconds")
                                       merged_experts(PAIR, 2)], ids=lambda s: s.name)
 def test_every_paradigm_runs(schedule, start, suite, tmp_path):
     run = train(schedule, suite, start, TINY, tmp_path / "run", progress=False)
-    assert run.finished and run.manifest["machine"]["device"] == torch.cuda.get_device_name() and run.manifest["peak_memory"] > 0
+    assert run.finished and run.manifest["machine"]["device"] == torch.cuda.get_device_name()
+    assert run.manifest["peak_memory"] > 0
     assert start.device.type == "cpu" and torch.isfinite(weights(run.result)).all()
     known = run.events[["reward", "loss", "gradient_norm", "overlap", "seconds"]].dropna(how="all")
     assert len(known) > 6
@@ -243,7 +246,8 @@ def test_trl_learns_the_same(start, suite, tmp_path):
     own, other = (train(schedule, two, start, replace(TINY, probe_every=0, eval_every=0, warmup=0), tmp_path / name,
                         progress=False, learner=learner) for name, learner in (("own", None), ("trl", TrlLearner())))
     first, second = (run.events[run.events.global_step == 1] for run in (own, other))
-    print(f"TRL: losses {(first.loss - second.loss).abs().max():.1e}, gradient norms {((first.gradient_norm - second.gradient_norm) / first.gradient_norm).abs().max():.1e}")
+    print(f"TRL: losses {(first.loss - second.loss).abs().max():.1e}, gradient norms "
+          f"{((first.gradient_norm - second.gradient_norm) / first.gradient_norm).abs().max():.1e}")
     assert (first.reward == second.reward).all() and (first.loss - second.loss).abs().max() < 1e-4
     assert ((first.gradient_norm - second.gradient_norm).abs() / first.gradient_norm).max() < 1e-3
 
@@ -268,7 +272,8 @@ def wide(config, suite, folder, policy=None):
 
 def test_recompute_gives_the_same_for_less(suite, tmp_path):
     (full, a), (less, b) = (wide(replace(WIDE, recompute=r), suite, tmp_path) for r in (False, True))
-    print(f"recompute: {less:.2f} GiB instead of {full:.2f}; weights {off(weights(b.branch('a').policy), weights(a.branch('a').policy)):.1e}")
+    apart = off(weights(b.branch("a").policy), weights(a.branch("a").policy))
+    print(f"recompute: {less:.2f} GiB instead of {full:.2f}; weights {apart:.1e}")
     assert less < 0.6 * full and off(weights(b.branch("a").policy), weights(a.branch("a").policy)) < 1e-4
 
 
@@ -280,7 +285,8 @@ def test_half_as_much_at_once_when_the_card_is_full(suite, tmp_path):
     try: short, b = wide(WIDE, suite, tmp_path)
     finally: torch.cuda.set_per_process_memory_fraction(1.0)
     noted = [n for n in b.notes if n["kind"] == "memory"]
-    print(f"memory: {whole:.2f} GiB; with half of it {short:.2f} after {[(n['part'], n['micro_prompts'], n['micro_tokens'], n['rollout_rows']) for n in noted]}")
+    print(f"memory: {whole:.2f} GiB; with half of it {short:.2f} after "
+          f"{[(n['part'], n['micro_prompts'], n['micro_tokens'], n['rollout_rows']) for n in noted]}")
     assert any("update" == n["part"] and "out of memory" in n["reason"] for n in noted) and short < 0.6 * whole
     assert off(weights(b.branch("a").policy), weights(a.branch("a").policy)) < 1e-4
 

@@ -18,7 +18,8 @@ from copd_nb.policy.core import weights_hash
 from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
 from copd_nb.engine.log import EventLog
 from copd_nb.engine.runs import (
-    Run, content_hash, create_run, is_written, latest_checkpoint, list_runs, request_stop, stop_requested, withdraw_stop)
+    Run, content_hash, create_run, is_written, latest_checkpoint, list_runs, request_stop, stop_requested,
+    withdraw_stop)
 from copd_nb.engine.environment import environment
 from copd_nb.engine.storage import locked, new_folder, write_json, write_text
 from copd_nb.schedule.core import Schedule

@@ -380,7 +380,7 @@ def test_full_vocabulary_distillation_on_all_rollouts(tables, kind):
 
 
 def batch_gradients(student, per_token, batches, size):
-    "Gradients of Σ_t per rollout averaged over `size` sampled rollouts, for many independent batches: (batches, 13, V)."
+    "Gradients of Σ_t per rollout averaged over `size` sampled rollouts, for many batches: (batches, 13, V)."
     picked = torch.multinomial(scores(student).sum(1).exp().detach(), batches * size, replacement=True).view(batches,
                                                                                                              size)
     rows = torch.where(MASK, per_token, 0).sum(1)
