@@ -22,6 +22,8 @@ from copd_nb.analysis.records import read_results
 from copd_nb.report.index import STUDIES
 from copd_nb.data.rewards import Failed
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 # published, but no studies: one seed of a real model, rewards without training
 OTHER_REPORTS = {"real", "checkpoints", "audit"}

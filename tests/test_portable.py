@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 STOREYS = ["data", "policy", "signals", "schedule"]  # portable packages; the others follow
 MODULES = [f"copd_nb.{s}.{p.stem}" for s in STOREYS for p in sorted((ROOT / "copd_nb" / s).glob("[a-z]*.py"))]

@@ -159,7 +159,7 @@ def is_picture(output):
     "A figure, a drawing, or a page of our own; a table of pandas is none."
     data = output.get("data", {})
     page = "".join(data.get("text/html", ""))
-    drawn = any(mark in page for mark in ("<svg", "<img")) or page and 'class="dataframe"' not in page
+    drawn = any(mark in page for mark in ("<svg", "<img", 'class="copd')) or page and 'class="dataframe"' not in page
     return "image/png" in data or "image/svg+xml" in data or bool(drawn)
 
 

@@ -95,34 +95,25 @@ def _row_names(ax: Axes, rows: pd.DataFrame):
 
 # %% ../../nbs/7_view/01_comparisons.ipynb #c013
 def capability_gap(
-    scores: pd.DataFrame,  # columns paradigm, capability, mean, low, high in %; with paradigms `base` and `expert`
+    gaps: pd.DataFrame,  # of `analysis.capability_gap`: paradigm, capability, value, low, high in points, and a base
     ax: Axes | None = None,  # drawn here, else on a new figure
-    expert: str = "expert",  # the paradigm to measure against
     base: str = "base",  # where all began
 ) -> Axes:
-    "Dumbbells of accuracy minus the expert's accuracy, in points, grouped by capability."
-    need_columns(scores, "paradigm", "capability", "mean", "low", "high")
-    absent = {expert, base} - set(scores["paradigm"])
-    if absent:
-        raise ValueError(f"scores lack paradigms {sorted(absent)}; there are {list(scores['paradigm'].unique())}")
-    bar = scores[scores["paradigm"] == expert].set_index("capability")[["low", "mean", "high"]]
-    reference = bar["mean"]
-    start = scores[scores["paradigm"] == base].set_index("capability")["mean"] - reference
-    rows = _unified(scores, base, expert)
-    ends = rows[["low", "mean", "high"]].sub(rows["capability"].map(reference), axis=0)
+    "Dumbbells of the capability gap from the base to each paradigm, grouped by capability; positive is missing."
+    need_columns(gaps, "paradigm", "capability", "value", "low", "high")
+    if base not in set(gaps["paradigm"]):
+        raise ValueError(f"the gaps lack the paradigm {base!r}; there are {list(gaps['paradigm'].unique())}")
+    start = gaps[gaps["paradigm"] == base].set_index("capability")["value"]
+    rows = gaps[gaps["paradigm"] != base].sort_values("capability", kind="stable").reset_index(drop=True)
     ax, colors = new_axes(ax, 7.5, 1.5 + 0.3 * len(rows)), palette(rows["paradigm"])
-    for y, (row, end) in enumerate(zip(rows.itertuples(), ends.itertuples())):
-        ax.plot([start[row.capability], end.mean], [y, y], color="#cccccc", linewidth=2, zorder=1)
+    for y, row in enumerate(rows.itertuples()):
+        ax.plot([start[row.capability], row.value], [y, y], color="#cccccc", linewidth=2, zorder=1)
         ax.plot(start[row.capability], y, "o", markerfacecolor="white", color=COLORS["base"], zorder=2)
-        error = [[end.mean - end.low], [end.high - end.mean]]
-        ax.errorbar(end.mean, y, xerr=error, fmt="o", color=colors[row.paradigm], capsize=2, zorder=3)
-    for name, group in rows.groupby("capability"):
-        span = bar.loc[name, ["low", "high"]] - reference[name]
-        ax.fill_betweenx([group.index[0] - 0.5, group.index[-1] + 0.5], *span, color="#000000", alpha=0.10, linewidth=0,
-                         zorder=0)
+        error = [[row.value - row.low], [row.high - row.value]]
+        ax.errorbar(row.value, y, xerr=error, fmt="o", color=colors[row.paradigm], capsize=2, zorder=3)
     ax.axvline(0, color="black", linewidth=1)
     _row_names(ax, rows)
-    return finish(ax, f"accuracy minus {expert} (percentage points; ring: {base}, grey band: {expert})",
+    return finish(ax, f"capability gap: expert minus paradigm (percentage points; ring: {base})",
                    "capability, paradigm", grid="x")
 
 # %% ../../nbs/7_view/01_comparisons.ipynb #c016

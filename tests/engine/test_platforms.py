@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.integration
+
 CODE = '''
 import importlib, os, pkgutil, signal, sys, tempfile
 from pathlib import Path

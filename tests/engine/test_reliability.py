@@ -32,6 +32,8 @@ from copd_nb.engine.log import EventLog
 from copd_nb.engine.runs import Run, latest_checkpoint
 from copd_nb.analysis.tests import t_interval
 
+pytestmark = pytest.mark.integration
+
 HERE = Path(__file__).parents[1]
 PAIR = ["text", "image"]
 COPD = copd(PAIR, cycles=1, s_rl=2, s_opd=2, beta=0.5)

@@ -23,6 +23,8 @@ from copd_nb.policy.toys import minis, minis_base
 from copd_nb.schedule.core import Schedule
 from copd_nb.view.monitor import RunMonitor
 
+pytestmark = pytest.mark.integration
+
 OLD = Path(__file__).parents[1] / "fixtures"
 
 

@@ -19,6 +19,8 @@ from copd_nb.report.index import STUDIES, entries, publish, studies, write_index
 from copd_nb.report.parameters import check_parameters, notebook_of, parameters_of, report_names
 from copd_nb.policy.skills import text_policy
 
+pytestmark = pytest.mark.integration
+
 
 def test_reports_are_found_and_have_parameters():
     assert {"comparison", "sweep", "warmstart"} <= set(report_names())
@@ -291,7 +293,7 @@ def test_check_prints_all_problems_and_a_summary(tmp_path, capsys):
     test.write_text('{"question": "2+3= ", "answer": "5"}')
     assert main(["check", str(data), "--column", "prompt=question"]) == 1
     out = capsys.readouterr().out
-    assert "'question' is 7" in out and "is no JSON" in out and out.splitlines()[-1] == "2 problems in 2 rows"
+    assert "'question' is 7" in out and "is not JSON" in out and out.splitlines()[-1] == "2 problems in 2 rows"
     assert main(["check", str(test), "--column", "prompt=question", "--reward",
                  "numeric"]) == 0 and "no problems found in test.jsonl" in capsys.readouterr().out
     assert main(["check", str(test), "--column", "prompt=question", "--test",

@@ -34,6 +34,8 @@ from copd_nb.engine.runs import Run
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, SFT, Phase, Update
 
+pytestmark = pytest.mark.integration
+
 SMALL = dict(hidden=32, layers=2, vision_hidden=16, vision_depth=1)
 TINY = Config(prompts=3, opd_prompts=3, group_size=3, max_new_tokens=6, probe_every=0, eval_every=0, learning_rate=1e-4,
               warmup=2, reward_seconds=None, device="cpu")

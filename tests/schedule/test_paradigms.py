@@ -363,7 +363,7 @@ def test_a_schedule_is_named_in_four_ways(value, values, expected, tmp_path):
         ("copd", dict(capabilities="ab", branches=2), ValueError, "copd: .*branches.*it takes .*topology"),
         ("no_such:thing", {}, ValueError, "no module no_such"),
         ("math:sqrt", dict(x=4), ValueError, "math:sqrt: .*"),
-        ("math:pi", {}, TypeError, "float: expected Schedule or Callable"),
+        ("math:pi", {}, ValueError, "float: expected Schedule or Callable"),
         (wrong, {}, TypeError, "schedule 'wrong' returned a dict"),
         (FIXED, dict(steps=2), ValueError, r"fixed.*\['steps'\]"),
         (3, {}, TypeError, "int: expected"),

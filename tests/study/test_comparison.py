@@ -140,7 +140,7 @@ def test_a_schedule_that_does_not_fit_a_setting_is_left_out():
     ("ring", ValueError, "paradigm 'ring': one of expert, mixed, opd, mopd, merged, copd, or package.module:name"),
     ("no_such_module:ring", ValueError, "no module no_such_module in .* or among the installed packages"),
     ("copd_nb.study.comparison:ring", ValueError, "has no ring"),
-    ("copd_nb.study.comparison:FAMILIES", TypeError, "is a tuple"),
+    ("copd_nb.study.comparison:FAMILIES", ValueError, "is a tuple"),
     (lambda names, total: 3, TypeError, "gave a int, not a Schedule"),
     (lambda names, total: apart(names[:1], total), ValueError, r"never trains \['image'\]: return None"),
     (lambda names, total: apart((*names, "audio"), total), ValueError, "audio")])

@@ -54,7 +54,7 @@ def test_judged_later_without_training_again(tmp_path, monkeypatch):
     quick, full = job(expert("text", 1), prompts=0), job(expert("text", 1))
     do_all(free([quick]), tmp_path, workers=1)
     assert is_done(quick, tmp_path) and not is_done(full, tmp_path)
-    monkeypatch.setattr("copd_nb.engine.train.train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr("copd_nb.engine.phase.train_step", lambda *a: pytest.fail("trained again"))
     do_all(free([full]), tmp_path, workers=1)
     assert is_done(full, tmp_path) and len(scores_of(run_of(full, tmp_path), full)) == 24
 

@@ -32,6 +32,8 @@ from copd_nb.study.outcomes import (
     accuracy_of, best_arm, combined, difference_of, over_runs, ranking, run_scores, sentences)
 from copd_nb.study.variants import with_frozen_teachers, with_signals
 
+pytestmark = pytest.mark.integration
+
 NAMES = ["digits", "sort"]  # learnt soonest: a base that fails everything tells no arms apart
 
 

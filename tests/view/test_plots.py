@@ -36,8 +36,11 @@ DECISIONS = pd.DataFrame([dict(kind="control", cycle=n, branch=b, setting="beta"
                           for s in (0, 1) for b, values in (("text", (0.1, 0.2, 0.8)), ("image", (0.1, 0.1, 0.05)))
                           for n, (o, w) in enumerate(zip(values, values[1:]), 1)])
 
+GAPS = pd.DataFrame([dict(paradigm=p, capability=c, value=v + i, low=v + i - 1, high=v + i + 1)
+                     for p, v in (("base", 20.0), ("mixed", 4.0), ("CoPD", 2.0)) for i, c in enumerate(("text", "image"))])
+
 CASES = dict(intervals=(plots.intervals, (SCORES,), "low", ("(%)", "paradigm")),
-             capability_gap=(plots.capability_gap, (SCORES,), "high", ("points", "capability")),
+             capability_gap=(plots.capability_gap, (GAPS,), "high", ("points", "capability")),
              dynamics=(plots.dynamics, (PROBES, "overlap"), "phase", ("updates", "share")),
              learning=(plots.learning_curves, (CURVES, "tokens"), "seed", ("tokens", "(%)")),
              training=(plots.training_curves, (TRAIN, "reward"), "branch", ("updates", "reward")),
@@ -106,12 +109,13 @@ def test_table_edges():
     with pytest.raises(ValueError, match="lacks columns"): plots.accuracy_markdown(SCORES.drop(columns="low"))
 
 
-def test_capability_gap_is_relative_to_the_expert():
-    ax = plots.capability_gap(SCORES)
-    dots = {round(float(line.get_xdata()[0]), 6) for line in ax.lines if line.get_marker() == "o"
-            and len(line.get_xdata()) == 1}
-    assert dots == {-1, 3, -9, -3, -8, -5}  # copd and mopd against the expert, and the base twice
-    with pytest.raises(ValueError, match="expert"): plots.capability_gap(SCORES[SCORES.paradigm != "expert"])
+def test_capability_gap_leads_from_the_base_to_each_paradigm():
+    ax = plots.capability_gap(GAPS)
+    points = [line.get_xdata() for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
+    assert {round(float(x[0]), 6) for x in points} == {2, 3, 4, 5, 20, 21}  # both paradigms, and the base twice
+    assert ax.get_xlabel().startswith("capability gap: expert minus paradigm")
+    with pytest.raises(ValueError, match="lack the paradigm 'base'"):
+        plots.capability_gap(GAPS[GAPS.paradigm != "base"])
 
 
 def test_dynamics_shades_opd_only_and_names_phases():
