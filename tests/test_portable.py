@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[1]
-STOREYS = ["data", "policy", "signals", "schedule"]  # portable packages; the others follow
+STOREYS = ["data", "policy", "signals", "schedule", "engine", "analysis", "study", "view", "report", "scale"]
 MODULES = [f"copd_nb.{s}.{p.stem}" for s in STOREYS for p in sorted((ROOT / "copd_nb" / s).glob("[a-z]*.py"))]
 TAKE_AWAY = """
 import asyncio, importlib, multiprocessing.connection, os, selectors, signal, subprocess, sys, threading, warnings

@@ -30,7 +30,7 @@ def _put_back(handler, left: float, every: float):
 def within(
     seconds: float | None,  # > 0, None for no limit
 ) -> Iterator[None]:
-    "TimeoutError in a block that takes longer; an outer alarm keeps running. It needs the main thread, and not Windows."
+    "TimeoutError in a block that takes longer; an outer alarm keeps running. Needs the main thread, and not Windows."
     alarms = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if seconds is None or not alarms:
         yield

@@ -12,7 +12,8 @@ from everywhere import everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd_nb.engine import phase, walk
+from copd_nb.engine import phase as phase_module
+from copd_nb.engine import walk
 from copd_nb.schedule.paradigms import mixed_rlvr, mopd
 from copd_nb.schedule.changes import scale_beta, share_steps
 from copd_nb.schedule.control import capability_progress, divergence_band, gradient_share, token_share
@@ -717,7 +718,7 @@ def test_the_new_beta_is_the_one_that_is_trained_with(straight, suite, start, tm
 
 def cut(monkeypatch, name: str, calls: int, after: bool = False):
     "Make the n-th call of one of the engine's functions die like a killed process, before or after its work."
-    real, left = getattr(walk if hasattr(walk, name) else phase, name), [calls]
+    real, left = getattr(walk if hasattr(walk, name) else phase_module, name), [calls]
 
     def dying(*args, **options):
         left[0] -= 1
@@ -777,7 +778,7 @@ def test_an_interrupted_run_decides_the_same(plan, place, straight, suite, start
 def test_a_run_that_is_stopped_at_the_end_of_a_cycle_decides_when_it_goes_on(
     straight, suite, start, tmp_path, monkeypatch
 ):
-    real, count = phase.train_step, iter(range(2))
+    real, count = phase_module.train_step, iter(range(2))
 
     def asking(*args):
         if next(count, None) is None:
@@ -785,7 +786,7 @@ def test_a_run_that_is_stopped_at_the_end_of_a_cycle_decides_when_it_goes_on(
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(phase, "train_step", asking)
+        patch.setattr(phase_module, "train_step", asking)
         stopped = train(SHARE, suite, start, TINY, tmp_path / "run", progress=False)
     assert (
         stopped.manifest["status"] == "stopped"
@@ -800,7 +801,7 @@ def test_a_run_that_is_stopped_at_the_end_of_a_cycle_decides_when_it_goes_on(
 
 def test_a_finished_run_is_loaded_with_what_was_realised(straight, suite, start, monkeypatch):
     run = straight["gradient_share"]
-    monkeypatch.setattr(phase, "train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(phase_module, "train_step", lambda *a: pytest.fail("trained again"))
     assert train(SHARE, suite, start, TINY, run.path, progress=False).schedule == run.schedule
     with pytest.raises(ValueError, match="holds another run"):
         train(replace(SHARE, control=gradient_share(0.4)), suite, start, TINY, run.path, progress=False)

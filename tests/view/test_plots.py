@@ -37,7 +37,8 @@ DECISIONS = pd.DataFrame([dict(kind="control", cycle=n, branch=b, setting="beta"
                           for n, (o, w) in enumerate(zip(values, values[1:]), 1)])
 
 GAPS = pd.DataFrame([dict(paradigm=p, capability=c, value=v + i, low=v + i - 1, high=v + i + 1)
-                     for p, v in (("base", 20.0), ("mixed", 4.0), ("CoPD", 2.0)) for i, c in enumerate(("text", "image"))])
+                     for p, v in (("base", 20.0), ("mixed", 4.0), ("CoPD", 2.0))
+                     for i, c in enumerate(("text", "image"))])
 
 CASES = dict(intervals=(plots.intervals, (SCORES,), "low", ("(%)", "paradigm")),
              capability_gap=(plots.capability_gap, (GAPS,), "high", ("points", "capability")),
