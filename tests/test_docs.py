@@ -19,7 +19,7 @@ from copd_nb.engine.config import Config
 from copd_nb.engine.train import train
 from copd_nb.policy.toys import image, text, tiny_policy
 from copd_nb.analysis.records import read_results
-from copd_nb.report.index import STUDIES
+from copd_nb.report.overview import STUDIES
 from copd_nb.data.rewards import Failed
 
 pytestmark = pytest.mark.integration

@@ -34,7 +34,7 @@ from PIL import Image
 from copd_nb.engine import environment as environment_module
 from copd_nb.policy import templates as templates_module
 from copd_nb.report import driver as driver_module
-from copd_nb.report import index as index_module
+from copd_nb.report import overview as index_module
 from copd_nb.report import parameters as parameters_module
 from copd_nb.view import browser as browser_module
 from copd_nb.view import designer as designer_module
@@ -54,7 +54,7 @@ from copd_nb.policy.lora import lora
 from copd_nb.analysis.records import write_results
 from copd_nb.report.command import main
 from copd_nb.report.driver import _to_html
-from copd_nb.report.index import entries, publish, write_index
+from copd_nb.report.overview import entries, publish, write_index
 from copd_nb.report.parameters import (
     OPTIONAL, check_parameters, notebook_of, parameterised, parameters_of, report_names)
 from copd_nb.signals.rollouts import Rollouts

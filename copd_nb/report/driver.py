@@ -20,7 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 from pygments.formatters import HtmlFormatter
 
 from ..engine.environment import without_places
-from .index import _heading, page_file, studies, write_index
+from .overview import _heading, page_file, studies, write_index
 from .parameters import _plain_path, check_parameters, notebook_of, parameterised, parameters_of
 
 # %% ../../nbs/8_report/02_driver.ipynb #c004

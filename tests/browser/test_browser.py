@@ -133,7 +133,7 @@ from copd_nb.engine.config import Config
 from copd_nb.engine.train import train
 from copd_nb.view.monitor import RunMonitor
 from copd_nb.policy.toys import minis_base, text
-start, folder = base(), Path("long")
+start, folder = minis_base(), Path("long")
 config = Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu")
 def go(): return train(expert("text", 10_000), [text(64)], start, config, folder, progress=False)
 monitor = RunMonitor(folder, go, every=0.3)

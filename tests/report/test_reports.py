@@ -15,7 +15,7 @@ from copd_nb.analysis.findings import finding
 from copd_nb.analysis.records import read_results, write_results
 from copd_nb.report.command import main
 from copd_nb.report.driver import _tidy, run_all, run_report
-from copd_nb.report.index import STUDIES, entries, publish, studies, write_index
+from copd_nb.report.overview import STUDIES, entries, publish, studies, write_index
 from copd_nb.report.parameters import check_parameters, notebook_of, parameters_of, report_names
 from copd_nb.policy.skills import text_policy
 

@@ -23,7 +23,7 @@ from copd_nb.study.workers import prepare
 from copd_nb.signals.objectives import low_probability_advantages
 from copd_nb.analysis.records import read_results
 from copd_nb.report.driver import run_report
-from copd_nb.report.index import STUDIES
+from copd_nb.report.overview import STUDIES
 from copd_nb.report.parameters import parameters_of
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, Phase, Update
