@@ -108,7 +108,7 @@ def index(
     publish: str = None,  # copy pages and records to this folder, with an index; at most 10 MB
 ):
     "Write one page for a folder of reports"
-    from copd_nb.report import index as pages
+    from copd_nb.report import overview as pages
     page = pages.publish(folder, publish) if publish else pages.write_index(folder, out)
     print(f"{'index':9}{page}")
 
