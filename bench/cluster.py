@@ -19,9 +19,9 @@ def side(where: str) -> dict:
     import numpy as np
 
     from copd_nb.engine import phase as phase_module
-    from copd_nb.schedule.copd import copd
+    from copd_nb.schedule.copd_schedules import copd
     from copd_nb.engine.config import Config
-    from copd_nb.engine.train import train
+    from copd_nb.engine.training import train
     from copd_nb.policy.toys import minis_base, minis
 
     config = Config(probe_every=0, eval_every=0, checkpoint_every=10 ** 9, device="cpu")

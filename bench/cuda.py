@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.state import Training, model_shape
 from copd_nb.engine.step import train_step
 from copd_nb.engine.accelerator import accelerator_for, machine
 from copd_nb.policy.toys import minis
 from copd_nb.policy.core import Policy
-from copd_nb.policy.lora import lora
+from copd_nb.policy.lora_branches import lora
 from copd_nb.study.memory import lora_size, memory_plan, qwen3_vl_4b, share_of_digits
 from copd_nb.study.presets import preset
 from copd_nb.policy.processors import small_processor

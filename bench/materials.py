@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.toys import minis_base, minis
 from copd_nb.policy.core import Policy
 from copd_nb.policy.processors import character_tokenizer

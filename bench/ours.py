@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Capability, Example, by_name
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.costs import Workload
 from copd_nb.engine.config import Config
 from copd_nb.engine.state import Batch, Branch, Training
@@ -30,7 +30,7 @@ from copd_nb.policy.toys import minis
 from copd_nb.signals.objectives import grpo_advantages
 from copd_nb.policy.core import Policy
 from copd_nb.policy.head import Head
-from copd_nb.policy.lora import lora
+from copd_nb.policy.lora_branches import lora
 from copd_nb.data.scoring import score
 from copd_nb.signals.rollouts import generator
 from copd_nb.signals.sampling import sample

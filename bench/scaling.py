@@ -24,13 +24,13 @@ from scipy.optimize import nnls
 from copd_nb.engine.config import Config
 from copd_nb.engine.executors import stopwatch
 from copd_nb.engine.measure import probe_list
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.toys import minis, minis_base
 from copd_nb.scale.calls import calls_of
 from copd_nb.scale.measuring import fitted, measure
 from copd_nb.scale.places import Link, Network, alone, load_of, placed
 from copd_nb.scale.simulate import simulate
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.merging import merge
 
@@ -138,7 +138,7 @@ def messages() -> dict:
     try:
         class Holder:
             def ready(self):
-                import copd_nb.engine.train  # noqa: F401, loaded by every worker
+                import copd_nb.engine.training  # noqa: F401, loaded by every worker
                 return True
             def make(self, size): return np.zeros(size, np.uint8)
             def read(self, values): return int(values[0]) + len(values)

@@ -15,7 +15,7 @@ from copd_nb.analysis.findings import claims_markdown
 from copd_nb.analysis.records import read_results
 from copd_nb.report.driver import inert
 from copd_nb.report.overview import STUDIES, Entry, entries
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 

@@ -23,9 +23,9 @@ from copd_nb.schedule import controllers as controllers_module
 from copd_nb.signals import heads as heads_module
 from copd_nb.signals import sampling as sampling_module  # noqa: E402
 from copd_nb.schedule.control import gradient_share
-from copd_nb.schedule.copd import copd  # noqa: E402
+from copd_nb.schedule.copd_schedules import copd  # noqa: E402
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train  # noqa: E402
+from copd_nb.engine.training import train  # noqa: E402
 from copd_nb.policy.toys import minis, tiny_policy  # noqa: E402
 from copd_nb.policy.core import Policy  # noqa: E402
 from copd_nb.engine.log import EventLog

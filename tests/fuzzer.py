@@ -36,7 +36,7 @@ from copd_nb.data import schema as schema_module
 from copd_nb.policy import gguf as gguf_module
 from copd_nb.data.columns import Columns
 from copd_nb.data.files import capability_from
-from copd_nb.policy.problems import problems
+from copd_nb.policy.file_problems import problems
 from copd_nb.analysis.records import read_results
 from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
 from copd_nb.engine.log import EventLog

@@ -14,9 +14,9 @@ from copd_nb.engine import update as update_module
 from copd_nb.engine import streams as streams_module
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.schedule.control import divergence_band
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.toys import image, text, tiny_policy
 from copd_nb.analysis.records import read_results
 from copd_nb.report.overview import STUDIES

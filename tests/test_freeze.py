@@ -18,12 +18,12 @@ import torch
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability, Example
 from copd_nb.schedule.control import divergence_band
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.toys import minis, tiny_policy
 from copd_nb.policy.core import Policy
-from copd_nb.policy.lora import lora
+from copd_nb.policy.lora_branches import lora
 from copd_nb.engine.log import EventLog
 
 RECORD = Path(__file__).with_name("freeze.json")

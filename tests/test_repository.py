@@ -89,11 +89,11 @@ def package_imports(tree, package=()):
 
 
 def test_the_import_reader_sees_every_form():
-    code = ("from .costs import a\nfrom ..engine import runs\nfrom copd_nb.engine.train import b\n"
+    code = ("from .costs import a\nfrom ..engine import runs\nfrom copd_nb.engine.training import b\n"
             "from copd_nb import copd\nimport copd_nb.view.plots as p\ndef f():\n import copd_nb.analysis.tests")
     assert sorted(package_imports(ast.parse(code), ("copd_nb", "schedule")), key=str) == [
         ("copd_nb", "copd"), ("copd_nb.analysis.tests", None), ("copd_nb.engine", "runs"),
-        ("copd_nb.engine.train", "b"), ("copd_nb.schedule.costs", "a"), ("copd_nb.view.plots", None)]
+        ("copd_nb.engine.training", "b"), ("copd_nb.schedule.costs", "a"), ("copd_nb.view.plots", None)]
 
 
 PLACES = {".".join(("copd_nb", *module_of(p))): (STOREYS.index(module_of(p)[0]), int(p.stem[:2])) for p in ROOMS}
@@ -117,6 +117,11 @@ def test_imports_point_to_what_comes_before():
                  *(f for f in imported_places(ast.parse(examples)) if f[1] != home)]
         faults += [f"{name(path)} imports {module}" for other, module, _ in found if other >= place]
     assert not faults, faults
+
+
+def test_no_module_hides_a_public_name():
+    "`from copd_nb.engine import train` has to be an error, not a module that can't be called."
+    assert not {p.stem for p in EXPORTED} & set(copd_nb._HOME)
 
 
 def test_private_names_stay_in_their_package():

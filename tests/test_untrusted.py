@@ -42,15 +42,15 @@ from copd_nb.view import gap_explorer as gap_explorer_module
 from copd_nb.view import monitor as monitor_module
 from copd_nb.view import pages as pages_module
 from copd_nb.view import token_inspector as token_inspector_module
-from copd_nb.analysis.audit import audit
+from copd_nb.analysis.audits import audit
 from copd_nb.data.capability import Capability, Example, check_name
 from copd_nb.analysis.findings import finding
 from copd_nb.schedule.costs import Cost
 from copd_nb.data.files import read_examples
-from copd_nb.policy.problems import problems
+from copd_nb.policy.file_problems import problems
 from copd_nb.view.comparisons import AccuracyTable
 from copd_nb.policy.core import Policy
-from copd_nb.policy.lora import lora
+from copd_nb.policy.lora_branches import lora
 from copd_nb.analysis.records import write_results
 from copd_nb.report.command import main
 from copd_nb.report.driver import _to_html
@@ -816,7 +816,7 @@ if fail: raise RuntimeError(f"no base in {os.getcwd()}")
 from copd_nb.schedule.paradigms import expert
 from copd_nb.data.files import capability_from
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.core import Policy
 from copd_nb.analysis.records import write_results
 from copd_nb.data.rewards import Exact

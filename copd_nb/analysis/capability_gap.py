@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .absorption import absorption
+from .absorption_ratio import absorption
 from .curves import line_fit
 from .intervals import Interval, macro_difference
 from .ratios import ratio_interval

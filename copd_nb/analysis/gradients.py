@@ -25,7 +25,7 @@ from ..schedule.parts import RL, Update
 from ..engine.config import Config
 from ..engine.passes import collect
 from ..engine.state import Branch, Training
-from ..engine.train import accelerator_for
+from ..engine.training import accelerator_for
 from ..engine.update import gradients_of
 
 # %% ../../nbs/5_analysis/13_gradients.ipynb #c004

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..policy.core import Policy
-from ..policy.lora import LoraPolicy
+from ..policy.lora_branches import LoraPolicy
 from ..schedule.merging import merge
 from ..schedule.parts import Merge
 from .state import Training

@@ -26,7 +26,7 @@ from .config import Config
 from .state import _same_architecture
 
 # %% ../../nbs/4_engine/22_request.ipynb #62247d45
-SCHEDULES = dict(copd="copd_nb.schedule.copd:copd") | {n: f"copd_nb.schedule.paradigms:{n}" for n in (
+SCHEDULES = dict(copd="copd_nb.schedule.copd_schedules:copd") | {n: f"copd_nb.schedule.paradigms:{n}" for n in (
     "expert", "mixed_rlvr", "static_opd", "mopd", "merged_experts")}
 LEARNERS = dict(trl="copd_nb.scale.trl:TrlLearner")
 

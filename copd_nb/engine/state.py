@@ -18,7 +18,7 @@ from ..data.capability import Capability
 from ..data.names import imported
 from ..data.scoring import Failure
 from ..policy.core import Policy
-from ..policy.lora import LoraPolicy
+from ..policy.lora_branches import LoraPolicy
 from ..signals.estimators import TeacherScores
 from ..signals.objectives import loss_denominator
 from ..signals.rollouts import Rollouts, Sampler

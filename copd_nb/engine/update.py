@@ -10,6 +10,7 @@ __all__ = ['Grpo', 'Supervised', 'objective_of', 'first_notes', 'stream_gradient
 import copy
 import math
 import time
+import warnings
 from dataclasses import replace
 from itertools import groupby
 
@@ -157,8 +158,19 @@ def optimizer_step(training: Training, name: str, gradients: dict[str, list], lr
     return total, rate
 
 # %% ../../nbs/4_engine/15_update.ipynb #3db0fe4f
+_OLD_METHODS = {"weigh": "gradients", "move": "optimizer_step"}  # of version 0.1
+
 class Learner:
     "Finds the gradients of a branch's streams and applies them. Subclass it to do so in another way."
+
+    def __init_subclass__(cls, **options):
+        "Learners written for version 0.1 call their methods `weigh` and `move`; they are used, with a warning."
+        super().__init_subclass__(**options)
+        for old, new in _OLD_METHODS.items():
+            if old not in vars(cls): continue
+            warnings.warn(f"learner {cls.__name__}: the method {old} is called {new} since version 0.2", FutureWarning,
+                          stacklevel=2)
+            if new not in vars(cls): setattr(cls, new, vars(cls)[old])
 
     def gradients(
         self,
@@ -198,6 +210,8 @@ class Learner:
             branch.optimizers[kind] = torch.optim.AdamW(branch.policy.parameters(), lr=c.learning_rate, betas=c.betas,
                                                         weight_decay=c.weight_decay, fused=True)
         return branch.optimizers[kind]
+
+    weigh, move = gradients, optimizer_step  # for `super().weigh(…)` in learners of version 0.1
 
 def gradients_of(training: Training, name: str, batches: list[Batch]) -> tuple[dict[str, list], dict[str, float]]:
     "Gradient and loss of each stream of a branch, by the built-in learner; for analyses."

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..policy.core import Policy
-from ..policy.lora import LoraPolicy
+from ..policy.lora_branches import LoraPolicy
 from ..schedule.controllers import controlled
 from ..schedule.parts import Merge, Phase
 from .accelerator import peak_memory
@@ -22,7 +22,7 @@ from .experts import expert_key
 from .gather import handles_of, merged, visiting
 from .measure import judge
 from .phase import begin, log_rows, place_of, run_phase
-from .resume import follow, resume
+from .resume import change_schedule, resume
 from .runs import Run, withdraw_stop
 from .state import Training, _alone
 from .storage import WriteError, locked, new_folder
@@ -34,7 +34,7 @@ def _control(training: Training, index: int):
     if schedule.control is None or phase.cycle is None or not later or later[0].cycle == phase.cycle: return
     changed, decisions = controlled(schedule, phase.cycle, training.log.rows())
     log_rows(training, place_of(schedule, index), phase.steps - 1, [dict(kind="control", **d) for d in decisions])
-    follow(training, changed)
+    change_schedule(training, changed)
 
 def phases(training: Training, first: int) -> Iterator[tuple[int, Phase]]:
     "The phases from number `first` on; a control may change those of later cycles on the way."

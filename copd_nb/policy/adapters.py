@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .folders import _opened
-from .lora import LINEAR, LoraPolicy, _Adapter, _peft, _Shared
+from .lora_branches import LINEAR, LoraPolicy, _Adapter, _peft, _Shared
 
 # %% ../../nbs/1_policy/17_adapters.ipynb #c005
 # a saved adapter computes the same whatever these are

@@ -16,7 +16,7 @@ from .adapters import _load_adapter
 from .core import Policy
 from .folders import _complete, _from_folder, _no_bars
 from .gguf import _from_gguf, _gguf_file
-from .lora import LoraPolicy
+from .lora_branches import LoraPolicy
 from .verify import verify_forward
 
 # %% ../../nbs/1_policy/18_files.ipynb #c004

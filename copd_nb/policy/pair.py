@@ -11,7 +11,7 @@ import json
 from importlib.resources import files
 
 from .core import Policy
-from .lora import LoraPolicy
+from .lora_branches import LoraPolicy
 
 # %% ../../nbs/1_policy/23_pair.ipynb #7e74ba20
 MINIS_BRANCHES = ("text", "image", "copd-text", "copd-image")

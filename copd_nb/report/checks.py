@@ -48,7 +48,7 @@ def check(
 ) -> int:  # status 1 if there are any
     "List all faults of a file of prompts"
     from copd_nb.data.recipes import RECIPES
-    from copd_nb.policy.problems import problems
+    from copd_nb.policy.file_problems import problems
     columns = columns_of(column, recipe)
     reward = reward or (RECIPES[recipe].reward if recipe else None)
     found = problems(data, columns, reward, test, split, model, room, longest)

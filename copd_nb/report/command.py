@@ -39,11 +39,15 @@ def overview() -> str:
     return "\n".join(lines) + "\n" + EXAMPLES
 
 # %% ../../nbs/8_report/05_command.ipynb #0a19726b
-def parser(
-    name: str,  # a key of COMMANDS
-) -> argparse.ArgumentParser:
-    "The parser of a command, made from the signature of its function."
-    return anno_parser(COMMANDS[name], prog=f"copd {name}")
+def parser() -> argparse.ArgumentParser:
+    "The parser of `copd`; that of each command is made from the signature of its function."
+    top = argparse.ArgumentParser("copd")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, function in COMMANDS.items():
+        one = anno_parser(function)
+        commands.add_parser(name, parents=[one], add_help=False, description=one.description, epilog=one.epilog,
+                            formatter_class=one.formatter_class)
+    return top
 
 def main(
     words: list[str] | None = None,  # the command line, sys.argv if None
@@ -56,8 +60,8 @@ def main(
     if name not in COMMANDS:
         print(f"copd: unknown command {name!r}: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    given = vars(parser(name).parse_args(rest))
-    given = {key: value for key, value in given.items() if key not in ("pdb", "xtra")}  # fastcore's own
+    given = vars(parser().parse_args([name, *rest]))
+    given = {key: value for key, value in given.items() if key not in ("command", "pdb", "xtra")}  # fastcore's own
     try: return COMMANDS[name](**given) or 0
     except (ValueError, FileNotFoundError, ImportError, ConnectionError) as error:
         print(f"copd: {error}", file=sys.stderr)

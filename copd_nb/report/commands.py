@@ -50,7 +50,7 @@ def train(
     "Run a schedule, here or on a cluster"
     from copd_nb.engine.config import config_from
     from copd_nb.engine.request import LEARNERS, part_from
-    from copd_nb.engine.train import train
+    from copd_nb.engine.training import train
     from copd_nb.policy.files import load
     from copd_nb.policy.suites import load_suite
     from copd_nb.data.names import json_or_text

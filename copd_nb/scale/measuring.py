@@ -21,7 +21,7 @@ from ..data.capability import Capability, by_name
 from ..engine.config import Config
 from ..engine.executors import stopwatch
 from ..engine.state import model_shape
-from ..engine.train import train
+from ..engine.training import train
 from ..policy.core import Policy
 from .calls import Call, Costs, step_calls
 from ..schedule.core import Schedule

@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..policy.core import Policy, recompute_layers
 from ..policy.groups import Group, full_tensor, spread_like
 from ..policy.head import Head
-from ..policy.lora import LoraPolicy
+from ..policy.lora_branches import LoraPolicy
 
 # %% ../../nbs/9_scale/01_sharding.ipynb #c004
 def _with_parameters(model: PreTrainedModel, made: Callable[[Tensor], Tensor]) -> PreTrainedModel:

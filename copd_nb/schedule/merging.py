@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..policy.lora import LoraPolicy
+from ..policy.lora_branches import LoraPolicy
 from .parts import METHODS
 
 # %% ../../nbs/3_schedule/12_merging.ipynb #c004

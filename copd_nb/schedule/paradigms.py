@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from ..data.names import named
 from ..data.schema import read_json
-from .copd import STUDENT, copd
+from .copd_schedules import STUDENT, copd
 from .core import Schedule
 from .parts import BASE, OPD, RL, Merge, Phase, Update
 

@@ -19,7 +19,7 @@ from ..schedule.parts import SFT, Phase, Update
 from ..engine.config import Config
 from ..engine.runs import content_hash
 from ..engine.storage import locked
-from ..engine.train import train
+from ..engine.training import train
 
 # %% ../../nbs/6_study/04_bases.ipynb #c005
 def warm_start(

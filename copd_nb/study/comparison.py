@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..data.names import named
-from ..schedule.copd import copd
+from ..schedule.copd_schedules import copd
 from ..schedule.core import Schedule
 from ..schedule.paradigms import equal_steps, expert, merged_experts, mixed_rlvr, mopd, static_opd
 from ..engine.config import Config

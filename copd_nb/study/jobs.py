@@ -18,7 +18,7 @@ from ..schedule.parts import Merge
 from ..engine.config import Config
 from ..engine.evaluation import evaluate, scores_file
 from ..engine.runs import Run, content_hash
-from ..engine.train import train
+from ..engine.training import train
 
 # %% ../../nbs/6_study/00_jobs.ipynb #c005
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import torch
 from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from ..policy.core import Policy
-from ..policy.lora import adapted_layers
+from ..policy.lora_branches import adapted_layers
 from ..policy.processors import small_processor
 from ..signals.heads import CHUNK
-from ..schedule.copd import copd
+from ..schedule.copd_schedules import copd
 from ..schedule.core import Schedule
 from ..schedule.costs import ModelShape
 from ..engine.config import Config

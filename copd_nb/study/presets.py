@@ -20,8 +20,8 @@ from ..data.capability import Capability
 from ..data.recipes import from_recipe
 from ..data.tasks import TASKS
 from ..policy.core import Policy
-from ..policy.lora import lora
-from ..schedule.copd import copd
+from ..policy.lora_branches import lora
+from ..schedule.copd_schedules import copd
 from ..schedule.core import Schedule
 from ..engine.config import Config
 from ..engine.storage import new_folder

@@ -13,7 +13,7 @@ from html import escape
 import ipywidgets as widgets
 import pandas as pd
 
-from ..schedule.copd import TOPOLOGIES, copd
+from ..schedule.copd_schedules import TOPOLOGIES, copd
 from ..schedule.core import Schedule
 from ..schedule.costs import Workload, human
 from ..schedule.parts import ESTIMATORS

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from copd_nb.analysis.audit import audit, audit_map, audit_plot, completions_of, group_effects, wilson
+from copd_nb.analysis.audits import audit, audit_map, audit_plot, completions_of, group_effects, wilson
 from copd_nb.analysis.audit_cases import FORMS, answer_kind, cases, form_of, own_form, reference_text, variants
 from copd_nb.analysis.program_variants import cheats, mutants, program_misses, program_names, program_spellings
 from copd_nb.analysis.shipped import program_references, references, shipped

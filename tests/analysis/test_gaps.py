@@ -18,10 +18,10 @@ from copd_nb.analysis import transfer as transfer_module
 from copd_nb.engine import update as update_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
-from copd_nb.analysis.absorption import absorption, absorption_links, absorption_table, link_scores
+from copd_nb.engine.training import train
+from copd_nb.analysis.absorption_ratio import absorption, absorption_links, absorption_table, link_scores
 from copd_nb.analysis.capability_gap import (
     capability_gap, headroom_recovery, oracle, retained_share, seesaw, unified_form)
 from copd_nb.analysis.gradients import gradient_conflict, layer_of, random_projection

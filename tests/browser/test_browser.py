@@ -130,7 +130,7 @@ def test_run_monitor_and_browser(lab, open_page):
 LONG = """from pathlib import Path
 from copd_nb.schedule.paradigms import expert
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.view.monitor import RunMonitor
 from copd_nb.policy.toys import minis_base, text
 start, folder = minis_base(), Path("long")

@@ -23,7 +23,7 @@ from copd_nb.data.capability import Example
 from copd_nb.data.columns import Columns
 from copd_nb.data.files import capability_from, prompt_key, read_examples
 from copd_nb.data.recipes import RECIPES, from_recipe
-from copd_nb.policy.problems import opened_form, problems
+from copd_nb.policy.file_problems import opened_form, problems
 from copd_nb.policy.toys import tiny_policy
 
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from copd_nb.analysis.audit import audit
+from copd_nb.analysis.audits import audit
 from copd_nb.data.capability import Capability, Example
 from copd_nb.data.files import capability_from
 from copd_nb.data.names import imported, later, named, with_options
@@ -13,7 +13,7 @@ from copd_nb.data.recipes import from_recipe
 from copd_nb.data.rewards import Exact, LengthPenalty
 from copd_nb.data.tasks import task
 from copd_nb.data.verifiers import named_reward
-from copd_nb.policy.problems import problems
+from copd_nb.policy.file_problems import problems
 
 MODULE = '''
 def half(completions, examples): return [0.5] * len(completions)

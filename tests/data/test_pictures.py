@@ -12,7 +12,7 @@ from copd_nb.data import media as media_module
 from copd_nb.data.capability import Example
 from copd_nb.data.files import read_examples
 from copd_nb.data.media import MODES, pixels
-from copd_nb.policy.problems import problems
+from copd_nb.policy.file_problems import problems
 
 DICE = np.random.default_rng(0)
 COLOURS = DICE.integers(0, 256, (12, 16, 4), np.uint8)

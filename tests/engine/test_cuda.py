@@ -9,18 +9,18 @@ from copd_nb.engine.accelerator import accelerator_for, machine
 from copd_nb.engine.request import placed
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.scale.trl import TrlLearner
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.passes import collect, hear, teacher_scores
 from copd_nb.engine.state import Batch, Training, model_shape
 from copd_nb.engine.step import train_step
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.engine.update import gradients_of
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.schedule.merging import METHODS, merge
 from copd_nb.policy.toys import minis_base, minis, tiny_policy
 from copd_nb.policy.core import Policy
-from copd_nb.policy.lora import lora
+from copd_nb.policy.lora_branches import lora
 from copd_nb.scale.sharding import ShardedPolicy, join_group
 from copd_nb.study.memory import memory_plan
 from copd_nb.study.presets import fitted, preset

@@ -17,13 +17,13 @@ from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.engine.manifest import manifest_of
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config, config_from
 from copd_nb.engine.measure import probe_list
 from copd_nb.engine.passes import by_length, collect
 from copd_nb.engine.state import Training
 from copd_nb.engine.step import learn, train_step
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.engine.update import gradients_of, stream_gradient
 from copd_nb.study.jobs import Job
 from copd_nb.policy.toys import minis_base, minis, video

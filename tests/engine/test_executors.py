@@ -9,15 +9,15 @@ from same_runs import PAIR, TINY, same
 from transformers.utils import chat_template_utils
 
 from copd_nb.engine import step as step_module
-from copd_nb.engine import train as train_module
+from copd_nb.engine import training as train_module
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.schedule.control import gradient_share
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.executors import Cluster, cluster_from, missing
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.toys import minis_base, minis
-from copd_nb.policy.lora import lora
+from copd_nb.policy.lora_branches import lora
 from copd_nb.engine.runs import request_stop
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, Merge, Phase, Update

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from copd_nb.view import plots
 from copd_nb.schedule.paradigms import merged_experts
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config, config_from
 from copd_nb.engine.step import reward_row
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.view.monitor import MonitorState
 from copd_nb.policy.toys import image, text, tiny_policy
 from copd_nb.engine.monitors import MONITORS, Thresholds, Watch, thresholds_from

@@ -20,10 +20,10 @@ from copd_nb.engine import phase as phase_module
 from copd_nb.engine import streams as streams_module
 from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Capability
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.memory import halved
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.toys import minis, tiny_policy
 from copd_nb.policy.core import Policy
 from copd_nb.data.scoring import score, within

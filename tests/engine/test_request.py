@@ -3,10 +3,10 @@ import pytest
 
 from copd_nb.engine.config import Config
 from copd_nb.engine.request import LEARNERS, part_from, schedule_from, suite_from
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.engine.update import Learner
 from copd_nb.policy.toys import minis, tiny_policy
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.paradigms import expert, mixed_rlvr
 
 PAIR = ["text", "image"]

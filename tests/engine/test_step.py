@@ -14,10 +14,10 @@ from copd_nb.engine.executors import LocalExecutor, stopwatch
 from copd_nb.engine.runs import Run
 from copd_nb.engine.state import Training
 from copd_nb.engine.step import train_step
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.core import Policy
 from copd_nb.policy.toys import minis, tiny_policy
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.core import Schedule
 from copd_nb.signals import estimators as estimators_module
 from copd_nb.signals.estimators import Sampled, WholeVocabulary
@@ -167,3 +167,18 @@ def test_an_estimator_that_has_no_name_is_refused_before_the_run(suite, base, tm
 def test_the_old_name_of_the_penalty_gives_the_same_run(suite, base, tmp_path):
     old, new = (rows_of(e, suite, base, tmp_path / e) for e in ("unlikely", "low_probability"))
     assert old.equals(new) and (new.scored.fillna(0) == 0).all() and new.loss.abs().max() < 10
+
+
+def test_a_learner_of_version_0_1_is_used_and_told_the_new_names(suite, base, tmp_path):
+    calls = []
+    with pytest.warns(FutureWarning, match="OldLearner: the method (weigh|move) is called"):
+        class OldLearner(update_module.Learner):
+            def weigh(self, *args):
+                calls.append("weigh")
+                return super().weigh(*args)
+
+            def move(self, *args):
+                calls.append("move")
+                return super().move(*args)
+    train(COPD, suite, base, TINY, tmp_path / "run", progress=False, learner=OldLearner())
+    assert calls == ["weigh", "weigh", "move", "move"] * 2  # both branches in both phases, nobody moves first

@@ -16,8 +16,8 @@ from copd_nb.engine.log import EventLog
 from copd_nb.engine.monitors import Watch
 from copd_nb.engine.runs import Run, latest_checkpoint, list_runs
 from copd_nb.engine.checkpoints import load_checkpoint
-from copd_nb.engine.train import train
-from copd_nb.policy.lora import lora
+from copd_nb.engine.training import train
+from copd_nb.policy.lora_branches import lora
 from copd_nb.policy.suites import load_suite
 from copd_nb.policy.toys import minis, minis_base
 from copd_nb.schedule.core import Schedule

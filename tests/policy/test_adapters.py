@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from copd_nb.policy import adapters as adapters_module
 from copd_nb.policy import core as core_module
-from copd_nb.policy import lora as lora_module
+from copd_nb.policy import lora_branches as lora_module
 from copd_nb.policy.toys import image, text, tiny_policy, video
 from copd_nb.schedule.merging import merge
 from copd_nb.policy.core import Policy
-from copd_nb.policy.lora import LoraPolicy, adapted_layers, lora
+from copd_nb.policy.lora_branches import LoraPolicy, adapted_layers, lora
 from copd_nb.policy.processors import character_tokenizer
 from copd_nb.study.memory import lora_size
 

@@ -18,9 +18,9 @@ from copd_nb.data.capability import Capability, Example
 from copd_nb.data.conversation import conversation
 from copd_nb.data.columns import Columns
 from copd_nb.data.files import capability_from, prompt_key, read_examples
-from copd_nb.policy.problems import problems
+from copd_nb.policy.file_problems import problems
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.policy.toys import minis_base, tiny_policy
 from copd_nb.policy.core import Policy

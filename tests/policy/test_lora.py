@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from copd_nb.schedule.paradigms import expert, merged_experts
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.analysis.weights import task_vectors
 from copd_nb.schedule.merging import METHODS, merge
 from copd_nb.policy.toys import minis_base as shipped
 from copd_nb.policy.toys import image, text, tiny_policy, video
 from copd_nb.policy.core import Policy, weights_hash
-from copd_nb.policy.lora import LoraPolicy, lora
+from copd_nb.policy.lora_branches import LoraPolicy, lora
 from copd_nb.engine import phase as phase_module
 from copd_nb.policy.processors import character_tokenizer
 from copd_nb.engine.runs import request_stop

@@ -20,16 +20,16 @@ from copd_nb.policy import templates as templates_module
 from copd_nb.study import jobs as jobs_module
 from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Capability, Example
-from copd_nb.policy.problems import problems
+from copd_nb.policy.file_problems import problems
 from copd_nb.engine.config import Config
 from copd_nb.engine.manifest import FINGERPRINTED, prompt_fingerprints
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.analysis.same_tokens import same_format
 from copd_nb.scale.vllm import VllmSampler
 from copd_nb.policy.toys import minis_base, image, text, tiny_policy, video
 from copd_nb.policy.core import Policy
-from copd_nb.policy.lora import lora
+from copd_nb.policy.lora_branches import lora
 from copd_nb.policy.ids import added_tokens, completion_texts, prompt_ids, special_ids, turn_end
 from copd_nb.policy.processors import CHAT_TEMPLATE, character_tokenizer, small_processor
 from copd_nb.policy.templates import PLAIN, chat_text, template_now

@@ -13,7 +13,7 @@ import pytest
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.analysis.findings import finding
 from copd_nb.analysis.records import read_results, write_results
-from copd_nb.report.command import main
+from copd_nb.report.command import main, parser
 from copd_nb.report.driver import _tidy, run_all, run_report
 from copd_nb.report.overview import STUDIES, entries, publish, studies, write_index
 from copd_nb.report.parameters import check_parameters, notebook_of, parameters_of, report_names
@@ -405,3 +405,9 @@ def test_train_takes_a_schedule_a_suite_and_a_sampler_of_the_working_directory(t
         error = capsys.readouterr().err
         assert error.startswith("copd: ") and len(error.splitlines()) == 1, error
     assert not (tmp_path / "other").exists()
+
+
+def test_one_parser_knows_every_command():
+    asked = parser().parse_args(["report", "checkpoints", "-p", "samples", "2", "-p", "seed", "3"])
+    assert (asked.command, asked.name, asked.P) == ("report", "checkpoints", [["samples", "2"], ["seed", "3"]])
+    with pytest.raises(SystemExit): parser().parse_args(["reprot"])

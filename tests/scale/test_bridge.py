@@ -20,16 +20,16 @@ from copd_nb.scale import trl as trl_module
 from copd_nb.scale.trl import TrlLearner, _share
 from copd_nb.scale.trl_model import OURS, lent, settings_of
 from copd_nb.data.capability import Capability
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.passes import collect
 from copd_nb.engine.state import Training
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.engine.update import gradients_of, optimizer_step
 from copd_nb.policy.toys import minis_base, image, minis, text, tiny_policy, video
 from copd_nb.signals.objectives import clip_share
 from copd_nb.policy.core import Policy
-from copd_nb.policy.lora import lora
+from copd_nb.policy.lora_branches import lora
 from copd_nb.policy.processors import character_tokenizer
 from copd_nb.engine.runs import Run
 from copd_nb.schedule.parts import OPD, RL, SFT

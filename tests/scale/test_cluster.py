@@ -20,11 +20,11 @@ from same_runs import PAIR, TINY, same
 from copd_nb.engine import executors as executors_module
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.scale import connection as connection_module
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.executors import Cluster, Lost, NoPlace
 from copd_nb.scale.cluster import RayExecutor
 from copd_nb.scale.connection import connect, ray_address
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.study.jobs import Job, run_of, scores_of
 from copd_nb.study.workers import do_all
 from copd_nb.policy.toys import minis_base, minis

@@ -13,15 +13,15 @@ import torch
 
 from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.schedule.paradigms import expert
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.state import Batch, Training
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.engine.update import gradients_of
 from copd_nb.scale.vllm import VllmSampler, named_weights, row_seeds, weights_fingerprint
 from copd_nb.policy.toys import minis_base, image, minis, text, tiny_policy, video
 from copd_nb.signals.objectives import grpo_advantages
-from copd_nb.policy.lora import lora
+from copd_nb.policy.lora_branches import lora
 from copd_nb.signals.rollouts import Request, completion_mask, generator
 from copd_nb.signals.sampling import sample, sample_many
 from copd_nb.engine.runs import Run

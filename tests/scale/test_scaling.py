@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.costs import ModelShape, Workload
 from copd_nb.engine.config import Config
 from copd_nb.engine.executors import stopwatch, timed

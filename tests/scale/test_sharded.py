@@ -25,7 +25,7 @@ from copd_nb.engine.evaluation import evaluate
 from copd_nb.policy.toys import image, text, tiny_policy
 from copd_nb.policy.core import Policy, weights_hash
 from copd_nb.policy.groups import Group
-from copd_nb.policy.lora import lora
+from copd_nb.policy.lora_branches import lora
 from copd_nb.scale.sharding import ShardedPolicy, join_group, shard
 from copd_nb.signals.compare import probe_pairs
 from copd_nb.signals.rollouts import Rollouts

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from copd_nb.scale import trackers as trackers_module
 from copd_nb.schedule.paradigms import expert
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.toys import image, text, tiny_policy
 from copd_nb.report.command import main
 from copd_nb.engine.runs import request_stop

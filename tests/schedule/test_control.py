@@ -18,9 +18,9 @@ from copd_nb.schedule.paradigms import mixed_rlvr, mopd
 from copd_nb.schedule.changes import scale_beta, share_steps
 from copd_nb.schedule.control import capability_progress, divergence_band, gradient_share, token_share
 from copd_nb.schedule.controllers import check_control, controlled, realised
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.toys import minis_base, minis
 from copd_nb.engine.log import EventLog
 from copd_nb.engine.runs import Run, request_stop
@@ -309,7 +309,7 @@ def test_a_run_with_a_rule_of_ones_own_is_replayed(suite, start, tmp_path, monke
     whole = train(plan, suite, start, TINY, tmp_path / "whole", progress=False)
     assert betas(whole.schedule, 3) == {b: [0.125] for b in PAIR} and whole.planned == plan
     with monkeypatch.context() as patch:
-        cut(patch, "follow", 2)
+        cut(patch, "change_schedule", 2)
         with pytest.raises(KeyboardInterrupt):
             train(plan, suite, start, TINY, tmp_path / "cut", progress=False)
     again = train(plan, suite, start, TINY, tmp_path / "cut", progress=False)
@@ -735,11 +735,11 @@ PLACES = {
     "in the first cycle": ("train_step", 2, False),
     "before the first decision": ("controlled", 1, False),
     "decided, not logged": ("controlled", 1, True),
-    "logged, not followed": ("follow", 1, False),
-    "followed": ("follow", 1, True),
+    "logged, not followed": ("change_schedule", 1, False),
+    "followed": ("change_schedule", 1, True),
     "before the next phase": ("_enter", 3, False),
     "first step after it": ("train_step", 4, True),
-    "at the second decision": ("follow", 2, False),
+    "at the second decision": ("change_schedule", 2, False),
     "in the last cycle": ("train_step", 8, True),
     "at the end": ("_finish", 1, False),
 }

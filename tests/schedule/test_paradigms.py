@@ -17,7 +17,7 @@ from copd_nb.schedule.paradigms import (
     static_opd,
     schedule_from,
 )
-from copd_nb.schedule.copd import copd, cycle_phases, link_table
+from copd_nb.schedule.copd_schedules import copd, cycle_phases, link_table
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, Merge
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.engine import state as state_module
-from copd_nb.engine import train as train_module
+from copd_nb.engine import training as train_module
 from copd_nb.data.capability import Example
 from copd_nb.signals.divergences import (
     divergence,

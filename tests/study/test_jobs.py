@@ -96,7 +96,7 @@ def test_an_error_in_a_worker_is_raised(tmp_path):
 
 
 def test_branches_of_co_training_are_judged_and_merged_experts_are_not(tmp_path):
-    from copd_nb.schedule.copd import copd
+    from copd_nb.schedule.copd_schedules import copd
     co, merged = job(copd(["text", "image"], 1, 1, 1)), job(merged_experts(["text", "image"], 1))
     do_all(free([co, merged]), tmp_path, workers=1)
     assert set(scores_of(run_of(co, tmp_path), co).model) == {"result", "text", "image"}

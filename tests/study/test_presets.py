@@ -12,11 +12,11 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3VLForConditio
 
 from copd_nb.study import presets as presets_module
 from copd_nb.schedule.costs import ModelShape
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.policy.suites import load_suite
 from copd_nb.policy.toys import minis
 from copd_nb.policy.core import Policy
-from copd_nb.policy.lora import LoraPolicy, _targets, lora
+from copd_nb.policy.lora_branches import LoraPolicy, _targets, lora
 from copd_nb.study.memory import lora_size, memory_plan, qwen3_vl_4b, rehearsal, share_of_digits, shrunk
 from copd_nb.study.presets import PRESETS, base_of, capabilities_of, fetch, fitted, preset
 

@@ -14,8 +14,8 @@ from copd_nb.study import jobs as jobs_module
 from copd_nb.study import workers as workers_module
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr
 from copd_nb.analysis.claims import CLAIMS
-from copd_nb.schedule.copd import copd
-from copd_nb.engine.train import train
+from copd_nb.schedule.copd_schedules import copd
+from copd_nb.engine.training import train
 from copd_nb.policy.suites import load_suite
 from copd_nb.data.names import json_or_text
 from copd_nb.study.jobs import Job
@@ -251,7 +251,7 @@ import sys
 from dataclasses import replace
 from copd_nb.study.grid import SCALES, Study
 from copd_nb.schedule.paradigms import mixed_rlvr
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 study = Study(sys.argv[2], replace(SCALES["smoke"], seeds=(0, 1, 2)), sys.argv[1], workers=1)
 study.run({"CoPD": copd(["digits", "sort"], 2, 1, 1), "mixed RLVR": mixed_rlvr(["digits", "sort"], 8)})
 """

@@ -15,10 +15,10 @@ import pytest
 
 from copd_nb.schedule.paradigms import expert
 from copd_nb.data.capability import Example
-from copd_nb.schedule.copd import copd
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.costs import ModelShape, Workload
 from copd_nb.engine.config import Config
-from copd_nb.engine.train import train
+from copd_nb.engine.training import train
 from copd_nb.view.browser import RunBrowser, Store
 from copd_nb.view.designer import Design, ScheduleDesigner
 from copd_nb.view.gap_explorer import GapExplorer, gap_state
