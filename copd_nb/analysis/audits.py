@@ -16,7 +16,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 
-from ..data.capability import Example
+from ..data.capability import Example, reward_name
 from ..data.verifiers import named_reward
 from ..policy.core import Policy
 from ..signals.rollouts import generator
@@ -178,7 +178,7 @@ def audit(
 ) -> Audit:
     "Rates at which a reward refuses right answers and pays for wrong ones; ValueError without references."
     judge, other = map(named_reward, (reward, second))
-    name, other_name = (r if isinstance(r, str) else repr(r) for r in (reward, second))
+    name, other_name = (r if isinstance(r, str) else reward_name(r) for r in (reward, second))
     if not (known := [e for e in examples if e.answer]):
         raise ValueError(f"an audit needs reference answers: none of {len(examples)} examples has one")
     if form is not None and "{answer}" not in form: raise ValueError(f"form {form!r} has no {{answer}}")

@@ -153,7 +153,7 @@ class Training:
     base: Policy
     config: Config
     accelerator: Accelerator
-    run: Run
+    run: Run | None  # None for steps without a log, as in analyses and examples
     branches: dict[str, Branch] = field(default_factory=dict)
     starts: dict[str, Policy] = field(default_factory=dict)  # branches that begin from a policy of their own
     notes: list[dict] = field(default_factory=list)  # rows for the log that a step makes on its way

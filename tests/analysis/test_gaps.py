@@ -816,4 +816,4 @@ def test_copd_gap_refuses_bad_files_and_too_few_checkpoints(checkpoints, capsys)
     (checkpoints / "stray.jsonl").write_text(json.dumps(dict(prompt="a", images=["../../etc/passwd"])))
     said = refused(capsys, gap(checkpoints, "one/result", "two/result", "--out", "refused", prompts="stray.jsonl"))
     assert "row 1 of stray.jsonl" in said and "outside of the data file's folder" in said
-    with pytest.raises(SystemExit): parser("gap").parse_args(["a", "b"])
+    with pytest.raises(SystemExit): parser().parse_args(["gap", "a", "b"])

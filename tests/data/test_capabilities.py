@@ -167,3 +167,9 @@ def test_representations_are_short():
     from copd_nb.policy.toys import image
     suite = image(64, 16)
     assert len(repr(suite)) < 100 and len(repr(suite.test[0])) < 100
+
+
+def test_a_reward_is_shown_without_its_place_in_memory():
+    def mine(completions, examples): return [0.0] * len(completions)
+    shown = Capability("shown", [Example("1", "1", "shown")], [Example("2", "2", "shown")], mine)._repr_html_()
+    assert "reward mine" in shown and "0x" not in shown
