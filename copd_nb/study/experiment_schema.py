@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'Fault', 'own_name', 'columns_from', 'listed_paradigms', 'value_faults']
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #efa7c20c
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #905df8dd
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -24,7 +24,7 @@ from ..data.yaml_files import Place
 from ..schedule.rows import FAMILIES, FORMER, Choice, choice_of, cycles_of
 from ..engine.config import Config
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #c0093768
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #b6eed866
 _INT, _COUNT, _FLAG = dict(type="integer"), dict(type="integer", minimum=1), dict(type="boolean")
 _FREE = dict(type="object")
 _NAMES = {int: "integer", float: "number", bool: "boolean", str: "string", NoneType: "null", tuple: "array"}
@@ -46,7 +46,7 @@ _CAPABILITY = record({}, dict(
     test=TEXT, test_recipe=TEXT, held_out=_COUNT, limit=_COUNT, split=TEXT, test_split=TEXT,
     repeats=dict(enum=["refuse", "drop"]), longest=_COUNT, arguments=_FREE))
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #f8cb1d75
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #fab49663
 _PART = dict(  # what a preset may replace
     steps=dict(type="integer", minimum=2), seeds=listed(_INT) | dict(minItems=1),
     paradigms=listed(dict(type=["string", "object"])) | dict(minItems=1), config=record({}, _fields(Config)),
@@ -54,12 +54,13 @@ _PART = dict(  # what a preset may replace
 _RUN = record({}, dict(store=TEXT, workers=_or_null(_COUNT), cluster=dict(type=["string", "object", "null"]),
                        sampler=_or_null(TEXT), learner=_or_null(TEXT)))
 _TUNING = record({}, dict(seeds=listed(_INT), steps=_COUNT, prompts=_COUNT, samples=_COUNT,
+                          number=_COUNT,
                           trials=mapped(listed(_FREE))))
 SCHEMA = Draft202012Validator(record({}, _PART | dict(
     title=TEXT, suite=TEXT, model=dict(anyOf=[TEXT, _MODEL]), capabilities=mapped(_CAPABILITY),
     together=mapped(listed(TEXT)), run=_RUN, tuning=_TUNING, tuned=_FREE, presets=mapped(record({}, _PART)))))
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #b2920da1
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #7de2ee2d
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 Fault = tuple[Place, str]  # place, sentence
 
@@ -85,7 +86,7 @@ def _strings(value) -> Iterator[str]:
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
         yield from _strings(inner)
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #3844e647
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #11093dbb
 def _source_faults(place: Place, entry: dict) -> Iterator[Fault]:
     "Faults of where a capability's prompts come from."
     if ("file" in entry) == ("task" in entry): yield place, "one of file and task is needed"
@@ -112,7 +113,7 @@ def columns_from(values: Mapping) -> Columns:
     return Columns(**{k: tuple(map(tuple, v)) if k == "where" else tuple(v) if isinstance(v, list) else v
                       for k, v in values.items()})
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #072be90e
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #433cb9f2
 def _config_faults(place: Place, values: Mapping) -> Iterator[Fault]:
     "Faults of single fields of a Config."
     for name, value in values.items(): yield from _tried((*place, name), Config, **{name: value})
@@ -136,7 +137,7 @@ def _paradigm_faults(place: Place, written: list) -> Iterator[Fault]:
             yield (*place, i), f"there is no paradigm {name!r}: {', '.join(FAMILIES)}, or package.module:name"
         else: yield from _tried((*place, i), listed_paradigms, [entry])
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #6b292325
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #5f753e9f
 def _part_faults(values: Mapping, place: Place = ()) -> Iterator[Fault]:
     "Faults of what a preset may replace, too."
     yield from _config_faults((*place, "config"), values.get("config", {}))
