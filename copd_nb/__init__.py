@@ -12,7 +12,7 @@ _NAMES = {  # module → the public names that come from it
     "data.verifiers": "named_reward",
     "policy.core": "Policy",
     "policy.lora_branches": "lora",
-    "policy.file_problems": "problems",
+    "data.faults": "problems",
     "policy.pair": "minis_branch",
     "policy.suites": "load_suite",
     "policy.toys": "minis minis_base",
