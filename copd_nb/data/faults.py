@@ -175,7 +175,8 @@ def problems(
         found += [(sources[0].name, a, columns.prompt, f"is held out in row {b} of {sources[1].name}") for a, b in both]
     if model is not None:
         check = imported("copd_nb.policy.file_problems:model_problems")
-        found += [(s.name, *f) for s, (_, good) in zip(sources, read) for f in check(model, good, columns, room, reward)]
+        found += [(source.name, *wrong) for source, (_, good) in zip(sources, read)
+                  for wrong in check(model, good, columns, room, reward)]
     sizes = {s.name: sum(1 for _ in chosen_rows(s, columns)) for s in sources if found}
     lines = [(*f, 1 if f[1] else sizes[f[0]]) for f in found] if each else _folded(found, sizes)
     table = pd.DataFrame(lines, columns=["file", "row", "column", "problem", "rows"])

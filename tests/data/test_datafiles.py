@@ -102,7 +102,8 @@ def test_a_link_to_the_folder_itself_is_no_way_out(folder, tmp_path):
 
 BAD = [("{", "is not JSON"), ('[1]', "is not an object with a prompt"),
        ({"question": "a"}, "'prompt' is None: text is needed"), ({"prompt": 3}, "'prompt' is 3"),
-       ({"prompt": "a", "answer": [3]}, r"'\[3\]': a number or text"), ({"prompt": "a", "capability": "a/b"}, "'a/b' is not allowed"),
+       ({"prompt": "a", "answer": [3]}, r"'\[3\]': a number or text"),
+       ({"prompt": "a", "capability": "a/b"}, "'a/b' is not allowed"),
        ({"prompt": "a", "images": ["none.png"]}, "there is no file 'none.png'"),
        ({"prompt": "a", "images": ["film.npy"]}, "is no picture that can be read"),
        ({"prompt": "a", "images": [7]}, "'7' is no picture"), ({"prompt": "a", "images": 7}, "int"),
