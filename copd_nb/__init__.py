@@ -7,12 +7,13 @@ __version__ = "0.2.0"
 
 _NAMES = {  # module → the public names that come from it
     "data.capability": "Capability Example",
+    "data.faults": "problems",
     "data.files": "capability_from read_examples",
+    "data.guess": "guess_from",
     "data.scoring": "score",
     "data.verifiers": "named_reward",
     "policy.core": "Policy",
     "policy.lora_branches": "lora",
-    "policy.file_problems": "problems",
     "policy.pair": "minis_branch",
     "policy.suites": "load_suite",
     "policy.toys": "minis minis_base",

@@ -36,7 +36,8 @@ from copd_nb.data import schema as schema_module
 from copd_nb.policy import gguf as gguf_module
 from copd_nb.data.columns import Columns
 from copd_nb.data.files import capability_from
-from copd_nb.policy.file_problems import problems
+from copd_nb.data.guess import guess_from
+from copd_nb.data.faults import problems
 from copd_nb.analysis.records import read_results
 from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
 from copd_nb.engine.log import EventLog
@@ -76,11 +77,12 @@ def _pictures(folder):
 
 
 def read_rows(path):
-    "Problems, then the capability; the columns and the reward are chosen by the file."
+    "Problems, a guess, then the capability; the columns and the reward are chosen by the file."
     data = path.read_bytes()
     columns, reward = (CHOICE, "choice") if b"options" in data else (Columns(), REWARDS[len(data) % 5])
     wrong = problems(path, columns, reward)
     assert set(wrong.file) <= {path.name} and wrong.problem.map(bool).all()
+    if not (wrong.problem == "holds no prompts").any(): assert guess_from(path, verify=False).reasons
     capability_from(path, "sums", reward, columns, limit=50)
 
 

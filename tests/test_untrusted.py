@@ -47,7 +47,7 @@ from copd_nb.data.capability import Capability, Example, check_name
 from copd_nb.analysis.findings import finding
 from copd_nb.schedule.costs import Cost
 from copd_nb.data.files import read_examples
-from copd_nb.policy.file_problems import problems
+from copd_nb.data.faults import problems
 from copd_nb.view.comparisons import AccuracyTable
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora_branches import lora

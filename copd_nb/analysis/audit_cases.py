@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..data.capability import Example
+from ..data.capability import Example, Info
 from ..data.answers import Boxed, LastNumber, Tagged, answer_form
 from ..data.numbers import read_number
-from ..data.programs import FIELDS
+from ..data.programs import FIELDS, TESTS
 from ..data.scoring import score
 from .program_variants import cheats, program_misses, program_names, program_spellings
 from .variants import (
@@ -34,8 +34,11 @@ def reference_text(
 
 def answer_kind(
     answer: str,  # a reference
+    info: Mapping = Info(),  # of its example
 ) -> str:  # "program", "constraints", "number", "letter" or "text"
     "The kind of a reference answer."
+    if any(name in info for name in TESTS): return "program"
+    if "constraints" in info: return "constraints"
     if answer.lstrip()[:1] in ("{", "["):
         try: given = json.loads(answer)
         except ValueError: given = None
@@ -62,9 +65,10 @@ def variants(
     answer: str,  # a reference
     other: str,  # another answer, which is wrong here
     solution: str = "",  # a program that passes the tests of a reference for code, "" if none is known
+    info: Mapping = Info(),  # of the reference's example
 ) -> list[Variant]:
     "Right answers in other spellings, and near misses, without controls."
-    kind = answer_kind(answer)
+    kind = answer_kind(answer, info)
     if kind == "constraints" or kind == "program" and not solution: return []
     if kind == "program":
         return program_spellings(solution) + program_misses(solution) + cheats(program_names(solution))
@@ -121,7 +125,7 @@ def form_of(
     bar: float = 0.5,  # from this score on an answer is paid
 ) -> str:  # a completion with {answer} in it
     "The form that the audit writes answers in; ValueError if no reference is paid in any."
-    if all(answer_kind(e.answer) in ("program", "constraints") for e in examples): return FORMS["alone"]
+    if all(answer_kind(e.answer, e.info) in ("program", "constraints") for e in examples): return FORMS["alone"]
     if (own := own_form(reward)) is not None: return own
     paid = {form: _paid_in(reward, examples, form, bar) for form in FORMS.values()}
     best = max(paid, key=paid.get)
@@ -162,7 +166,7 @@ def cases(
     rng, rows = random.Random(seed), []
     for row, (example, other) in enumerate(zip(examples, _others(examples)), 1):
         answer = reference_text(example.answer)
-        found = variants(answer, other, solutions.get(example.id, ""))
+        found = variants(answer, other, solutions.get(example.id, ""), example.info)
         for v in [*found, *_controls(example, other, rng), *_left_open(example, form)]:
             text = v.text if v.whole else written(form, v.text)
             rows.append((example.id, row, answer, v.group, v.kind, text))

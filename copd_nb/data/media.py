@@ -88,8 +88,18 @@ def _fits(width: int, height: int, frames: int = 1):
     if width * height * frames > PIXELS:
         raise ValueError(f"{frames} × {width} × {height} pixels: at most {PIXELS} are read")
 
-def _image(folder: Path, source: str | dict) -> np.ndarray:
-    image = _open(folder, source)
+def _rgb(array: np.ndarray) -> np.ndarray:
+    "An array of a picture as (H, W, 3) uint8; ValueError for another kind of array."
+    if array.ndim == 2 or array.ndim == 3 and array.shape[-1] == 1: array = array.reshape(*array.shape[:2], 1)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] not in (1, 3):
+        raise ValueError(f"a picture is {array.dtype} of shape {array.shape}: uint8 (H, W, 3), or (H, W), is needed")
+    _fits(array.shape[1], array.shape[0])
+    return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+def _image(folder: Path, source: str | dict | bytes | np.ndarray | Image.Image) -> np.ndarray:
+    if isinstance(source, np.ndarray): return _rgb(source)
+    if isinstance(source, bytes): source = {"bytes": source}
+    image = source if isinstance(source, Image.Image) else _open(folder, source)
     _fits(*image.size)
     return pixels(image)
 
@@ -124,7 +134,7 @@ def _video(folder: Path, source: str | list) -> np.ndarray:
     if isinstance(source, str) and source.endswith(".npy"): return _array(_inside(folder, source))
     if isinstance(source, (list, tuple, np.ndarray)): frames = [_image(folder, s) for s in source]
     else:
-        moving = _open(folder, source)
+        moving = source if isinstance(source, Image.Image) else _open(folder, source)
         _fits(*moving.size, getattr(moving, "n_frames", 1))
         frames = [pixels(f) for f in ImageSequence.Iterator(moving)]
     if len({f.shape for f in frames}) != 1:

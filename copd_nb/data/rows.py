@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .capability import Example, check_name, last_of_user
 from .columns import EXTRACT, Columns, _empty, _found, _options
@@ -69,7 +70,7 @@ def _named(chat: list, kind: str) -> Iterator[str | dict]:
 
 def _sources(row: dict, chat: list | None, column: str | tuple, kind: str) -> list:
     "Pictures of a row by name or bytes, from their column or from parts of its conversation."
-    listed, named = _listed(row, column), chat and list(_named(chat, kind))
+    listed, named = _listed(row, column, 4 if kind == "video" else 3), chat and list(_named(chat, kind))
     if not listed and not named: return []
     if listed and named: raise ValueError(f"{kind}s are in {column!r} and in the conversation: one place is allowed")
     for source in listed or named:
@@ -102,7 +103,7 @@ LONGEST = 1_000_000  # characters of a prompt
 
 def _text(row: dict, column: str, value, default: str | None = None) -> str:
     "A text column; ValueError if it is not a text, or is missing and needed."
-    if isinstance(value := default if _empty(value) else value, str): return value
+    if isinstance(value := default if _empty(value) else value, str): return str(value)
     has = "" if value is not None else f", and the row has {', '.join(map(str, list(row)[:12]))}"
     raise ValueError(f"column {column!r} is {repr(value)[:80]}: text is needed{has}")
 
@@ -128,13 +129,31 @@ def _answer(row: dict, columns: Columns) -> str:
     value = _found(row, columns.answer)
     if value is None: return ""
     options = _options(_found(row, columns.options)) if columns.options else []
-    return _text(row, columns.answer, EXTRACT[columns.extract](value, options))
+    return EXTRACT[columns.extract](value, options)
 
-def _listed(row: dict, column: str | tuple) -> list:
-    "Pictures of one column or several as a list."
-    if isinstance(column, tuple): return [source for c in column for source in _listed(row, c)]
+def _held(value):
+    "A value without missing ones in its objects; arrays as lists."
+    if isinstance(value, dict): return {str(k): _held(v) for k, v in value.items() if not _empty(v)}
+    if isinstance(value, np.ndarray): value = value.tolist()
+    return [_held(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+def _info(row: dict, columns: Columns) -> dict:
+    "What a reward needs beside the answer, by the last part of each column's name."
+    if isinstance(columns.info, str): columns_of = [columns.info] if columns.info else []
+    else: columns_of = columns.info
+    if isinstance(columns.info, str) and isinstance(whole := _found(row, columns.info), dict): return _held(whole)
+    names = [c if c in row else c.rpartition(".")[2] for c in columns_of]
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise ValueError(f"several columns of info end in {sorted(twice)[0]!r}: names must differ")
+    return _held({n: _found(row, c) for n, c in zip(names, columns_of)})
+
+def _listed(row: dict, column: str | tuple, most: int = 3) -> list:
+    "Pictures of one column or several as a list; an array of at most so many dimensions is one of them."
+    if isinstance(column, tuple): return [source for c in column for source in _listed(row, c, most)]
     value = _found(row, column)
-    return [] if value is None else [value] if isinstance(value, (str, dict)) else list(value)
+    one = isinstance(value, np.ndarray) and value.dtype != object and value.ndim <= most
+    one = one or isinstance(value, (str, bytes, dict, Image.Image))
+    return [] if value is None else [value] if one else list(value)
 
 def _pictures(read: Callable, sources: list, folder: Path, columns: Columns, suffix: str = "") -> tuple:
     return tuple(read(folder / columns.folder, s + suffix if isinstance(s, str) else s) for s in sources)
@@ -149,6 +168,7 @@ def _parts(row: dict, folder: Path, columns: Columns, longest: int) -> Iterator[
     else: yield "messages", columns.prompt, lambda: _conversation(chat, row, columns, longest)
     yield "answer", columns.answer, lambda: _answer(row, columns)
     def shown(kind): return _sources(row, chat, getattr(columns, f"{kind}s"), kind)
+    if columns.info: yield "info", columns.info, lambda: _info(row, columns)
     yield "images", columns.images, lambda: _pictures(_image, shown("image"), folder, columns)
     yield "videos", columns.videos, lambda: _pictures(_video, shown("video"), folder, columns, columns.suffix)
 
@@ -158,12 +178,13 @@ def row_id(row, columns: Columns) -> str | None:
     return None if mark is None or isinstance(mark, (list, dict)) else str(mark)
 
 def read_row(
-    row,  # of a data file; an exception if it could not be parsed
+    row,  # of a data file; an exception if it could not be parsed; an example is taken as it is
     folder: Path,  # of the data file
     columns: Columns,  # of the file
     longest: int = LONGEST,  # most characters of a prompt
 ) -> tuple[Example | None, list[tuple[str, str]]]:  # the example, or None and (column, problem) pairs
     "One row as an example, or all of its problems."
+    if isinstance(row, Example): return row, []
     if isinstance(row, Exception): return None, [("", str(row))]
     if not isinstance(row, dict): return None, [("", f"{str(row)[:80]!r} is not an object with a prompt")]
     parts, wrong = {}, []
@@ -173,6 +194,10 @@ def read_row(
             wrong.append((str(column), str(error)))
     if isinstance(_found(row, columns.id), (list, dict)):
         wrong.append((columns.id, f"column {columns.id!r} holds a list or an object: text or a number is needed"))
-    if wrong: return None, wrong
+    return (None, wrong) if wrong else _made(parts, columns)
+
+def _made(parts: dict, columns: Columns) -> tuple[Example | None, list[tuple[str, str]]]:
+    "An example of its parts, or what is wrong with them together."
     try: return Example(**{"prompt": "", **parts}), []
-    except ValueError as error: return None, [(columns.prompt, str(error))]  # marks and pictures differ in number
+    except ValueError as error:  # marks and pictures differ in number, or info holds what is no JSON
+        return None, [(str(columns.info) if str(error).startswith("info") else columns.prompt, str(error))]

@@ -7,7 +7,6 @@ __all__ = ['TASKS', 'gsm_symbolic', 'algebra', 'human_eval', 'task']
 
 # %% ../../nbs/0_data/45_tasks.ipynb #c002
 import inspect
-import json
 import random
 from collections.abc import Callable
 from fractions import Fraction
@@ -56,10 +55,11 @@ def algebra(size: int = 2000, held_out: int = 256, seed: int = 0) -> Capability:
 # %% ../../nbs/0_data/45_tasks.ipynb #c007
 def _problem(problem: dict) -> Example:
     "One problem of HumanEval."
-    before = problem["prompt"].rpartition(f"def {problem['entry_point']}(")[0]
-    answer = dict(tests=problem["test"], prefix=before + "\n", entry_point=problem["entry_point"])
-    ask = "Write this Python function. Reply with the whole function in one code block."
-    return Example(f"{ask}\n\n```python\n{problem['prompt'].strip()}\n```", json.dumps(answer), "human_eval")
+    head = problem["prompt"].rpartition(f"def {problem['entry_point']}(")[0]
+    info = dict(tests=problem["test"], prefix=head + "\n", entry_point=problem["entry_point"])
+    solution = problem["prompt"][len(head):] + problem["canonical_solution"]
+    ask = "Write this Python function. Reply with the whole function in one code block.\n\n```python\n{}\n```"
+    return Example(ask.format(problem["prompt"].strip()), solution, "human_eval", info=info)
 
 def human_eval(
     seconds: float = 10.0,  # for a program with all its tests

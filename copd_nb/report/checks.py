@@ -30,10 +30,17 @@ def columns_of(
         name, equals, column = pair.partition("=")
         if not equals or name not in known:
             raise ValueError(f"--column {pair!r}: NAME=COLUMN is needed, and names are {', '.join(known)}")
-        found[name] = tuple(column.split(",")) if name in ("images", "videos") and "," in column else column
+        found[name] = tuple(column.split(",")) if name in ("images", "videos", "info") and "," in column else column
     return replace(RECIPES[recipe].columns if recipe else Columns(), **found)
 
 # %% ../../nbs/8_report/04_checks.ipynb #d12e4d24
+def _listing(found) -> str:
+    "A table of problems as lines of text."
+    places = [f"row {row}" if row else "all rows" for row in found.row]
+    lines = [f"{file}, {place}{', ' * bool(column)}{column}: {text}" for file, place, column, text in
+             zip(found.file, places, found.column, found.problem)]
+    return "\n".join([*lines, f"{len(found)} problems in {found.attrs['rows']} rows"])
+
 def check(
     data: str,  # .jsonl, .json or .parquet file, or a folder of `datasets`
     *,
@@ -45,19 +52,19 @@ def check(
     model: str = None,  # a model folder: chat template, padding token, context length
     room: int = 0,  # tokens needed for a completion
     longest: int = 1_000_000,  # characters of a prompt
+    each: bool = False,  # a line for each row, however many rows share a fault
+    json_lines: bool = False,  # one JSON object a line: file, row, column, problem, rows
 ) -> int:  # status 1 if there are any
     "List all faults of a file of prompts"
     from copd_nb.data.recipes import RECIPES
-    from copd_nb.policy.file_problems import problems
+    from copd_nb.data.faults import problems
     columns = columns_of(column, recipe)
     reward = reward or (RECIPES[recipe].reward if recipe else None)
-    found = problems(data, columns, reward, test, split, model, room, longest)
-    if found.empty:
-        print(f"no problems found in {Path(data).name}")
-        return 0
-    print(found.to_string(index=False, max_colwidth=160))
-    print(f"{len(found)} problems in {len(set(zip(found.file, found.row)))} rows")
-    return 1
+    found = problems(data, columns, reward, test, split, model, room, longest, each)
+    if json_lines: print(found.to_json(orient="records", lines=True, force_ascii=False), end="")
+    elif found.empty: print(f"no problems found in {Path(data).name}")
+    else: print(_listing(found))
+    return int(not found.empty)
 
 # %% ../../nbs/8_report/04_checks.ipynb #1b1bb258
 def _given(report: str, asked: dict) -> dict:

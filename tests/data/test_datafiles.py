@@ -23,7 +23,7 @@ from copd_nb.data.capability import Example
 from copd_nb.data.columns import Columns
 from copd_nb.data.files import capability_from, prompt_key, read_examples
 from copd_nb.data.recipes import RECIPES, from_recipe
-from copd_nb.policy.file_problems import opened_form, problems
+from copd_nb.data.faults import opened_form, problems
 from copd_nb.policy.toys import tiny_policy
 
 RNG = np.random.default_rng(0)
@@ -102,7 +102,8 @@ def test_a_link_to_the_folder_itself_is_no_way_out(folder, tmp_path):
 
 BAD = [("{", "is not JSON"), ('[1]', "is not an object with a prompt"),
        ({"question": "a"}, "'prompt' is None: text is needed"), ({"prompt": 3}, "'prompt' is 3"),
-       ({"prompt": "a", "answer": 3}, "'answer' is 3"), ({"prompt": "a", "capability": "a/b"}, "'a/b' is not allowed"),
+       ({"prompt": "a", "answer": [3]}, r"'\[3\]': a number or text"),
+       ({"prompt": "a", "capability": "a/b"}, "'a/b' is not allowed"),
        ({"prompt": "a", "images": ["none.png"]}, "there is no file 'none.png'"),
        ({"prompt": "a", "images": ["film.npy"]}, "is no picture that can be read"),
        ({"prompt": "a", "images": [7]}, "'7' is no picture"), ({"prompt": "a", "images": 7}, "int"),
@@ -481,10 +482,10 @@ def test_a_column_that_no_row_has_is_one_line(folder):
 def test_overlap_with_held_out_prompts_is_a_problem(folder):
     train, test = save(folder / "a.jsonl", sums(5)), save(folder / "b.jsonl",
                                                           [dict(prompt="2  + 3 =", answer="5"),
-                                                           dict(prompt="new", answer=3)])
+                                                           dict(prompt="new", answer=True)])
     found = problems(train, test=test)
-    assert found.values.tolist() == [["b.jsonl", 2, "answer", "column 'answer' is 3: text is needed"],
-                                     ["a.jsonl", 3, "prompt", "is held out in row 1 of b.jsonl"]]
+    assert found.values.tolist() == [["b.jsonl", 2, "answer", "'True': a number or text is needed", 1],
+                                     ["a.jsonl", 3, "prompt", "is held out in row 1 of b.jsonl", 1]]
 
 
 def test_what_a_model_can_not_do(folder):

@@ -13,7 +13,7 @@ from copd_nb.data.recipes import from_recipe
 from copd_nb.data.rewards import Exact, LengthPenalty
 from copd_nb.data.tasks import task
 from copd_nb.data.verifiers import named_reward
-from copd_nb.policy.file_problems import problems
+from copd_nb.data.faults import problems
 
 MODULE = '''
 def half(completions, examples): return [0.5] * len(completions)

@@ -186,7 +186,7 @@ def test_human_eval_runs_the_tests():
     made = human_eval()
     assert len(made.train) + len(made.test) == 164
     # needs a function above it
-    helpers = [e for e in made.train + made.test if '"entry_point": "decode_cyclic"' in e.answer]
+    helpers = [e for e in made.train + made.test if e.info["entry_point"] == "decode_cyclic"]
     chosen = made.test[:2] + helpers
     assert made.reward([solved(e, "right") for e in chosen], chosen) == [1] * 3
     assert made.reward([solved(e, "wrong") for e in chosen] + ["I can't."], chosen + chosen[:1]) == [0] * 4
@@ -196,7 +196,8 @@ def test_human_eval_runs_the_tests():
 def test_every_canonical_solution_of_human_eval_passes():
     made = human_eval(60)
     every = [*made.train, *made.test]
-    failed = [e.answer[-40:] for e, s in zip(every, made.reward([solved(e, "right") for e in every], every)) if s != 1]
+    scores = made.reward([solved(e, "right") for e in every], every)
+    failed = [e.info["entry_point"] for e, s in zip(every, scores) if s != 1]
     assert not failed
 
 
