@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'BUDGETS', 'INCIDENTS', 'expert_label', 'score_arrays', 'main_table', 'compare', 'learning_curve',
-           'equal_budgets', 'cost_table', 'incidents', 'warned', 'monitor_sentences']
+           'equal_budgets', 'cost_table', 'incidents', 'never_rewarded', 'warned', 'monitor_sentences']
 
 # %% ../../nbs/5_analysis/04_results.ipynb #c002
 from collections import Counter
@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..schedule.price import budget_curve
 from ..engine.log import EventLog
-from ..engine.monitors import MONITORS
+from ..engine.monitors import MONITORS, UNREWARDED
 from ..engine.runs import Run
 from .curves import at_budget, common_budget
 from .intervals import crossed_bootstrap, macro_difference, macro_interval
@@ -135,17 +135,31 @@ def incidents(
     listed = "; ".join(f"{words}: {counts[kind]}" for kind, words in INCIDENTS.items() if counts[kind])
     return [f"In {len(once)} runs, {listed}."] if listed else []
 
+def never_rewarded(
+    rows: Iterable[dict],  # the events of a run
+) -> list[str]:  # a sentence for each branch and capability
+    "Streams in which no completion has earned anything so far, however few updates that were."
+    counts, paid = Counter(), set()
+    for row in rows:
+        if row["kind"] != "train" or row.get("reward") is None or row.get("reward_std") is None: continue
+        counts[key := (row["branch"], row["capability"])] += 1
+        if row["reward"] != 0 or row["reward_std"] != 0: paid.add(key)
+    return [f"No completion of branch {branch} has earned a reward of {capability} in "
+            f"{f'{n} updates' if n > 1 else 'its only update'}: {UNREWARDED}."
+            for (branch, capability), n in counts.items() if (branch, capability) not in paid]
+
 def warned(
     runs: Iterable[Run],
-) -> list[str]:  # a sentence on warnings and one on incidents, where there are any
-    "Count runs with warnings, warnings by monitor, and incidents."
+) -> list[str]:  # sentences on warnings, incidents, and runs without any reward, where there are any
+    "Count runs with warnings, warnings by monitor, and incidents; and say where nothing earned a reward."
     runs = list(runs)
     found = {run.path: [row["monitor"] for row in _logged(run, "warning")] for run in runs}
     counts = Counter(name for names in found.values() for name in names)
     listed = ", ".join(f"{name} {counts[name]}" for name in MONITORS if counts[name])
     number = sum(map(bool, found.values()))
     sentence = f"Monitors warned in {number} of {len(found)} runs (warnings: {listed}); the logs say where."
-    return ([sentence] if counts else []) + incidents(runs)
+    silent = sorted({line for run in runs for line in never_rewarded(EventLog(run.path / "events.jsonl").rows())})
+    return ([sentence] if counts else []) + incidents(runs) + silent
 
 # %% ../../nbs/5_analysis/04_results.ipynb #c023
 def monitor_sentences(

@@ -110,7 +110,7 @@ def warnings_table(
 
 # %% ../../nbs/7_view/02_dynamics.ipynb #c016
 MARKED = dict(  # metric → its monitors
-    reward=("reward", "hacking"), reward_std=("reward",), flat_groups=("reward",), sameness=("hacking",),
+    reward=("reward", "no_reward", "hacking"), reward_std=("reward",), flat_groups=("reward",), sameness=("hacking",),
     length=("length",), finished=("length",), entropy=("entropy",), repetition=("repetition",))
 
 def training_curves(
