@@ -12,7 +12,8 @@ import shlex
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from fastcore.script import anno_parser
 
@@ -76,30 +77,54 @@ def _run(words: list[str]) -> int:
         return 2
 
 # %% ../../nbs/8_report/05_command.ipynb #80fec707
-RESUMED = dict(train="the run is kept: the same command resumes it", report="finished runs are kept: the same command "
-               "resumes the report")
+RESUMED = dict(train="what was trained is kept, and the same command resumes it",
+               report="finished runs are kept, and the same command goes on")
+
+def _close(stream):
+    "Let everything that is written to a stream from now on vanish."
+    with suppress(OSError, ValueError):  # a stream without a file, as in a notebook
+        os.dup2(nowhere := os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.close(nowhere)
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    "Close standard error at Ctrl-C, and open it again at the end. Only in the main thread, and for a real file."
+    try: kept = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError): kept = None
+    if kept is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    def hush(*_):
+        _close(sys.stderr)
+        raise KeyboardInterrupt
+    before = signal.signal(signal.SIGINT, hush)
+    try: yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.dup2(kept, sys.stderr.fileno())
+        os.close(kept)
 
 def _interrupted(words: list[str]) -> int:
-    "One sentence on what Ctrl-C has left, and status 130; further ones are ignored while the process ends."
-    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGINT, signal.SIG_IGN)
+    "One sentence on what Ctrl-C has left, and status 130."
     kept = RESUMED.get(next(iter(words), ""))
     more = f"; {kept}: {shlex.join(['copd', *words])}" if kept else ""
-    print(f"\ncopd: interrupted{more}", file=sys.stderr)
+    print(f"\ncopd: interrupted{more}", file=sys.stderr, flush=True)
     return 130
-
-def _unread() -> int:
-    "Nobody reads our output any more: let nothing complain about it, and return status 141."
-    with suppress(OSError, ValueError):  # an output without a file, as in a notebook
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
 
 def main(
     words: list[str] | None = None,  # the command line, sys.argv if None
 ) -> int:  # exit status
     "The `copd` command: user errors end in one line and status 2."
-    words = sys.argv[1:] if words is None else words
+    given = sys.argv[1:] if words is None else words
     try:
-        try: return _run(words)
-        finally: sys.stdout.flush()
-    except BrokenPipeError: return _unread()
-    except KeyboardInterrupt: return _interrupted(words)
+        with _hushed():
+            try: return _run(given)
+            finally: sys.stdout.flush()
+    except BrokenPipeError:
+        _close(sys.stdout)
+        return 141
+    except KeyboardInterrupt:
+        if words is None: signal.signal(signal.SIGINT, signal.SIG_IGN)  # this process ends
+        status = _interrupted(given)
+        if words is None: _close(sys.stderr)
+        return status

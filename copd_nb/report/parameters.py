@@ -15,6 +15,7 @@ import copd_nb
 from ..data.capability import check_name
 from ..data.kinds import list_in_other_words
 from ..data.names import meant, nearest, unknown_name
+from ..policy.paths import located
 
 # %% ../../nbs/8_report/00_parameters.ipynb #c004
 def report_folder() -> Path:
@@ -92,6 +93,11 @@ def _check_kind(name: str, key: str, value, written: dict):
     raise ValueError(
         f"parameter {key!r} of report {name!r} is {str(value)[:80]!r}: {_kind(like)}{null} is needed{such}")
 
+def _check_models(value):
+    "FileNotFoundError for a model that is neither here nor on the hub, before a notebook is started."
+    for model in value if isinstance(value, list) else [value]:
+        if model is not None: located(model)
+
 def choices_of(
     comment: str,  # beside a parameter
 ) -> list[str]:  # empty if it lists none
@@ -113,6 +119,7 @@ def check_parameters(
         _check_kind(name, key, value, known[key])
         if isinstance(value, str) and (allowed := choices_of(known[key]["help"])) and value not in allowed:
             raise ValueError(unknown_name(value, allowed, key))
+        if "hub name" in known[key]["help"]: _check_models(value)
     if preset := parameters.get("preset"): check_name(preset, "preset")  # it becomes a part of the folder's name
 
 # %% ../../nbs/8_report/00_parameters.ipynb #c011
