@@ -6,8 +6,11 @@
 __all__ = ['Limits', 'Config', 'config_from']
 
 # %% ../../nbs/4_engine/10_config.ipynb #00af0012
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from ..data.kinds import check_kinds
+from ..data.names import check_names
 from .monitors import thresholds_from
 
 # %% ../../nbs/4_engine/10_config.ipynb #ac467d93
@@ -22,7 +25,10 @@ _CHOICES = dict(optimizer_state=("keep", "reset", "separate"), advantage_scale=(
                 reduction=("token", "sequence", "constant"), updates=("simultaneous", "sequential"),
                 precision=("fp32", "bf16"))
 _POSITIVE = ("prompts", "opd_prompts", "group_size", "max_new_tokens", "temperature", "learning_rate", "epochs",
-             "checkpoint_every", "max_grad_norm")
+             "checkpoint_every", "max_grad_norm", "probe_prompts", "opd_top_k", "eval_prompts")
+_NOT_NEGATIVE = ("warmup", "weight_decay", "clip_low", "clip_high", "skip_limit", "probe_every", "eval_every",
+                 "eval_samples")
+_POSITIVE_OR_NONE = ("delta_clip", "micro_prompts", "micro_tokens", "rollout_rows", "reward_seconds")
 
 @dataclass(frozen=True)
 class Config:
@@ -33,15 +39,15 @@ class Config:
     group_size: int = 8  # G, rollouts a prompt, ≥ 2 for RL
     max_new_tokens: int = 10  # length limit of a completion
     temperature: float = 1.0  # of sampling and of every compared distribution
-    learning_rate: float = 4e-5  # of AdamW
+    learning_rate: float = 4e-5  # of AdamW, after the warm-up
     warmup: int = 10  # steps of linear warm-up of each branch, then constant
-    betas: tuple = (0.9, 0.999)  # of AdamW
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     weight_decay: float = 0.0  # of AdamW
     max_grad_norm: float = 1.0  # the whole gradient of an update is clipped to this norm
     optimizer_state: str = "keep"  # at a phase switch: "keep", "reset", or "separate" moments for each stream kind
     advantage_scale: str = "std"  # of GRPO: "std" or "none"
     clip_low: float = 0.2  # the ratio is clipped to [1 − clip_low, 1 + clip_high]
-    clip_high: float = 0.28
+    clip_high: float = 0.28  # the upper end of that
     reduction: str = "token"  # of the GRPO loss: "token", "sequence" or "constant" (Dr. GRPO)
     delta_clip: float | None = None  # clip of the OPD log-ratio δ in nats, None for none
     jsd_alpha: float = 0.5  # weight of the teacher in the estimator "jsd"
@@ -64,14 +70,15 @@ class Config:
     device: str | None = None  # "cpu" to stay there; None takes what PyTorch finds
     probe_every: int = 10  # steps between probes of a phase, 0 for none
     probe_prompts: int = 32  # prompts of a probe
-    probe_k: int | tuple = 10  # top-k of the overlap; of several the first is `overlap`, others are `overlap@5` …
+    probe_k: int | tuple[int, ...] = 10  # top-k of the overlap; of several the first is `overlap`, others are `overlap@5` …
     eval_every: int = 20  # steps between evaluations of the result, 0 for none
     eval_prompts: int = 128  # held-out prompts of each capability in them
     eval_samples: int = 2  # sampled completions a prompt in them
     checkpoint_every: int = 1  # steps between checkpoints, the most that a crash can cost; and at the end of a phase
-    warn: tuple | None = ()  # thresholds of monitors that differ from the defaults, or a mapping; None for no monitors
+    warn: tuple | Mapping | None = ()  # thresholds of monitors that differ from the defaults, or a mapping; None for no monitors
 
     def __post_init__(self):
+        check_kinds(Config, vars(self), "config")
         self._check()
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.warn is not None: object.__setattr__(self, "warn", thresholds_from(self.warn).changed)
@@ -80,11 +87,11 @@ class Config:
     def _check(self):
         "ValueError for a field that is out of range."
         def refuse(name: str, must: str): raise ValueError(f"config {name}={getattr(self, name)!r}: {must}")
-        if self.skip_limit < 0: refuse("skip_limit", "must be 0 or more")
-        if not (self.reward_seconds is None or self.reward_seconds > 0):
-            refuse("reward_seconds", "must be positive, or None")
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0: refuse(name, "must be positive")
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0: refuse(name, "must be 0 or more")
+        for name in (*_POSITIVE, *_POSITIVE_OR_NONE):
+            value, none = getattr(self, name), name in _POSITIVE_OR_NONE
+            if not (value is None or value > 0): refuse(name, "must be positive" + ", or None" * none)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed: refuse(name, f"one of {', '.join(allowed)}")
 
@@ -97,8 +104,6 @@ class Config:
 def config_from(
     values: dict,  # field → value
 ) -> Config:
-    "A Config from a dictionary; an unknown field is an error that lists the known ones."
-    known = [f.name for f in fields(Config)]
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"unknown config fields {unknown}: the known ones are {known}")
+    "A Config from a dictionary; an unknown field is an error that lists the known ones, the nearest first."
+    check_names(values, [f.name for f in fields(Config)], "config field")
     return Config(**values)

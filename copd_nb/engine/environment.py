@@ -14,8 +14,6 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 import copd_nb
 
 # %% ../../nbs/4_engine/03_environment.ipynb #c012
@@ -28,6 +26,7 @@ def _git_commit() -> str | None:
 # %% ../../nbs/4_engine/03_environment.ipynb #c013
 def environment() -> dict:
     "Versions, threads and commit, for the manifest."
+    import torch  # reports need the rest of this module before they start anything
     packages = {p: version(p) for p in ("transformers", "numpy")}
     return dict(versions=dict(copd_nb=copd_nb.__version__, torch=torch.__version__, **packages),
                 threads=torch.get_num_threads(), commit=_git_commit(),

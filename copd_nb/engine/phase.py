@@ -6,6 +6,7 @@
 __all__ = ['place_of', 'log_rows', 'begin', 'run_phase']
 
 # %% ../../nbs/4_engine/23_phase.ipynb #6cf3c2c3
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,9 +37,12 @@ def place_of(schedule: Schedule, index: int) -> dict:
 def log_rows(training: Training, place: dict, step: int, rows: list[dict]):
     "Append rows with their place in the schedule, after the notes that were made on the way."
     noted, training.notes = training.notes, []
-    if training.config.warn is not None: rows = rows + training.watch.see(dict(kind="train") | row for row in rows)
+    watched = training.config.warn is not None
+    warned = training.watch.see(dict(kind="train") | row for row in rows) if watched else []
     about = dict(kind="train") | place | dict(step=step, global_step=place["global_step"] + step + 1)
-    training.log.append(about | row for row in noted + rows)
+    training.log.append(about | row for row in noted + rows + warned)
+    for row in (w for w in warned if w["monitor"] == "no_reward"):  # it can't wait until somebody reads the log
+        tqdm.write(f"warning: branch {row['branch']}, {row['capability']}: {row['message']}", file=sys.stderr)
 
 # %% ../../nbs/4_engine/23_phase.ipynb #c008
 def _continues(schedule: Schedule, index: int) -> bool:

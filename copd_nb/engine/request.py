@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 import torch
 
 from ..data.capability import Capability, by_name
+from ..data.kinds import called
 from ..data.names import imported, named
 from ..policy.core import Policy, check_same_vocabulary
 from ..policy.groups import Group
@@ -30,12 +31,11 @@ SCHEDULES = dict(copd="copd_nb.schedule.copd_schedules:copd") | {n: f"copd_nb.sc
     "expert", "mixed_rlvr", "static_opd", "mopd", "merged_experts")}
 LEARNERS = dict(trl="copd_nb.scale.trl:TrlLearner")
 
-def _call(function: Callable, names: list[str], query: str) -> object:
+def _call(function: Callable, names: list[str] | str, query: str) -> object:
     "Call a function of names of capabilities, with the arguments of a query; ValueError lists what it takes."
-    values, takes = {k: json_or_text(v) for k, v in parse_qsl(query)}, inspect.signature(function)
-    try: given = takes.bind(names, **values) if takes.parameters else takes.bind(**values)
-    except TypeError as error: raise ValueError(f"schedule {function.__name__!r}: {error}; it takes {takes}") from error
-    return function(*given.args, **given.kwargs)
+    values = {k: json_or_text(v) for k, v in parse_qsl(query)}
+    first = [names] if inspect.signature(function).parameters else []
+    return called(function, values, getattr(function, "__name__", "schedule"), *first)
 
 def schedule_from(
     value: str | Schedule | Callable,  # a schedule, a function that makes one, or the name of either

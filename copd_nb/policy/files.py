@@ -17,6 +17,7 @@ from .core import Policy
 from .folders import _complete, _from_folder, _no_bars
 from .gguf import _from_gguf, _gguf_file
 from .lora_branches import LoraPolicy
+from .paths import located
 from .verify import verify_forward
 
 # %% ../../nbs/1_policy/18_files.ipynb #c004
@@ -66,14 +67,14 @@ def load(
     chat_template: str | None = None,  # Jinja text for a model without one; "plain": prompts without a chat format
     pad_token: str | None = None,  # for a tokenizer that has none
 ) -> Policy:
-    "Read a policy; the model class is the one its config names. ValueError for models that can't be trained here."
-    path, name = str(path), name or Path(path).name
+    "Read a policy of the class its config names. FileNotFoundError or ValueError for what can't be trained here."
+    place, name = located(path), name or Path(path).name
     options = dict(dtype=dtype, device_map=device_map, chat_template=chat_template, pad_token=pad_token)
-    if (Path(path) / "adapter_config.json").is_file(): return _load_adapter(path, name, load=load, **options)
-    file, dtype = _gguf_file(path), dtype or torch.float32
-    model, processor = _from_gguf(file, dtype) if file else _from_folder(path, dtype, device_map)
-    _complete(processor, path, chat_template, pad_token)
+    if (Path(place) / "adapter_config.json").is_file(): return _load_adapter(place, name, load=load, **options)
+    file, dtype = _gguf_file(place), dtype or torch.float32
+    model, processor = _from_gguf(file, dtype) if file else _from_folder(place, dtype, device_map)
+    _complete(processor, place, chat_template, pad_token)
     policy = Policy(model, processor, name)
     verify_forward(policy)
-    policy.origin = path
+    policy.origin = place if Path(path).expanduser().exists() else str(path)  # a hub name stays one
     return policy

@@ -97,7 +97,7 @@ def _from_folder(path: str, dtype: torch.dtype, device_map) -> tuple[PreTrainedM
     "Model and processor of a checkpoint folder or hub name."
     if Path(path).is_dir(): _check_weights(Path(path))
     try: config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is no model that transformers {transformers.__version__} knows: {reason}") from error
     _check_config(config, path)

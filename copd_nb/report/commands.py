@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from ..data.names import imported
+from ..data.names import check_names, check_reference, imported, json_or_text, unknown_name, with_options
 
 # %% ../../nbs/8_report/03_commands.ipynb #158c4629
 def pairs(
@@ -25,7 +25,6 @@ def values_of(
     given: list[tuple[str, str]] | None,  # pairs of a command line
 ) -> dict:
     "Name → value, JSON if it is, else text."
-    from copd_nb.data.names import json_or_text
     return {name: json_or_text(text) for name, text in given or []}
 
 # %% ../../nbs/8_report/03_commands.ipynb #60ef2929
@@ -34,11 +33,29 @@ def _asked(find, *arguments):
     try: return find(*arguments)
     except TypeError as error: raise ValueError(str(error)) from error
 
+def _plan(schedule: str, values: dict, settings: dict, starts: dict) -> tuple:
+    "Schedule and configuration; a typing error in either, or a start that does not exist, is found without torch."
+    from copd_nb.engine.config import config_from
+    from copd_nb.policy.paths import located
+    from copd_nb.schedule.paradigms import schedule_from
+    plan, config = _asked(schedule_from, schedule, values), config_from(settings)
+    check_names(starts, plan.starts, "branch")
+    for folder in starts.values(): located(folder)
+    return plan, config
+
+def _check_named(suite: str, *parts: str | None):
+    "ValueError for a suite that is not known, and for references whose modules don't exist; nothing is imported."
+    for name in (suite, *filter(None, parts)):
+        if ":" in name: check_reference(name, "suite" if name is suite else "part")
+    from copd_nb.policy.suites import FORMER, SUITES
+    if ":" not in suite and (name := with_options(suite)[0]) not in SUITES | FORMER:
+        raise ValueError(unknown_name(name, SUITES, "suite", "or package.module:name"))
+
 def train(
     schedule: str,  # a paradigm such as copd or mopd, a .json file of a schedule, or package.module:name
     *,
-    P: Annotated[str, pairs("PARAMETER", "VALUE")] = None,  # of the paradigm: -p capabilities '["text", "image"]'
-    C: Annotated[str, pairs("FIELD", "VALUE")] = None,  # of the configuration: -c learning_rate 1e-5
+    p: Annotated[str, pairs("PARAMETER", "VALUE")] = None,  # of the paradigm: -p capabilities '["text", "image"]'
+    c: Annotated[str, pairs("FIELD", "VALUE")] = None,  # of the configuration: -c learning_rate 1e-5
     suite: str = "minis",  # capabilities and base: minis, skills, presets or package.module:name, with ?name=value&…
     start: Annotated[str, pairs("BRANCH", "FOLDER")] = None,  # a policy that a branch begins from
     out: str = "runs/run",  # run folder; an interrupted run is resumed
@@ -48,14 +65,12 @@ def train(
     learner: str = None,  # computes and applies the gradients: trl or package.module:name
 ):
     "Run a schedule, here or on a cluster"
-    from copd_nb.engine.config import config_from
+    plan, config = _plan(schedule, values_of(p), values_of(c), dict(start or []))
+    _check_named(suite, sampler, learner)
     from copd_nb.engine.request import LEARNERS, part_from
     from copd_nb.engine.training import train
     from copd_nb.policy.files import load
     from copd_nb.policy.suites import load_suite
-    from copd_nb.data.names import json_or_text
-    from copd_nb.schedule.paradigms import schedule_from
-    plan, config = _asked(schedule_from, schedule, values_of(P)), config_from(values_of(C))
     capabilities, base = _asked(load_suite, suite)
     run = train(plan, capabilities, base, config, out, experts, cluster=cluster and json_or_text(cluster),
                 starts={branch: load(folder, branch) for branch, folder in start or []},
@@ -65,24 +80,28 @@ def train(
     print(f"{run.status:9}{run.path}")
 
 def _show_scores(events):
-    "Print the last evaluation of a run, if there is one."
+    "Print the last evaluation of a run, if there is one, and where nothing was ever rewarded."
     scores = events.query("kind == 'eval'") if len(events) else events
-    if scores.empty: return
-    last = scores[scores["global_step"] == scores["global_step"].max()]
-    print(last[["model", "capability", "greedy", "sampled"]].round(3).to_string(index=False))
+    if not scores.empty:
+        last = scores[scores["global_step"] == scores["global_step"].max()]
+        print(last[["model", "capability", "greedy", "sampled"]].round(3).to_string(index=False))
+    from copd_nb.analysis.results import never_rewarded
+    for line in never_rewarded(events.to_dict("records")): print(f"warning: {line}", file=sys.stderr)
 
 # %% ../../nbs/8_report/03_commands.ipynb #c0762b71
 def report(
     name: str,  # a report, see `copd reports`; all runs every study
     *,
-    P: Annotated[str, pairs("PARAMETER", "VALUE")] = None,  # a parameter of the report: -p preset quick
+    p: Annotated[str, pairs("PARAMETER", "VALUE")] = None,  # a parameter of the report: -p preset quick
     out: str = None,  # folder for notebook, HTML and results.json; with all, for the folders of the studies
 ) -> int | None:
     "Execute a report notebook, or all studies"
-    from copd_nb.report.driver import run_report
-    if name == "all": return _all(values_of(P), Path(out or "runs/reports"))
+    from copd_nb.report.parameters import check_parameters
+    if name == "all": return _all(values_of(p), Path(out or "runs/reports"))
+    check_parameters(name, values_of(p))
     print(f"running report {name}; finished runs are reused, so an interrupted report can be repeated", flush=True)
-    files = run_report(name, values_of(P), out)
+    from copd_nb.report.driver import run_report
+    files = run_report(name, values_of(p), out)
     if files["results"].exists(): print(json.loads(files["results"].read_text()).get("headline", ""))
     for what, path in files.items(): print(f"{what:9}{path}")
 

@@ -74,8 +74,10 @@ def _execute(notebook: Path, target: Path, parameters: dict, progress: bool):
         try:
             papermill.execute_notebook(
                 _plain_path(source), _plain_path(target), kernel_name="python3", cwd=str(Path.cwd()),
-                progress_bar=False, stderr_file=sys.stderr if progress else None)
+                progress_bar=False, stderr_file=sys.stderr if progress else None,
+                extra_arguments=["--log-level=50"])  # of the kernel: a report's reader has no use for its log
         except PapermillExecutionError as error:
+            if error.ename == "KeyboardInterrupt": raise KeyboardInterrupt from error
             kinds = dict(ValueError=ValueError, FileNotFoundError=FileNotFoundError)
             if error.ename not in kinds: raise
             raise kinds[error.ename](error.evalue) from error

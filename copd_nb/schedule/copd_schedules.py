@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ..data.names import meant
 from .core import Schedule
 from .parts import BASE, OPD, RL, Merge, Phase, Signal, Update
 from .rules import control_from
@@ -33,11 +34,11 @@ def _hub(capabilities: tuple[str, ...], topology: str, hub: str | None) -> str:
     "The hub, the first capability unless named. ValueError for a hub that does not exist or is not used."
     if topology not in TOPOLOGIES:
         allowed = f"{list(TOPOLOGIES)}, or a table such as {{'a': ['b'], 'b': ['a']}}"
-        raise ValueError(f"unknown topology {topology!r}; allowed: {allowed}")
+        raise ValueError(f"unknown topology {topology!r}{meant(topology, TOPOLOGIES)}; allowed: {allowed}")
     if hub is not None and topology != "hub":
         raise ValueError(f"hub={hub!r} needs topology='hub', not {topology!r}")
     if hub is not None and hub not in capabilities:
-        raise ValueError(f"unknown hub {hub!r}; allowed: {list(capabilities)}")
+        raise ValueError(f"unknown hub {hub!r}{meant(hub, capabilities)}; allowed: {list(capabilities)}")
     return capabilities[0] if hub is None else hub
 
 # %% ../../nbs/3_schedule/06_copd_schedules.ipynb #own1
@@ -87,10 +88,10 @@ def link_table(
 
 # %% ../../nbs/3_schedule/06_copd_schedules.ipynb #c010
 def _beta(beta: float | dict[str, float], branch: str) -> float:
-    "The weight of OPD in a branch. KeyError if a dict leaves it out."
+    "The weight of OPD in a branch. ValueError if a dict leaves it out."
     if isinstance(beta, dict):
         if branch not in beta:
-            raise KeyError(f"beta has no value for branch {branch!r}; it has {sorted(beta)}")
+            raise ValueError(f"beta has no value for branch {branch!r}; it has {sorted(beta)}")
         return beta[branch]
     return beta
 

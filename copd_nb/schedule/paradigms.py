@@ -5,13 +5,13 @@
 # %% ../../nbs/3_schedule/16_paradigms.ipynb #c002
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from jsonschema import Draft202012Validator
 
-from ..data.names import named
+from ..data.kinds import called
+from ..data.names import meant, named, unknown_name
 from ..data.schema import read_json
 from .copd_schedules import STUDENT, copd
 from .core import Schedule
@@ -95,7 +95,7 @@ def mopd(
     "On-policy distillation from all finished experts into one student."
     names = _distinct(capabilities, 2)
     if start not in (BASE, *names):
-        raise ValueError(f"unknown start {start!r}; allowed: {[BASE, *names]}")
+        raise ValueError(f"unknown start {start!r}{meant(start, names)}; allowed: {[BASE, *names]}")
     distil = Phase("MOPD", opd_steps, [Update(STUDENT, [OPD(name, name, beta, estimator) for name in names])], lr=lr)
     branches = {name: BASE for name in names} | {STUDENT: start}
     name = "mopd" if start == BASE else f"mopd-from-{start}"
@@ -133,6 +133,8 @@ PARADIGMS = {f.__name__: f for f in (copd, expert, mixed_rlvr, static_opd, mopd,
 
 def _read(path: Path) -> Schedule:
     "A schedule from its JSON file. ValueError names the file and what is wrong in it."
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of a schedule {str(path)!r}")
     data = read_json(path, Draft202012Validator({}))
     try:
         return Schedule.from_dict(data)
@@ -141,13 +143,8 @@ def _read(path: Path) -> Schedule:
 
 
 def _made(function: Callable, name: str, values: Mapping) -> Schedule:
-    "The schedule that a function returns. ValueError for parameters that it doesn't take."
-    try:
-        inspect.signature(function).bind(**values)
-    except TypeError as error:
-        allowed = list(inspect.signature(function).parameters)
-        raise ValueError(f"{name}: {error}; it takes {allowed}") from error
-    found = function(**values)
+    "The schedule that a function returns. ValueError for parameters that it doesn't take, and for unfit values."
+    found = called(function, values, name)
     if not isinstance(found, Schedule):
         raise TypeError(f"schedule {name!r} returned a {type(found).__name__}: expected a Schedule")
     return found
@@ -162,8 +159,7 @@ def schedule_from(
     if isinstance(value, Path) or isinstance(value, str) and value.endswith(".json"):
         found = _read(Path(value))
     elif isinstance(value, str) and value not in PARADIGMS and ":" not in value:
-        raise ValueError(f"unknown paradigm {value!r}: one of {', '.join(PARADIGMS)}, a .json file, "
-                         "or package.module:name")
+        raise ValueError(unknown_name(value, PARADIGMS, "paradigm", "a .json file, or package.module:name"))
     else:
         found = named(value, PARADIGMS, "schedule", (Schedule, Callable))
     if not isinstance(found, Schedule):

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 
+from ..data.names import meant
 from .core import Schedule
 from .parts import (
     _OLD_ESTIMATORS, BASE, CONTROLS, ESTIMATORS, METHODS, OPD, Control, Merge, Phase, Signal, _require)
@@ -54,7 +55,8 @@ def _check_estimator(estimator: object, where: str) -> None:
     if isinstance(estimator, str):
         known = estimator in ESTIMATORS + _OLD_ESTIMATORS or ":" in estimator
     allowed = f"{list(ESTIMATORS)}, or package.module:name"
-    _require(known, f"{where}: unknown estimator {str(estimator)[:120]!r}; allowed: {allowed}")
+    hint = meant(estimator, ESTIMATORS)
+    _require(known, f"{where}: unknown estimator {str(estimator)[:120]!r}{hint}; allowed: {allowed}")
 
 
 def _check_signal(
@@ -63,10 +65,12 @@ def _check_signal(
     "One signal of one update."
     _check_name("capability", signal.capability)
     known = capabilities is None or signal.capability in capabilities
-    _require(known, f"{where}: unknown capability {signal.capability!r}; allowed: {capabilities}")
+    hint = meant(signal.capability, capabilities or ())
+    _require(known, f"{where}: unknown capability {signal.capability!r}{hint}; allowed: {capabilities}")
     if isinstance(signal, OPD):
         allowed = [BASE, *branches]
-        _require(signal.teacher in allowed, f"{where}: unknown teacher {signal.teacher!r}; allowed: {allowed}")
+        known, hint = signal.teacher in allowed, meant(signal.teacher, allowed)
+        _require(known, f"{where}: unknown teacher {signal.teacher!r}{hint}; allowed: {allowed}")
         _require(signal.teacher != learner, f"{where}: the branch cannot teach itself; choose another teacher")
         _require(0 < signal.beta < math.inf, f"{where}: beta must be > 0 and finite, not {signal.beta}")
         _check_estimator(signal.estimator, where)
@@ -103,7 +107,8 @@ def _check_merge(merge: Merge) -> None:
     "Number of branches, method, weights and density of a merge."
     _require(len(merge.branches) >= 2, f"a merge needs at least 2 branches, not {list(merge.branches)}")
     _require(len(set(merge.branches)) == len(merge.branches), f"merge lists a branch twice: {list(merge.branches)}")
-    _require(merge.method in METHODS, f"unknown merge method {merge.method!r}; allowed: {list(METHODS)}")
+    hint = meant(merge.method, METHODS)
+    _require(merge.method in METHODS, f"unknown merge method {merge.method!r}{hint}; allowed: {list(METHODS)}")
     fits = merge.weights is None or len(merge.weights) == len(merge.branches)
     counts = f"{len(merge.weights or ())} weights for {len(merge.branches)} branches"
     _require(fits, f"merge has {counts}; give one each or None")
@@ -127,7 +132,8 @@ def _check_result(schedule: Schedule) -> None:
 def _check_control(control: Control) -> None:
     "Form of rule and settings. It imports nothing: a run folder is read without running what its files name."
     known = not isinstance(control.rule, str) or control.rule in CONTROLS or ":" in control.rule
-    _require(known, f"unknown control {control.rule!r}; allowed: {list(CONTROLS)}, or package.module:name")
+    hint = meant(control.rule, CONTROLS)
+    _require(known, f"unknown control {control.rule!r}{hint}; allowed: {list(CONTROLS)}, or package.module:name")
     names = [name for name, _ in control.settings]
     for name, value in control.settings:
         where = f"control {control.name!r}, setting {name!r}"

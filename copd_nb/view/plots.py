@@ -6,8 +6,8 @@
 __all__ = ['AccuracyTable', 'COLORS', 'DASHES', 'LOSS_GAIN', 'MARKED', 'MARKERS', 'OKABE_ITO', 'UNITS', 'accuracy_markdown',
            'accuracy_table', 'by_count', 'by_position', 'capability_gap', 'control_decisions', 'control_values',
            'costs', 'differences', 'drift_curves', 'dumbbells', 'dynamics', 'effect_map', 'intervals',
-           'learning_curves', 'overlap_gain', 'palette', 'pareto', 'pareto_curves', 'pareto_front', 'probe_values',
-           'training_curves', 'warnings_table']
+           'learning_curves', 'overlap_gain', 'palette', 'pareto', 'pareto_curves', 'pareto_front', 'probe_rows',
+           'probe_values', 'training_curves', 'warnings_table']
 
 # %% ../../nbs/7_view/05_plots.ipynb #n002
 # ruff: noqa: F401 (gathered here for others)
@@ -15,7 +15,8 @@ from .style import COLORS, DASHES, MARKERS, OKABE_ITO, palette
 from .comparisons import (
     AccuracyTable, accuracy_markdown, accuracy_table, capability_gap, dumbbells, intervals)
 from copd_nb.view.dynamics import (
-    MARKED, UNITS, control_decisions, control_values, dynamics, learning_curves, probe_values, training_curves,
+    MARKED, UNITS, control_decisions, control_values, dynamics, learning_curves, probe_rows, probe_values,
+    training_curves,
     warnings_table)
 from .relations import LOSS_GAIN, by_position, costs, effect_map, overlap_gain, pareto, pareto_front
 from .arms import by_count, differences, drift_curves, pareto_curves
@@ -26,4 +27,4 @@ _all_ = [
     'accuracy_markdown', 'accuracy_table', 'by_count', 'by_position', 'capability_gap', 'control_decisions',
     'control_values', 'costs', 'differences', 'drift_curves', 'dumbbells', 'dynamics', 'effect_map',
     'intervals', 'learning_curves', 'overlap_gain', 'palette', 'pareto', 'pareto_curves', 'pareto_front',
-    'probe_values', 'training_curves', 'warnings_table']
+    'probe_rows', 'probe_values', 'training_curves', 'warnings_table']

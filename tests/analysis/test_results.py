@@ -1,10 +1,14 @@
 "From scores and events to tables."
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from copd_nb.analysis.capability_gap import capability_gap
-from copd_nb.analysis.results import compare, equal_budgets, main_table, score_arrays
+from copd_nb.analysis.results import (
+    clear_leader, compare, equal_budgets, leader_of, leader_sentence, main_table, score_arrays)
+from copd_nb.analysis.tests import t_interval
 
 
 def rows(values, capability="text", start=0):
@@ -64,3 +68,38 @@ def test_equal_budgets_do_not_extrapolate():
     assert table.loc[("tokens", "early"), "accuracy"] == 30
     assert table.loc[("tokens", "early"), "seeds"] == 2
     assert np.isnan(table.loc[("tokens", "late"), "accuracy"])
+
+
+def scored(**shares):
+    "Three seeds of 400 examples; one draw for all labels, so that differences are paired."
+    luck = np.random.default_rng(0).random((3, 400))
+    return {label: dict(text=(luck < share).astype(float)) for label, share in shares.items()}
+
+
+def test_ties_have_no_winner():
+    rows = {f"row {i}": dict(a=np.repeat([[1.0] * 9 + [0.0] * 7], 2, axis=0)) for i in range(10)}
+    assert leader_of(rows, ["a"]) == "No winner: all 10 rows have 56.25 %."
+    low = dict(low=dict(a=np.zeros((2, 16))))
+    two = {label: rows[label] for label in ("row 0", "row 1")}
+    assert leader_of(two | low, ["a"]).startswith("No winner: row 0 and row 1 tie at 56.25 % [")
+
+
+@pytest.mark.parametrize("rows, said", [
+    (dict(b=0.3, a=0.62), r"^a leads with 60\.6 % \[\d+\.\d, \d+\.\d\], clearly above b\.$"),
+    (dict(b=0.3, a=0.62, c=0.1), r"^a leads with .*, clearly above the other 2\.$"),
+    (dict(b=0.3, a=0.62, c=0.61), r"^a leads with .*; not distinguishable from it: c\.$"),
+    (dict(a=0.62, c=0.61), r"^No winner: the highest mean is that of a, 60\.6 % .* can be told from it\.$"),
+    (dict(a=0.62), "^a has 60.6 % .*nothing to compare it with")])
+def test_a_leader_is_named_with_its_interval_and_with_those_it_cannot_be_told_from(rows, said):
+    assert re.search(said, leader_of(scored(**rows), ["text"]))
+
+
+def test_a_leader_without_an_interval_is_none():
+    values = dict(a=[0.9], b=[0.1])
+    known = {l: t_interval(v) for l, v in values.items()}
+    def difference(a, b): return t_interval([x - y for x, y in zip(values[a], values[b])])
+    assert clear_leader(known, difference) is None and clear_leader(dict(a=known["a"]), difference) is None
+    assert "No winner: the highest mean is that of a, 90.0 % (no interval)" in leader_sentence(known, difference)
+    values = dict(a=[0.9, 0.92, 0.91], b=[0.1, 0.12, 0.1])
+    assert clear_leader({l: t_interval(v) for l, v in values.items()}, difference) == "a"
+    with pytest.raises(ValueError, match="no row to compare"): leader_sentence({}, difference)

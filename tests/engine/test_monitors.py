@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.view import plots
-from copd_nb.schedule.paradigms import merged_experts
+from copd_nb.schedule.paradigms import expert, merged_experts
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config, config_from
 from copd_nb.engine.step import reward_row
@@ -19,7 +19,7 @@ from copd_nb.view.monitor import MonitorState
 from copd_nb.policy.toys import image, text, tiny_policy
 from copd_nb.engine.monitors import MONITORS, Thresholds, Watch, thresholds_from
 from copd_nb.engine.symptoms import repetition, said, sameness
-from copd_nb.analysis.results import incidents, monitor_sentences, warned
+from copd_nb.analysis.results import incidents, monitor_sentences, never_rewarded, warned
 from copd_nb.engine.log import EventLog
 from copd_nb.engine.runs import Run
 from copd_nb.scale.trackers import scalars
@@ -132,6 +132,34 @@ def test_a_bound_of_none_switches_its_rule_off(name):
     assert Watch(Thresholds(**{bound: None})).see(events) == []
 
 
+def test_updates_without_any_reward_are_warned_of_after_fifteen_and_a_bound_of_ones_own():
+    dead, solved = rows(20, reward=0.0, reward_std=0.0), rows(20, reward=1.0, reward_std=0.0)
+    found = [(w["monitor"], w["value"]) for w in Watch().see(dead)]
+    assert found == [("reward", 5), ("no_reward", 15)]
+    assert [w["monitor"] for w in Watch().see(solved)] == ["reward"] == [w["monitor"] for w in Watch().see(dead[:14])]
+    assert [w["value"] for w in Watch(Thresholds(no_reward=2, constant=None)).see(dead)] == [2]
+    assert Watch(Thresholds(no_reward=None, constant=None)).see(dead) == []
+    almost = (rows(14, reward=0.0, reward_std=0.0) + rows(1, reward=0.01, reward_std=0.1)) * 3
+    assert "no_reward" not in {w["monitor"] for w in Watch().see(almost)}
+
+
+def test_a_stream_that_never_earned_is_named_with_its_number_of_updates():
+    dead, paid = rows(3, reward=0.0, reward_std=0.0), rows(3, branch="b", reward=0.1, reward_std=0.2)
+    found, = never_rewarded(dead + paid + rows(5, branch="d", stream="opd:c:b", length=3.0))
+    assert found.startswith("No completion of branch a has earned a reward of c in 3 updates: read some completions")
+    assert not never_rewarded(dead + rows(1, reward=1.0, reward_std=0.0)) and not never_rewarded(rows(9, reward=0.0))
+
+
+def test_no_reward_is_printed_while_a_run_trains(start, tmp_path, capsys):
+    nothing = replace(text(8), reward=lambda completions, examples: [0.0] * len(completions))
+    config = replace(TINY, eval_every=0, warn=dict(no_reward=2))
+    run = train(expert("text", 3), [nothing], start, config, tmp_path / "run", progress=False)
+    printed = capsys.readouterr().err
+    assert printed.count("warning: branch text, text: No completion of the last 2 updates earned a reward: ") == 1
+    assert [r["step"] for r in EventLog(run.path / "events.jsonl").rows() if r.get("monitor") == "no_reward"] == [1]
+    assert any("branch text has earned" in line for line in warned([run]))
+
+
 SILENT = dict(
     too_few_alike=rows(4, reward=0.0, reward_std=0.0),
     alike_within_but_not_between=[r for i in range(12) for r in rows(1, reward=float(i % 3), reward_std=0.0)],
@@ -227,9 +255,11 @@ def test_thresholds_survive_a_manifest():
     assert Config(warn=dict(window=W)) == Config() and Config(warn=None).warn is None
 
 
-@pytest.mark.parametrize("warn, words", [(dict(windows=3), "unknown thresholds.*windows.*window"),
+@pytest.mark.parametrize("warn, words", [(dict(windows=3), "unknown threshold .*windows.*window"),
                                          (dict(window=0), "window=0"), (dict(length_factor=1.0), "length_factor=1.0"),
-                                         (False, "name → bound"), ("window", "name → bound")])
+                                         (False, "a list or an object"), ("window", "a list or an object"),
+                                         ([3], "name → bound"),
+                                         (dict(constant="5"), "constant=.5.: must be a whole number")])
 def test_thresholds_that_make_no_sense_are_refused(warn, words):
     with pytest.raises(ValueError, match=words): Config(warn=warn)
 
@@ -324,8 +354,8 @@ def test_reports_tell_how_often_which_monitor_warned(tmp_path):
         "times that memory ran out and less was computed at once: 2."]
     assert warned([loud])[1:] == incidents([loud])
     told = monitor_sentences(loud)
-    assert len(told) == len(MONITORS) and told[2] == "Monitor entropy: no warning."
-    assert told[1] == "Monitor length, branch a, c, step 9: Long. 2 warnings in all."
+    assert len(told) == len(MONITORS) and told[3] == "Monitor entropy: no warning."
+    assert told[2] == "Monitor length, branch a, c, step 9: Long. 2 warnings in all."
     assert monitor_sentences(run_with(tmp_path / "c", warn=None)) == ["No monitor watched this run."]
 
 

@@ -409,5 +409,5 @@ def test_train_takes_a_schedule_a_suite_and_a_sampler_of_the_working_directory(t
 
 def test_one_parser_knows_every_command():
     asked = parser().parse_args(["report", "checkpoints", "-p", "samples", "2", "-p", "seed", "3"])
-    assert (asked.command, asked.name, asked.P) == ("report", "checkpoints", [["samples", "2"], ["seed", "3"]])
+    assert (asked.command, asked.name, asked.p) == ("report", "checkpoints", [["samples", "2"], ["seed", "3"]])
     with pytest.raises(SystemExit): parser().parse_args(["reprot"])

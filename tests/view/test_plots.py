@@ -129,6 +129,17 @@ def test_dynamics_shades_opd_only_and_names_phases():
                                         "overlap").get_legend().get_title().get_text()
 
 
+def test_a_run_without_probes_has_no_rows_and_an_empty_picture():
+    "`Config(probe_every=0)`: the log has no columns a and b."
+    events = pd.DataFrame([dict(kind="train", global_step=1, branch="a", reward=0.5, seed=0)])
+    rows = plots.probe_rows(events)
+    assert rows.empty and rows[rows.b != "base"].empty and {"a", "b"} <= set(rows)
+    values = plots.probe_values(events, "overlap")
+    assert values.empty and "seed" in values
+    assert "probe_every = 0" in plots.dynamics(values, "overlap").texts[0].get_text()
+    with pytest.raises(ValueError, match="lacks columns .'kind'"): plots.probe_rows(events.drop(columns="kind"))
+
+
 def test_probe_values_average_owners_and_join_both_directions():
     rows = pd.DataFrame([dict(kind="probe", a=a, b=b, owner=o, capability="text", global_step=1, phase_index=0,
                               phase="I RLVR", overlap=v)
