@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'Fault', 'own_name', 'columns_from', 'listed_paradigms', 'value_faults']
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #905df8dd
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #540bfc82
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import get_args
+from typing import get_args, get_origin
 
 from jsonschema import Draft202012Validator
 
@@ -24,17 +24,18 @@ from ..data.yaml_files import Place
 from ..schedule.rows import FAMILIES, FORMER, Choice, choice_of, cycles_of
 from ..engine.config import Config
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #b6eed866
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #893e4106
 _INT, _COUNT, _FLAG = dict(type="integer"), dict(type="integer", minimum=1), dict(type="boolean")
 _FREE = dict(type="object")
-_NAMES = {int: "integer", float: "number", bool: "boolean", str: "string", NoneType: "null", tuple: "array"}
+_NAMES = {int: "integer", float: "number", bool: "boolean", str: "string", NoneType: "null", tuple: "array",
+          Mapping: "object"}
 
 def _or_null(schema: dict) -> dict: return dict(anyOf=[schema, dict(type="null")])
 
 def _field_schema(kind) -> dict:
     "The schema of a field of a dataclass."
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    return dict(type=[_NAMES[k] for k in kinds])
+    return dict(type=[_NAMES[get_origin(k) or k] for k in kinds])
 
 def _fields(cls) -> dict: return {f.name: _field_schema(f.type) for f in fields(cls)}
 
@@ -46,7 +47,7 @@ _CAPABILITY = record({}, dict(
     test=TEXT, test_recipe=TEXT, held_out=_COUNT, limit=_COUNT, split=TEXT, test_split=TEXT,
     repeats=dict(enum=["refuse", "drop"]), longest=_COUNT, arguments=_FREE))
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #fab49663
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #8c4481e4
 _PART = dict(  # what a preset may replace
     steps=dict(type="integer", minimum=2), seeds=listed(_INT) | dict(minItems=1),
     paradigms=listed(dict(type=["string", "object"])) | dict(minItems=1), config=record({}, _fields(Config)),
@@ -60,7 +61,7 @@ SCHEMA = Draft202012Validator(record({}, _PART | dict(
     title=TEXT, suite=TEXT, model=dict(anyOf=[TEXT, _MODEL]), capabilities=mapped(_CAPABILITY),
     together=mapped(listed(TEXT)), run=_RUN, tuning=_TUNING, tuned=_FREE, presets=mapped(record({}, _PART)))))
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #7de2ee2d
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #b6587691
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 Fault = tuple[Place, str]  # place, sentence
 
@@ -86,7 +87,7 @@ def _strings(value) -> Iterator[str]:
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
         yield from _strings(inner)
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #11093dbb
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #867439df
 def _source_faults(place: Place, entry: dict) -> Iterator[Fault]:
     "Faults of where a capability's prompts come from."
     if ("file" in entry) == ("task" in entry): yield place, "one of file and task is needed"
@@ -113,7 +114,7 @@ def columns_from(values: Mapping) -> Columns:
     return Columns(**{k: tuple(map(tuple, v)) if k == "where" else tuple(v) if isinstance(v, list) else v
                       for k, v in values.items()})
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #433cb9f2
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #4ce87b7f
 def _config_faults(place: Place, values: Mapping) -> Iterator[Fault]:
     "Faults of single fields of a Config."
     for name, value in values.items(): yield from _tried((*place, name), Config, **{name: value})
@@ -137,7 +138,7 @@ def _paradigm_faults(place: Place, written: list) -> Iterator[Fault]:
             yield (*place, i), f"there is no paradigm {name!r}: {', '.join(FAMILIES)}, or package.module:name"
         else: yield from _tried((*place, i), listed_paradigms, [entry])
 
-# %% ../../nbs/6_study/06_experiment_schema.ipynb #5f753e9f
+# %% ../../nbs/6_study/06_experiment_schema.ipynb #004174eb
 def _part_faults(values: Mapping, place: Place = ()) -> Iterator[Fault]:
     "Faults of what a preset may replace, too."
     yield from _config_faults((*place, "config"), values.get("config", {}))
