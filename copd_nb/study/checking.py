@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['file_of', 'own_code', 'data_faults']
 
-# %% ../../nbs/6_study/12_checking.ipynb #dc17f2d3
+# %% ../../nbs/6_study/12_checking.ipynb #f2ccf29e
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,12 +15,12 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.capability import Capability
+from ..data.faults import problems
 from ..data.recipes import RECIPES
-from ..policy.file_problems import problems
 from .experiment import Experiment
 from .experiment_schema import columns_from, own_name
 
-# %% ../../nbs/6_study/12_checking.ipynb #44d481c2
+# %% ../../nbs/6_study/12_checking.ipynb #f7def2ea
 def _named(value, place: tuple = ()) -> Iterator[tuple[str, str]]:
     "Place and name of everything in a file that names code."
     if isinstance(value, str) and (name := own_name(value)): yield ".".join(map(str, place)), name
@@ -52,7 +52,7 @@ def own_code(
     rows = [(place, name, file_of(name.partition(":")[0])) for place, name in found]
     return pd.DataFrame(rows, columns=["place", "name", "file"])
 
-# %% ../../nbs/6_study/12_checking.ipynb #14ab923b
+# %% ../../nbs/6_study/12_checking.ipynb #faff50c0
 def _asked(entry: Mapping, folder: Path, run_code: bool) -> dict:
     "Arguments of `problems` for the files of one capability."
     recipe, own = RECIPES.get(entry.get("recipe")), entry.get("columns", {})
@@ -60,20 +60,20 @@ def _asked(entry: Mapping, folder: Path, run_code: bool) -> dict:
     reward = entry.get("reward", recipe and recipe.reward)
     names_code = own_name(reward if isinstance(reward, str) else (reward or {}).get("name"))
     more = dict(test=folder / entry["test"]) if "test" in entry and "test_recipe" not in entry else {}
-    return more | dict(path=folder / entry["file"], columns=columns, split=entry.get("split"),
+    return more | dict(data=folder / entry["file"], columns=columns, split=entry.get("split"),
                        reward=None if names_code and not run_code else reward)
 
 def data_faults(
     experiment: Experiment,
     run_code: bool = False,  # import rewards of one's own
-) -> pd.DataFrame:  # columns capability, file, row, column, problem
+) -> pd.DataFrame:  # columns capability, file, row, column, problem, rows
     "All faults of the data files, before any training; FileNotFoundError for a file that is missing."
     found = []
     for name, entry in experiment.capabilities.items():
         if isinstance(entry, Capability) or "file" not in entry: continue
         asked = _asked(entry, Path(experiment.folder), run_code)
-        if not Path(asked["path"]).exists():
-            raise FileNotFoundError(f"capabilities.{name}.file: there is no file {asked['path']}")
+        if not asked["data"].exists():
+            raise FileNotFoundError(f"capabilities.{name}.file: there is no file {asked['data']}")
         found.append(problems(**asked).assign(capability=name))
-    columns = ["capability", "file", "row", "column", "problem"]
+    columns = ["capability", "file", "row", "column", "problem", "rows"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
