@@ -48,6 +48,7 @@ from copd_nb.analysis.findings import finding
 from copd_nb.schedule.costs import Cost
 from copd_nb.data.files import read_examples
 from copd_nb.data.faults import problems
+from copd_nb.data.guess import guess_from
 from copd_nb.view.comparisons import AccuracyTable
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora_branches import lora
@@ -628,7 +629,7 @@ def faults(source):
     if "alert" in page.styles: yield "style"
 
 
-def example(p): return Example(p, p, p, trace=p)
+def example(p): return Example(p, p, p, trace=p, info={p: p})
 
 
 def view(p):
@@ -766,6 +767,7 @@ BUILDERS = dict(
     card=lambda p, t: designer_module.Design(("a", "b"), topology="hub", hub="a").html(),
     rule=lambda p, t: Rule(lambda schedule, cycle, rows: None, words=p)._repr_html_(), timeline=timeline,
     markdown=lambda p, t: index_module._rendered(p), index=index, report=report, site=site, audit=audited,
+    guess=lambda p, t: guess_from([{"question": p + "?", "answer": p}] * 3, p)._repr_html_(),
     forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]),
                                    p)._repr_html_())
 DRAWINGS = dict(monitor=monitored, gaps=gaps, store=store)  # they draw, so one payload has to do
@@ -797,7 +799,7 @@ def test_every_html_builder_is_in_the_list():
     "Functions that write tags, by package: a new one has to be added to DRAWINGS, and counted here."
     found = Counter(p.parent.name for p in LIBRARY for f in nodes(p.read_text(encoding="utf-8"))
                     if isinstance(f, ast.FunctionDef) and f.name in HTML_NAMES)
-    assert found == dict(data=2, signals=1, schedule=4, engine=1, analysis=1, view=9, scale=2)
+    assert found == dict(data=3, signals=1, schedule=4, engine=1, analysis=1, view=9, scale=2)
 
 
 def test_a_page_of_a_report_allows_no_script_and_no_network(tmp_path):

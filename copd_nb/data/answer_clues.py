@@ -29,7 +29,9 @@ class Clue:
     reason: str  # one short sentence
     sure: str  # one of SURE
 
-    def __str__(self) -> str: return f"{self.part}: {self.reason} ({self.sure})"
+    def __str__(self) -> str:
+        value = "" if self.value is None else f" {self.value!r}"
+        return f"{self.part}{value}: {self.reason} ({self.sure})"
 
 def _how_sure(share: float) -> str: return "sure" if share == 1 else "likely"
 def _share(found: Sequence) -> float: return sum(map(bool, found)) / max(1, len(found))
