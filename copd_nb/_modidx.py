@@ -3462,6 +3462,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'copd_nb.study.grid.Study.job': ('6_study/grid.html#study.job', 'copd_nb/study/grid.py'),
                                     'copd_nb.study.grid.Study.jobs': ('6_study/grid.html#study.jobs', 'copd_nb/study/grid.py'),
                                     'copd_nb.study.grid.Study.run': ('6_study/grid.html#study.run', 'copd_nb/study/grid.py'),
+                                    'copd_nb.study.grid._check': ('6_study/grid.html#_check', 'copd_nb/study/grid.py'),
                                     'copd_nb.study.grid._experts_of': ('6_study/grid.html#_experts_of', 'copd_nb/study/grid.py'),
                                     'copd_nb.study.grid._steps': ('6_study/grid.html#_steps', 'copd_nb/study/grid.py'),
                                     'copd_nb.study.grid._work': ('6_study/grid.html#_work', 'copd_nb/study/grid.py'),

@@ -243,7 +243,8 @@ def test_every_import_is_a_declared_requirement():
              for module, names in packages_distributions().items()}
     # come with a declared requirement
     companions = {"tokenizers": {"transformers"}, "traitlets": {"ipywidgets"}, "IPython": {"ipykernel"},
-                  "nbformat": {"nbconvert"}, "yaml": {"papermill"}, "pygments": {"nbconvert"}}
+                  "nbformat": {"nbconvert"}, "yaml": {"papermill"}, "pygments": {"nbconvert"},
+                  "huggingface_hub": {"transformers"}}
     faults = []
     for path in MODULES:
         module_tree = tree(path)

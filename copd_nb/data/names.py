@@ -48,7 +48,8 @@ def check_reference(
     if (here := os.getcwd()) not in sys.path: sys.path.append(here)
     try: found = module in sys.modules or importlib.util.find_spec(module) is not None
     except ValueError: found = False  # no name of a module at all
-    if not found: raise ValueError(f"{what} {reference!r}: no module {module} in {here} or among the installed packages")
+    if found: return
+    raise ValueError(f"{what} {reference!r}: no module {module} in {here} or among the installed packages")
 
 def imported(
     reference: str,  # "package.module:name"
@@ -119,7 +120,8 @@ def named(
     if isinstance(found, str):
         if ":" not in found:
             known = [name for name in builtin if ":" not in name]
-            raise ValueError(f"there is no {what} {value!r}{meant(value, known)}: one of {', '.join(known)}, or package.module:name")
+            raise ValueError(f"there is no {what} {value!r}{meant(value, known)}: one of {', '.join(known)}, "
+                             "or package.module:name")
         found = imported(found, what)
     if callable(found) if kind is None else isinstance(found, kind): return found
     error = ValueError if isinstance(value, str) else TypeError

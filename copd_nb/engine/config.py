@@ -70,12 +70,12 @@ class Config:
     device: str | None = None  # "cpu" to stay there; None takes what PyTorch finds
     probe_every: int = 10  # steps between probes of a phase, 0 for none
     probe_prompts: int = 32  # prompts of a probe
-    probe_k: int | tuple[int, ...] = 10  # top-k of the overlap; of several the first is `overlap`, others are `overlap@5` …
+    probe_k: int | tuple[int, ...] = 10  # top-k of the overlap; of several the first is `overlap`, others `overlap@5` …
     eval_every: int = 20  # steps between evaluations of the result, 0 for none
     eval_prompts: int = 128  # held-out prompts of each capability in them
     eval_samples: int = 2  # sampled completions a prompt in them
     checkpoint_every: int = 1  # steps between checkpoints, the most that a crash can cost; and at the end of a phase
-    warn: tuple | Mapping | None = ()  # thresholds of monitors that differ from the defaults, or a mapping; None for no monitors
+    warn: tuple | Mapping | None = ()  # thresholds of monitors that differ from the defaults; None for no monitors
 
     def __post_init__(self):
         check_kinds(Config, vars(self), "config")

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     for name, function in COMMANDS.items():
         one = anno_parser(function)
         for option in one._actions:
-            if len(option.dest) == 1: option.option_strings = [f"-{option.dest}"]  # fastcore makes it --p
+            if len(option.dest) == 1 and option.nargs == 2: option.option_strings = [f"-{option.dest}"]  # not --p
         commands.add_parser(name, parents=[one], add_help=False, description=one.description, epilog=one.epilog,
                             formatter_class=one.formatter_class)
     return top

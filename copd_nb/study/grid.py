@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pandas as pd
 
+from ..data.names import check_names
 from ..policy.suites import load_suite
 from ..schedule.core import Schedule
 from ..schedule.paradigms import expert
@@ -57,7 +58,7 @@ def scale_of(
     scales: Mapping[str, Scale] = SCALES,  # preset → scale
 ) -> Scale:
     "The scale of a preset; ValueError lists the presets."
-    if preset not in scales: raise ValueError(f"unknown preset {preset!r}: {', '.join(scales)}")
+    check_names([preset], scales, "preset")
     return scales[preset] if seeds is None else replace(scales[preset], seeds=tuple(seeds))
 
 # %% ../../nbs/6_study/02_grid.ipynb #c008
@@ -203,12 +204,19 @@ class Outcome:
         return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/6_study/02_grid.ipynb #c014
+def _check(study: Study, arms: Mapping[str, Arm | Schedule]):
+    "ValueError for capabilities that the suite of a study doesn't have, before anything is trained."
+    known = list(load_suite(study.suite)[0])
+    check_names(study.names, known, f"capability of suite {study.suite}")
+    for arm in arms.values(): (arm.schedule if isinstance(arm, Arm) else arm).validate(known)
+
 def run_studies(
     studies: Mapping[str, tuple[Study, Mapping[str, Arm | Schedule]]],  # name → study, arms; of one store and workers
 ) -> dict[str, Outcome]:  # by name
     "Train and judge the arms of several studies together."
     jobs, first = {name: study.jobs(arms) for name, (study, arms) in studies.items()}, next(iter(studies.values()))[0]
     prepare([study.suite for study, _ in studies.values()], first.workers)
+    for study, arms in studies.values(): _check(study, arms)
     listed = job_plan(j for group in jobs.values() for j in group.values())
     do_all(listed, first.store, first.workers, progress=True)
     return {name: Outcome(study, jobs[name]) for name, (study, _) in studies.items()}

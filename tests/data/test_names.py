@@ -71,7 +71,7 @@ def test_three_ways_to_name_an_object():
     assert named("root", builtin, "function")(9) == 3 and named("text", builtin, "function") is str
     assert named(abs, builtin, "function") is abs
     assert named("math:pi", {}, "number", float) == pytest.approx(3.14, abs=.01)
-    with pytest.raises(ValueError, match="no function 'rot': one of root, text, or package.module:name"):
+    with pytest.raises(ValueError, match=r"no function 'rot' \(did you mean 'root'\?\): one of root, text, or package"):
         named("rot", builtin, "function")
     with pytest.raises(ValueError, match="number 'math:sqrt' is a builtin_function_or_method: expected float or int"):
         named("math:sqrt", {}, "number", (float, int))

@@ -60,7 +60,9 @@ def test_a_schedule_from_the_working_directory(module):
 
 
 @pytest.mark.parametrize("value, kind, said", [
-    ("coped", ValueError, "schedule 'coped': one of copd, expert"), ("copd?cycle=2", ValueError, "it takes"),
+    ("coped", ValueError, r"schedule 'coped' \(did you mean 'copd'\?\): one of copd, expert"),
+    ("copd?cycle=2", ValueError, r"unknown parameter of copd 'cycle' \(did you mean 'cycles'\?\): cycles, "),
+    ("copd?cycles=two", ValueError, "copd cycles='two': must be a whole number"),
     ("no_such:plan", ValueError, "no module no_such in "), ("json:nothing", ValueError, "json has no nothing"),
     ("json:decoder", TypeError, "is a module: expected Schedule"),
     ("os:getcwd", TypeError, "is a str: expected Schedule"),

@@ -44,7 +44,7 @@ def test_help_and_lists(capsys, tmp_path):
     assert main(["--help"]) == 0 and "  report  " in capsys.readouterr().out
     with pytest.raises(SystemExit) as end: main(["report", "--help"])
     assert end.value.code == 0 and "-p PARAMETER VALUE" in capsys.readouterr().out
-    assert main(["reprot"]) == 2 and "unknown command 'reprot': train" in capsys.readouterr().err
+    assert main(["reprot"]) == 2 and "unknown command 'reprot' (did you mean 'report'?)" in capsys.readouterr().err
     assert main(["reports"]) == 0 and "-p preset" in capsys.readouterr().out
     assert main(["runs", str(tmp_path)]) == 0
 

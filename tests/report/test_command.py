@@ -1,0 +1,135 @@
+"The command: refusals come before anything heavy, Ctrl-C and a closed pipe end quietly."
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from copd_nb.report import command
+from copd_nb.report.command import main, parser
+
+REFUSED = {
+    "trian copd": r"unknown command 'trian' \(did you mean 'train'\?\): train, ",
+    "train coppd": r"unknown paradigm 'coppd' \(did you mean 'copd'\?\): copd, ",
+    "train none.json": "there is no file of a schedule 'none.json'",
+    "train copd": r"copd needs a value for capabilities \(two or more distinct names",
+    "train copd -p cycels 2": r"unknown parameter of copd 'cycels' \(did you mean 'cycles'\?\)",
+    "train copd -p capabilities math": r"must be a list of texts, such as '\[\"math\"\]'",
+    'train copd -p capabilities ["a","b"] -p cycles two': r"copd cycles='two': must be a whole number",
+    'train copd -p capabilities ["a","b"] -c lerning_rate 1': r"'lerning_rate' \(did you mean 'learning_rate'\?\)",
+    'train copd -p capabilities ["a","b"] -c learning_rate high': "config learning_rate='high': must be a number",
+    'train copd -p capabilities ["a","b"] -c prompts true': "config prompts=True: must be a whole number",
+    'train copd -p capabilities ["a","b"] -c warn {"windw":3}': r"unknown threshold 'windw' \(did you mean 'window'",
+    'train copd -p capabilities ["a","b"] --suite nosuch:suite': "suite 'nosuch:suite': no module nosuch in ",
+    'train copd -p capabilities ["a","b"] --suite mine.py:suite': "named without .py: write mine:suite",
+    'train copd -p capabilities ["a","b"] --sampler nosuch:mine': "'nosuch:mine': no module nosuch in ",
+    'train copd -p capabilities ["a","b"] --start c ./x': r"unknown branch 'c': a, b",
+    'train copd -p capabilities ["a","b"] --start a ./nothere': "there is no model './nothere'",
+    "report dynamcs": r"unknown report 'dynamcs' \(did you mean 'dynamics'\?\): dynamics, ",
+    "report dynamics -p prest quick": r"no parameters \['prest'\] \(did you mean 'preset'\?\)",
+    "report dynamics -p preset quik": r"unknown preset 'quik' \(did you mean 'quick'\?\): quick, ",
+    "report dynamics -p names add": r"a list, each text is needed, such as '\[\"add\"\]'",
+    "report checkpoints -p policies [\"./a\",\"./b\"]": r"there is no model './a'",
+}
+
+
+def run(code: str, **options):
+    "A Python process with these lines."
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, **options)
+
+
+def test_refusals_are_one_sentence_and_need_no_torch(tmp_path):
+    code = f"""
+        import contextlib, io, sys, time
+        from copd_nb.report.command import main
+        for words in {list(REFUSED)!r}:
+            began, told = time.process_time(), io.StringIO()
+            with contextlib.redirect_stderr(told): status = main(words.split())
+            print(status, words, round(time.process_time() - began, 2), told.getvalue().strip(), sep="\\t")
+        print("torch" in sys.modules)
+        """
+    done = run(code, cwd=tmp_path)
+    assert not done.returncode, done.stderr
+    *rows, torch = done.stdout.splitlines()
+    assert torch == "False" and len(rows) == len(REFUSED)
+    for row in rows:
+        status, words, seconds, told = row.split("\t")
+        assert status == "2" and float(seconds) < 1.5 and re.match("copd: .*" + REFUSED[words], told), row
+
+
+def test_parameters_of_one_letter_are_short_flags():
+    asked = parser().parse_args(["train", "copd", "-p", "cycles", "2", "-c", "seed", "1", "-p", "beta", "0.5"])
+    assert asked.p == [["cycles", "2"], ["beta", "0.5"]] and asked.c == [["seed", "1"]]
+
+
+KEPT = dict(train="what was trained is kept, and the same command resumes it: "
+                  "copd train copd -p capabilities '[\"a\"]'\n",
+            report="finished runs are kept, and the same command goes on: copd report dynamics\n",
+            runs="\ncopd: interrupted\n")
+
+@pytest.mark.parametrize("words", [["train", "copd", "-p", "capabilities", '["a"]'], ["report", "dynamics"], ["runs"]])
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, words):
+    def stopped(given): raise KeyboardInterrupt
+    monkeypatch.setattr(command, "_run", stopped)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(words) == 130 and capsys.readouterr().err.endswith(KEPT[words[0]])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_ctrl_c_in_a_process_of_its_own_leaves_one_sentence_however_often_it_is_pressed(tmp_path):
+    code = """
+        import sys, time, threading
+        from copd_nb.report import command
+        def slow(words):
+            print("begun", flush=True)
+            try: time.sleep(30)
+            finally: print("a traceback of some other process", file=sys.stderr)
+        command._run = slow
+        sys.argv = ["copd", "runs"]
+        sys.exit(command.main())
+        """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout.readline() == "begun\n"
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130 and told.strip() == "copd: interrupted"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's pipe")
+def test_a_reader_that_leaves_early_ends_the_command_quietly(tmp_path):
+    code = """
+        import sys
+        from copd_nb.report import command
+        def long(words):
+            for i in range(100_000): print("line", i)
+        command._run = long
+        sys.argv = ["copd", "runs"]
+        sys.exit(command.main())
+        """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout.readline() == "line 0\n"
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141 and process.stderr.read() == ""
+
+
+def test_a_suite_in_the_working_directory_is_found_by_an_installed_script(tmp_path):
+    "The script of a package has its own folder on sys.path, and not the working directory."
+    (tmp_path / "suite_here.py").write_text("def suite(): raise ValueError('it was called')\n")
+    code = f"""
+        import sys
+        sys.path[:] = [{str(Path(command.__file__).parents[2])!r}, *(p for p in sys.path if p not in ("", "."))]
+        from copd_nb.report.command import main
+        sys.exit(main(["train", "copd", "-p", "capabilities", '["a", "b"]', "--suite", "suite_here:suite"]))
+        """
+    done = run(code, cwd=tmp_path)
+    assert done.returncode == 2 and "it was called" in done.stderr, done.stderr
