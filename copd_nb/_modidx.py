@@ -1311,6 +1311,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'copd_nb/data/yaml_files.py'),
                                          'copd_nb.data.yaml_files._deepest': ( '0_data/yaml_files.html#_deepest',
                                                                                'copd_nb/data/yaml_files.py'),
+                                         'copd_nb.data.yaml_files._flow': ('0_data/yaml_files.html#_flow', 'copd_nb/data/yaml_files.py'),
                                          'copd_nb.data.yaml_files._kinds': ('0_data/yaml_files.html#_kinds', 'copd_nb/data/yaml_files.py'),
                                          'copd_nb.data.yaml_files._loader': ( '0_data/yaml_files.html#_loader',
                                                                               'copd_nb/data/yaml_files.py'),

@@ -13,8 +13,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError, best_match
+from jsonschema.exceptions import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.tokens import AliasToken, AnchorToken, TagToken
@@ -118,9 +119,11 @@ def _sentence(fault: ValidationError) -> str:
     return fault.message[:200]
 
 def _deepest(fault: ValidationError) -> ValidationError:
-    "The fault inside the alternative that was meant."
-    inner = best_match([fault]) if fault.validator == "anyOf" else fault
-    return inner if len(inner.absolute_path) > len(fault.absolute_path) else fault
+    "The fault inside the alternative that was meant: the one whose kind fits."
+    if fault.validator != "anyOf": return fault
+    wrong_kind = {c.schema_path[0] for c in fault.context if c.validator == "type" and not c.path}
+    meant = [c for c in fault.context if c.schema_path[0] not in wrong_kind]
+    return _deepest(meant[0]) if meant else fault
 
 # %% ../../nbs/0_data/23_yaml_files.ipynb #863ad63c
 def faults(
@@ -128,9 +131,11 @@ def faults(
     schema: Draft202012Validator,
 ) -> list[tuple[int, str]]:  # line, sentence
     "Everything in a file that doesn't fit a schema, by line."
-    found = []
+    found, wrong_kind = [], set()
     for fault in map(_deepest, schema.iter_errors(marked.value)):
         place = list(fault.absolute_path)
+        if tuple(place) in wrong_kind: continue  # a limit means nothing for another kind of value
+        if fault.validator == "type": wrong_kind.add(tuple(place))
         extra = [k for k in fault.instance if k not in fault.schema.get("properties", {})] \
             if fault.validator == "additionalProperties" else []
         label = ".".join(map(str, place))
@@ -166,7 +171,16 @@ def _set(values, place: Place, value):
     for key in place[:-1]:
         if isinstance(values, dict): values.setdefault(key, {})
         values = values[key]
-    values[place[-1]] = value
+    values[place[-1]] = _flow(value)
+
+def _flow(value):
+    "A value that is written in one line."
+    if isinstance(value, dict): made = CommentedMap({k: _flow(v) for k, v in value.items()})
+    elif isinstance(value, (list, tuple)): made = CommentedSeq(map(_flow, value))
+    else: return value
+    inner = list(made.values()) if isinstance(made, dict) else []
+    if not (len(inner) == 1 and isinstance(inner[0], dict)): made.fa.set_flow_style()  # `name: {…}` without braces
+    return made
 
 def changed_yaml(
     text: str,
@@ -175,6 +189,7 @@ def changed_yaml(
     "A YAML text with other values, its comments and order kept."
     keeper, out = YAML(typ="rt", pure=True), io.StringIO()
     keeper.preserve_quotes, keeper.width = True, 120
+    keeper.indent(mapping=2, sequence=4, offset=2)
     values = keeper.load(text)
     for place, value in changes.items(): _set(values, place, value)
     keeper.dump(values, out)
