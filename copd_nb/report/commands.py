@@ -74,7 +74,8 @@ def train(
         if paradigm is None: raise ValueError(f"which paradigm of {schedule}? copd train {schedule} copd")
         train_experiment(schedule, paradigm, "quick" if quick else preset, seed)
         return
-    if paradigm is not None: raise ValueError(f"{schedule!r} is no experiment (.yaml): {paradigm!r} is one word too many")
+    if paradigm is not None:
+        raise ValueError(f"{paradigm!r} is one word too many: {schedule!r} is a schedule, no experiment (.yaml)")
     plan, config = _plan(schedule, values_of(p), values_of(c), dict(start or []))
     _check_named(suite, sampler, learner)
     from copd_nb.engine.request import LEARNERS, part_from

@@ -81,7 +81,8 @@ def _show_tries(experiment: Experiment, prompts: int) -> list[str]:
     tries = first_tries(base, capabilities, experiment.config, prompts)
     for name, own in tries.groupby("capability", sort=False):
         greedy, drawn = (own[own.how == how].reward.mean() for how in ("greedy", "sampled"))
-        print(f"  {name}: mean reward {greedy:.2f} greedy, {drawn:.2f} sampled; {own.finished.mean():.0%} ended in time")
+        ended = f"{own.finished.mean():.0%} ended in time"
+        print(f"  {name}: mean reward {greedy:.2f} greedy, {drawn:.2f} sampled; {ended}")
         for row in own[own.how == "greedy"].head(3).itertuples():
             shown = f"{row.prompt[-70:]!r} -> {row.completion[:70]!r}"
             print(f"    {shown} (reference {row.answer[:30]!r}): {row.reward:g}")

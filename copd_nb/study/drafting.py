@@ -31,7 +31,7 @@ def _lines_of(path: Path, guess: Guess, folder: Path) -> list[str]:
     "The lines of one capability, each guess with its reason."
     def why(part): return f"  # {c.reason} ({c.sure})" if (c := guess.clue(part)) else ""
     plain, own = asdict(Columns()), asdict(guess.columns)
-    changed = {k: v for k, v in own.items() if v != plain[k]}
+    changed = {k: v for k, v in own.items() if v != plain[k]} | {k: OPEN for k in guess.open if k in plain}
     lines = [f"  {guess.name}:", f"    file: {_value(_below(path, folder))}  # {guess.rows} rows looked at"]
     lines += ["    columns:"] * bool(changed) + [f"      {k}: {_value(v)}{why(k)}" for k, v in changed.items()]
     return [*lines, f"    reward: {_value(guess.reward or OPEN)}{why('reward')}"]

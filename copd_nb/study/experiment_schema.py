@@ -174,6 +174,6 @@ def value_faults(
         found.append(((), f"{'model' if 'model' not in values else 'capabilities'} is missing"))
     for name, entry in values.get("capabilities", {}).items(): found += _capability_faults(name, entry)
     for name, preset in values.get("presets", {}).items(): found += _part_faults(preset, ("presets", name))
-    if both := set(values.get("seeds", ())) & set(values.get("tuning", {}).get("seeds", ())):
+    if both := set(values.get("seeds", (0, 1, 2))) & set(values.get("tuning", {}).get("seeds", ())):
         found.append((("tuning", "seeds"), f"seeds {sorted(both)} are for the comparison: tuning needs others"))
     return found + list(_together_faults(values)) + list(_cycle_faults(values))

@@ -1,0 +1,138 @@
+"An experiment: what its file may say, what is refused and where, what it becomes."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from copd_nb.data.names import imported
+from copd_nb.engine.config import Config
+from copd_nb.study.checking import data_faults, own_code
+from copd_nb.study.drafting import OPEN, draft
+from copd_nb.study.experiment import QUICK, Experiment, read_experiment, rows_of, settings_of
+
+TEXT = """\
+model: models/mine
+capabilities:
+  math: {file: math.jsonl, reward: numeric, columns: {prompt: question}}
+  sort: {file: sort.jsonl, reward: exact, columns: {prompt: question}}
+paradigms: [expert, mixed, copd: {s_rl: 6, s_opd: 4}]
+config: {prompts: 4, learning_rate: 1e-4}
+steps: 20
+"""
+
+
+def lines(path, rows): path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+@pytest.fixture
+def file(tmp_path):
+    lines(tmp_path / "math.jsonl", [dict(question=f"{a}+{b}=", answer=a + b) for a in range(8) for b in range(8)])
+    lines(tmp_path / "sort.jsonl", [dict(question=f"sort {a}{b}", answer="".join(sorted(a + b))) for a in "xyzt" for b in "abcd"])
+    (tmp_path / "mine.yaml").write_text(TEXT)
+    return tmp_path / "mine.yaml"
+
+
+def test_a_file_becomes_an_experiment(file):
+    exp = read_experiment(file)
+    assert exp.title == "mine" and exp.steps == 20 and exp.seeds == (0, 1, 2) and exp.folder == file.parent
+    assert exp.config == Config(prompts=4, learning_rate=1e-4) and exp.evaluation["prompts"] == 128
+    assert {n: s.capabilities for n, s in settings_of(exp).items()} == dict(all=("math", "sort"))
+    assert [p.label for p in rows_of(exp)["all"]] == ["math expert", "sort expert", "mixed RLVR", "CoPD"]
+
+
+def test_presets_replace_parts_and_cycles_fit(file):
+    file.write_text(TEXT + "presets: {tiny: {steps: 3, config: {prompts: 2}, seeds: [5]}}\n")
+    tiny, quick = read_experiment(file, "tiny"), read_experiment(file, "quick")
+    assert (tiny.steps, tiny.seeds, tiny.config.prompts, tiny.config.learning_rate) == (3, (5,), 2, 1e-4)
+    assert rows_of(tiny)["all"][-1].schedule.total_steps == 6
+    assert quick.steps == QUICK["steps"] and rows_of(quick)["all"][-1].schedule.total_steps == 2 * quick.steps
+    with pytest.raises(ValueError, match="no preset 'tinny': quick, tiny"): read_experiment(file, "tinny")
+
+
+@pytest.mark.parametrize("old, new, line, words", [
+    ("model:", "modle:", 1, "did you mean 'model'"), ("reward: numeric", "reward: numerik", 3, "no reward 'numerik'"),
+    ("file: math.jsonl, reward: numeric", "file: math.jsonl", 3, "a reward is needed"),
+    ("file: math.jsonl", "task: algebraa", 3, "no task 'algebraa'"), ("{prompt: question}", "{promt: question}", 3, "did you mean"),
+    ("file: math.jsonl, ", "", 3, "one of file and task"), ("s_rl: 6", "s_rll: 6", 5, "did you mean 's_rl'"),
+    ("mixed", "mixt", 5, "no paradigm 'mixt'"), ("prompts: 4", "prompts: four", 6, "a whole number"),
+    ("1e-4", "-1", 6, "must be positive"), ("1e-4", "high", 6, "a number is needed"), ("steps: 20", "steps: 15", 5, "take 10"),
+    ("steps: 20", "seeds: [1, 1]", 7, "listed twice"), ("  math:", "  ma/th:", 3, "not allowed"),
+    ("steps: 20", "together: {pair: [math, srot]}", 7, "no capability 'srot'"),
+    ("steps: 20", "together: {pair: [math]}", 7, "at least two"), ("steps: 20", "suite: minis", 1, "either suite"),
+    ("steps: 20", "tuning: {seeds: [1]}", 7, "tuning needs others"),
+    ("steps: 20", "presets: {p: {paradigms: [nope]}}", 7, "no paradigm 'nope'")])
+def test_every_mistake_has_its_line(file, old, new, line, words):
+    text = TEXT.replace(old, new, 1)
+    assert text != TEXT
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"line {line}: .*{words}") as found: read_experiment(file)
+    assert str(file) in str(found.value)
+
+
+def test_the_same_mistakes_in_python():
+    with pytest.raises(ValueError, match="capabilities.math: a reward is needed"):
+        Experiment(model="m", capabilities={"math": {"file": "x.jsonl"}}, steps=20)
+    with pytest.raises(ValueError, match="either suite, or model"): Experiment(steps=20)
+    with pytest.raises(ValueError, match="take 20 steps"): Experiment(suite="minis", steps=10)
+    with pytest.raises(ValueError, match="'high'"): Experiment(suite="minis", config=dict(learning_rate="high"))
+    with pytest.raises(FileNotFoundError, match="no experiment nowhere.yaml: copd init"): read_experiment("nowhere.yaml")
+
+
+def test_reading_imports_neither_torch_nor_code_of_the_file(file):
+    (file.parent / "mine.py").write_text("open('imported', 'w').write('x')\ndef score(completions, examples): return []\n")
+    file.write_text(TEXT.replace("reward: exact", "reward: mine:score").replace("mixed", "mine:turns"))
+    script = ("import sys; from copd_nb.study.experiment import read_experiment; "
+              "from copd_nb.study.checking import data_faults, own_code; e = read_experiment('mine.yaml'); "
+              "assert data_faults(e).empty; print(list(own_code(e).name), list(own_code(e).place), "
+              "[f for f in own_code(e).file], 'torch' in sys.modules or 'transformers' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", script], cwd=file.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("['mine:score', 'mine:turns'] ['capabilities.sort.reward', 'paradigms.1'")
+    assert "mine.py" in done.stdout and done.stdout.rstrip().endswith("False")
+    assert not (file.parent / "imported").exists()
+
+
+def test_code_in_every_place_is_listed(file):
+    file.write_text(TEXT.replace("reward: numeric", "reward: {name: sum, parts: [[1, 'a.b:c'], [1, exact]]}")
+                    .replace("s_rl: 6", "estimator: my_est:E, s_rl: 6") + "run: {sampler: 'vast:Sampler'}\n")
+    assert set(own_code(read_experiment(file)).name) == {"a.b:c", "my_est:E", "vast:Sampler"}
+
+
+def test_faults_of_the_data_name_the_capability(file):
+    assert data_faults(read_experiment(file)).empty
+    with open(file.parent / "math.jsonl", "a") as f: f.write('{"question": "1+1=", "answer": "two"}\n')
+    found = data_faults(read_experiment(file))
+    assert list(found.capability.unique()) == ["math"] and found.problem.str.contains("two").any()
+    (file.parent / "sort.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="capabilities.sort.file: there is no file"):
+        data_faults(read_experiment(file))
+
+
+def test_a_draft_can_be_read_and_says_what_is_open(file, tmp_path):
+    text, guesses = draft([tmp_path / "math.jsonl", tmp_path / "sort.jsonl"], "models/mine", file)
+    file.write_text(text)
+    exp = read_experiment(file)
+    assert list(exp.capabilities) == ["math", "sort"] and exp.capabilities["math"]["file"] == "math.jsonl"
+    assert exp.capabilities["math"]["reward"].startswith("numeric") and exp.model["lora"] == 16
+    lines(tmp_path / "essay.jsonl", [dict(question=f"Write about {i}", answer="word " * 80 + str(i)) for i in range(20)])
+    text, guesses = draft([tmp_path / "math.jsonl", tmp_path / "essay.jsonl"], None, file)
+    assert guesses[1].open == ["reward"] and text.count(OPEN) == 2
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"no reward '{OPEN}'"): read_experiment(file)
+    with pytest.raises(ValueError, match="two capabilities"): draft([tmp_path / "math.jsonl"])
+    with pytest.raises(FileNotFoundError, match="no file .*gone"): draft([tmp_path / "math.jsonl", tmp_path / "gone"])
+    text, _ = draft([tmp_path / "math.jsonl", tmp_path / "math.jsonl"], "m", file)
+    file.write_text(text)
+    assert list(read_experiment(file).capabilities) == ["math", "math-2"]
+
+
+def test_the_shipped_experiment_and_the_examples_are_valid():
+    for preset in (None, "smoke", "quick", "standard", "full"):
+        exp = read_experiment("minis", preset)
+        assert len(rows_of(exp)) == 2
+        assert not set(exp.seeds) & set(exp.tuning["seeds"])
+    folder = Path(imported("copd_nb:__file__")).parents[1] / "examples"
+    assert len(list(folder.glob("*.yaml"))) >= 3
+    for path in folder.glob("*.yaml"): assert rows_of(read_experiment(path))
