@@ -3543,6 +3543,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'copd_nb.study.sweep.made_of': ('6_study/sweep.html#made_of', 'copd_nb/study/sweep.py'),
                                      'copd_nb.study.sweep.names_of': ('6_study/sweep.html#names_of', 'copd_nb/study/sweep.py'),
                                      'copd_nb.study.sweep.run_trials': ('6_study/sweep.html#run_trials', 'copd_nb/study/sweep.py'),
+                                     'copd_nb.study.sweep.save_winners': ('6_study/sweep.html#save_winners', 'copd_nb/study/sweep.py'),
                                      'copd_nb.study.sweep.suite': ('6_study/sweep.html#suite', 'copd_nb/study/sweep.py'),
                                      'copd_nb.study.sweep.sweep': ('6_study/sweep.html#sweep', 'copd_nb/study/sweep.py'),
                                      'copd_nb.study.sweep.sweep_jobs': ('6_study/sweep.html#sweep_jobs', 'copd_nb/study/sweep.py'),

@@ -105,7 +105,8 @@ def with_preset(
     made = {**values, **merged}
     return made | dict(paradigms=_fitted(made.get("paradigms", list(FAMILIES)), made.get("steps", Experiment.steps)))
 
-QUICK = dict(seeds=[0], steps=5, config=dict(probe_every=0, eval_every=0), evaluation=dict(prompts=16, samples=2))
+QUICK = dict(seeds=[0], steps=5, config=dict(probe_every=0, eval_every=0), evaluation=dict(prompts=16, samples=2),
+             tuning=dict(seeds=[1000], number=2, prompts=16, samples=1))
 
 def read_experiment(
     path: str | Path,  # a YAML file, or the name of a shipped experiment

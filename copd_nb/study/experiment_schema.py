@@ -51,15 +51,14 @@ _CAPABILITY = record({}, dict(
 _PART = dict(  # what a preset may replace
     steps=dict(type="integer", minimum=2), seeds=listed(_INT) | dict(minItems=1),
     paradigms=listed(dict(type=["string", "object"])) | dict(minItems=1), config=record({}, _fields(Config)),
-    evaluation=record({}, dict(prompts=_or_null(_COUNT), samples=_COUNT, k=listed(_COUNT))))
+    evaluation=record({}, dict(prompts=_or_null(_COUNT), samples=_COUNT, k=listed(_COUNT))),
+    tuning=record({}, dict(seeds=listed(_INT), steps=_COUNT, prompts=_COUNT, samples=_COUNT, number=_COUNT,
+                           trials=mapped(listed(_FREE)))))
 _RUN = record({}, dict(store=TEXT, workers=_or_null(_COUNT), cluster=dict(type=["string", "object", "null"]),
                        sampler=_or_null(TEXT), learner=_or_null(TEXT)))
-_TUNING = record({}, dict(seeds=listed(_INT), steps=_COUNT, prompts=_COUNT, samples=_COUNT,
-                          number=_COUNT,
-                          trials=mapped(listed(_FREE))))
 SCHEMA = Draft202012Validator(record({}, _PART | dict(
     title=TEXT, suite=TEXT, model=dict(anyOf=[TEXT, _MODEL]), capabilities=mapped(_CAPABILITY),
-    together=mapped(listed(TEXT)), run=_RUN, tuning=_TUNING, tuned=_FREE, presets=mapped(record({}, _PART)))))
+    together=mapped(listed(TEXT)), run=_RUN, tuned=_FREE, presets=mapped(record({}, _PART)))))
 
 # %% ../../nbs/6_study/06_experiment_schema.ipynb #b6587691
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")

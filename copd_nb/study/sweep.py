@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRIALS', 'tuning_split', 'suite', 'tuning_suite', 'names_of', 'trials', 'criterion', 'best', 'sweep_jobs',
-           'run_trials', 'sweep', 'made_of', 'tuned_note', 'with_winners']
+           'run_trials', 'sweep', 'made_of', 'tuned_note', 'with_winners', 'save_winners']
 
-# %% ../../nbs/6_study/09_sweep.ipynb #edb3a269
+# %% ../../nbs/6_study/09_sweep.ipynb #90206141
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +19,7 @@ from ..data.yaml_files import changed_yaml
 from ..policy.core import Policy, weights_hash
 from ..policy.suites import load_suite
 from ..schedule.rows import FAMILIES, FORMER, Choice, Paradigm, choice_of, paradigms, shortened
+from ..engine.storage import write_text
 from .experiment import Experiment, settings_of
 from .experiment_schema import listed_paradigms
 from .grid import Arm, Scale, Study, job_plan
@@ -26,7 +27,7 @@ from .jobs import Job, run_of, scores_of
 from .loading import suite_of
 from .workers import do_all
 
-# %% ../../nbs/6_study/09_sweep.ipynb #4766e1dd
+# %% ../../nbs/6_study/09_sweep.ipynb #7da1c52f
 def tuning_split(
     capability: Capability,
     prompts: int,  # to judge trials by; at most half of the training prompts
@@ -52,7 +53,7 @@ def tuning_suite(experiment: Experiment) -> str | tuple:
     if isinstance(given, str): return "copd_nb.study.sweep:suite?" + urlencode(dict(of=given, prompts=prompts))
     return suite(given, prompts)
 
-# %% ../../nbs/6_study/09_sweep.ipynb #c42bc0da
+# %% ../../nbs/6_study/09_sweep.ipynb #d3dc0f21
 _RATES = [dict(rate=r) for r in (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)]
 _DISTIL = [dict(opd_lr=rate, share=share) for share in (0.25, 0.4) for rate in (0.5, 1.0, 2.0)]
 _CYCLES = [dict(rate=rate, beta=beta) for rate in (1.0, 2.0) for beta in (0.03, 0.3)]
@@ -93,7 +94,7 @@ def trials(
         raise ValueError(f"tuning.trials: {({n: len(x) for n, x in found.items()})}: every row needs as many")
     return found
 
-# %% ../../nbs/6_study/09_sweep.ipynb #88957033
+# %% ../../nbs/6_study/09_sweep.ipynb #241baf1d
 def criterion(
     scores: pd.DataFrame,  # from `scores_of`
     capabilities: list[str],  # that count
@@ -109,7 +110,7 @@ def best(
     means = table.groupby(["paradigm", "trial"]).criterion.mean()
     return {name: int(means[name].idxmax()) for name in table.paradigm.unique()}
 
-# %% ../../nbs/6_study/09_sweep.ipynb #332bc14d
+# %% ../../nbs/6_study/09_sweep.ipynb #5af378e8
 def _rows(experiment: Experiment, name: str, values: Mapping) -> tuple[tuple[str, ...], list[Paradigm]]:
     "Capabilities and rows of one trial, in the largest setting that has the paradigm."
     steps = experiment.tuning.get("steps", experiment.steps)
@@ -149,7 +150,7 @@ def run_trials(
     rows = [(*at, score(job, counts)) for at, (job, counts) in jobs.items()]
     return pd.DataFrame(rows, columns=["paradigm", "trial", "seed", "label", "criterion"])
 
-# %% ../../nbs/6_study/09_sweep.ipynb #837c848f
+# %% ../../nbs/6_study/09_sweep.ipynb #bce402b8
 def sweep(
     experiment: Experiment,
 ) -> tuple[pd.DataFrame, dict[str, dict]]:  # one row a trial, seed and row of the table; paradigm → chosen arguments
@@ -166,7 +167,7 @@ def sweep(
     chosen |= {n: later[n][i] for n, i in best(more).items()}
     return pd.concat([table, more], ignore_index=True), chosen
 
-# %% ../../nbs/6_study/09_sweep.ipynb #70a73ced
+# %% ../../nbs/6_study/09_sweep.ipynb #df3520c7
 def made_of(experiment: Experiment) -> dict:
     "Fingerprints of what settings are tuned for."
     capabilities, base = experiment.load()
@@ -197,3 +198,13 @@ def with_winners(
     counts = dict(trials=max(map(len, trials(experiment).values())), steps=t.get("steps", experiment.steps))
     changes["tuned",] = dict(seeds=list(t["seeds"]), **counts, prompts=t["prompts"], of=made_of(experiment))
     return changed_yaml(text, changes)
+
+# %% ../../nbs/6_study/09_sweep.ipynb #e188886b
+def save_winners(
+    experiment: Experiment,  # that was read from a file
+    chosen: Mapping[str, dict],  # from `sweep`
+):
+    "Write the chosen settings into an experiment's file; ValueError for one that was not read from a file."
+    if experiment.file is None: raise ValueError(f"{experiment.title!r} has no file to write the winners into")
+    text = with_winners(experiment.file.read_text(encoding="utf-8-sig"), experiment, chosen)
+    write_text(experiment.file, text)
