@@ -66,15 +66,18 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
             try: whole = resolve_name("." * node.level + (node.module or ""), package or None)
             except ImportError: continue  # relative, in a module that is in no package
             names = [whole, *(f"{whole}.{n}" for n in names)]
-        for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[:i + 1]) for i in range(len(parts)))
+        yield from (n for name in names for n in _around(name))
+
+def _around(name: str) -> list[str]:
+    "A module and the packages that it is in, the outermost first."
+    parts = name.split(".")
+    return [".".join(parts[:i + 1]) for i in range(len(parts))]
 
 def own_modules(
     name: str,  # of a module, "package.module"
 ) -> dict[str, str]:  # module → hash of its code, empty if the module is not one's own
     "The code of a module of one's own and of every such module that it imports."
-    found, left = {}, [name]
+    found, left = {}, _around(name)
     while left:
         spec = _spec(now := left.pop())
         if now in found or spec is None or not spec.has_location or not is_own(spec.origin): continue
@@ -172,7 +175,8 @@ class _Walk:
     def instance(self, value: object):
         "An object: its class, and what it holds."
         kind, held = type(value), getattr(value, "__dict__", {})
-        self.see(kind)
+        if isinstance(maker := getattr(value, "__module__", None), str): self.place(maker)  # an estimator knows it
+        self.all((kind, getattr(value, "__wrapped__", None)))
         mine = any(self.place(k.__module__) for k in kind.__mro__)
         if mine: self.note(kind.__qualname__, *([k, v] for k, v in sorted(held.items()) if not k.startswith("_")))
         if mine or kind.__module__.startswith("copd_nb."): self.all(list(held.values()))

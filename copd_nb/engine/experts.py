@@ -23,7 +23,8 @@ from .state import Training
 def expert_key(training: Training, phase: Phase) -> str:
     "Hash of everything that the state after a phase depends on, except its length."
     config = {k: v for k, v in asdict(training.config).items() if k != "checkpoint_every"}
-    update, names = phase.updates[0], judged_on(training, phase)
+    update = phase.updates[0]
+    names = judged_on(training, phase) if training.config.eval_every else [s.capability for s in update.signals]
     signals = [(type(s).__name__, asdict(s)) for s in update.signals]
     fingerprints = [(n, training.capabilities[n].fingerprint) for n in names]
     if is_dated(training.base.processor): fingerprints += [{n: training.prompts["base"][n] for n in names}]

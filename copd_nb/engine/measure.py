@@ -54,9 +54,9 @@ def judged(training: Training, phase: Phase) -> list[str]:
     return ["result"] if complete and not _alone(training.schedule, phase) else [u.branch for u in phase.updates]
 
 def judged_on(training: Training, phase: Phase) -> list[str]:
-    "On which capabilities: all, but an expert is not judged on what other branches of its schedule learn."
+    "On which capabilities: all, but an expert that is not the result is not judged on what other branches learn."
     used, own = training.schedule.capabilities(), [s.capability for u in phase.updates for s in u.signals]
-    every = not _alone(training.schedule, phase)
+    every = not _alone(training.schedule, phase) or training.schedule.members == (phase.updates[0].branch,)
     return [n for n in training.capabilities if every or n in own or n not in used]
 
 # %% ../../nbs/4_engine/18_measure.ipynb #c009

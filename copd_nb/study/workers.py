@@ -11,6 +11,7 @@ import os
 import signal
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -23,8 +24,8 @@ from tqdm import tqdm
 from ..data.names import imported
 from ..policy.suites import load_suite
 from ..engine.executors import Cluster, cluster_from
-from ..engine.runs import Run, request_stop
-from .jobs import Job, differences, do, is_done, is_trained
+from ..engine.runs import Run, request_stop, stop_requested
+from .jobs import Job, differences, do, is_done, is_trained, judged_anew
 
 # %% ../../nbs/6_study/01_workers.ipynb #e6923df0
 def _open(jobs: Iterable[tuple[Job, list[Job]]], store: str | Path) -> list[tuple[Job, set]]:
@@ -132,11 +133,10 @@ def _stop(running: dict[Future, Job], store: str | Path):
     "Ask all running jobs to stop after their step, until they have; those that have not begun are dropped."
     print("stopping the running jobs after their step; the same command resumes them", flush=True)
     left = {future for future in running if not future.cancel()}
-    while left:
+    while left := wait(left, timeout=1).not_done:  # a worker that heard Ctrl-C itself asks within that time
         for path in [Path(store) / running[future].name for future in left]:
             with suppress(FileNotFoundError, ValueError):  # not begun, or being written
-                if not Run(path).finished: request_stop(path)
-        left = wait(left, timeout=0.5).not_done
+                if not stop_requested(path) and not Run(path).finished: request_stop(path)
 
 def _run_open(queue: _Queue, store: str | Path, pool: ProcessPoolExecutor | _OnCluster, workers: int, bar: tqdm):
     "Keep all workers busy; the first error is raised once the running jobs have ended, Ctrl-C once they have stopped."
@@ -165,10 +165,14 @@ def _processes(workers: Workers) -> int | None:
 def _announce(todo: list[tuple[Job, set]], store: str | Path):
     "Print why runs that a store has of other content are not taken, each reason once."
     found = [differences(job, store) for job, _ in todo if not is_trained(job, store)]
-    if not any(found): return
     told = dict.fromkeys(str(d) for listed in found for d in listed)
     runs = f"{sum(map(bool, found))} of {len(todo)} runs are" if len(todo) > 1 else "the run is"
-    print(f"{store}: {runs} trained anew, as finished ones were made of other things:", *told, sep="\n  ", flush=True)
+    if told: print(f"{store}: {runs} trained anew, as finished ones were made of other things:", *told, sep="\n  ")
+    again = [name for job, _ in todo if is_trained(job, store) for name in judged_anew(job, store)]
+    for name, n in Counter(again).items():
+        runs = "a finished run is" if n == 1 else f"{n} finished runs are"
+        print(f"{store}: {runs} judged anew on {name}: held-out prompts, reward, length limit or temperature changed",
+              flush=True)
 
 def do_all(
     jobs: Iterable[tuple[Job, list[Job]]],  # jobs, the most urgent first, each with those that must be done before it

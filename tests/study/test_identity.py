@@ -67,9 +67,9 @@ class Place:
         monkeypatch.syspath_prepend(str(path))
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         train, evaluate = jobs_module.train, jobs_module.evaluate
-        def noted(schedule, *args, **options):
-            self.done.append(schedule.name)
-            return train(schedule, *args, **options)
+        def noted(schedule, capabilities, base, config, out, *args):
+            if not out.exists(): self.done.append(schedule.name)
+            return train(schedule, capabilities, base, config, out, *args)
         def judged(policy, capabilities, *args, **options):
             self.done.append((policy.name, *capabilities))
             return evaluate(policy, capabilities, *args, **options)
@@ -98,19 +98,19 @@ class Place:
         capsys.readouterr()
         jobs = self.jobs()
         do_all([(j, []) for j in jobs.values()], self.store, workers=1)
-        trained = {x for x in self.done if isinstance(x, str) and (self.store / jobs[SHORT[x]].name).exists()}
-        return trained, {x for x in self.done if not isinstance(x, str)}, capsys.readouterr().out
+        trained, judged = ({x for x in self.done if isinstance(x, str) == word} for word in (True, False))
+        return trained, judged, capsys.readouterr().out
 
 
-SHORT = {plan.name: name for name, plan in PLANS.items()}
 NAMES = {name: plan.name for name, plan in PLANS.items()}
+EVERY = set(NAMES.values())
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, capsys):
     made = Place(tmp_path, monkeypatch)
     trained, judged, said = made.run(capsys)
-    assert trained == set(SHORT) and not said and {model for model, *_ in judged} == {"result", "math", "sort", "mixed"}
+    assert trained == EVERY and not said and {model for model, *_ in judged} == {"result", "math", "sort", "mixed"}
     yield made
     made.fresh()
 
@@ -132,19 +132,20 @@ def test_what_changes_retrains_what_it_touches(place, capsys):
     place.rows["math"][0]["answer"] = "7"  # a training prompt: the expert on sorting and all its scores stay
     place.write("math")
     trained, judged, said = place.run(capsys)
-    assert trained == set(SHORT) - {NAMES["sort"]}
+    assert trained == EVERY - {NAMES["sort"]}
     assert said.splitlines()[1:] == ["  data of math: training prompts differ"]
     assert judged == {(model, "math", "sort") for model in ("math", "mixed", "result", "sort")}  # sort: CoPD's branch
 
     place.edit("myhelper", "% 7) / 7", "% 5) / 5")  # a module that the reward's module imports
     trained, judged, said = place.run(capsys)
-    assert trained == set(SHORT) - {NAMES["sort"]} and said.splitlines()[1:] == ["  reward of math: differs"]
+    assert trained == EVERY - {NAMES["sort"]} and said.splitlines()[1] == "  reward of math: differs"
+    assert "a finished run is judged anew on math: " in said.splitlines()[2] and len(said.splitlines()) == 3
     assert ("sort", "math") in judged  # the expert on sorting is judged anew on mathematics alone
     assert all(c in (["math", "sort"], ["math"]) for _, *c in judged)
 
     (place.path / "seed").write_text("1")
     trained, judged, said = place.run(capsys)
-    assert trained == set(SHORT) and said.splitlines()[1:] == ["  base: weights differ"]
+    assert trained == EVERY and said.splitlines()[1:] == ["  base: weights differ"]
 
     (place.path / "seed").write_text("0")
     assert place.run(capsys) == (set(), set(), "")  # as before: all of it is still there
@@ -187,7 +188,8 @@ def test_an_interrupted_job_is_told_with_its_step(place, monkeypatch):
         changed.setattr(phase_module, "train_step", stopping)
         with pytest.raises(ValueError, match="was asked to stop; the same command resumes it"):
             do_all([(job, [])], place.store, workers=1)
-    assert list(reuse_table({("mixed", 0): job}, place.store).state) == ["interrupted at step 1 of 4"]
+    found = reuse_table({("mixed", 0): job}, place.store)  # the first step was in the store of experts
+    assert list(found.state) == ["interrupted at step 2 of 4"]
     do_all([(job, [])], place.store, workers=1)
     assert list(reuse_table({("mixed", 0): job}, place.store).state) == ["finished"]
 
