@@ -36,6 +36,7 @@ _NAMES = {  # module → the public names that come from it
     "analysis.audits": "audit",
     "analysis.gradients": "gradient_conflict",
     "analysis.token_gap": "behavior_gap",
+    "study.jobs": "Job reuse_table",
     "view.browser": "RunBrowser",
     "view.designer": "ScheduleDesigner",
     "view.gap_explorer": "GapExplorer",
