@@ -38,6 +38,7 @@ _NAMES = {  # module → the public names that come from it
     "analysis.gradients": "gradient_conflict",
     "analysis.token_gap": "behavior_gap",
     "study.experiment": "Experiment read_experiment",
+    "study.jobs": "Job reuse_table",
     "view.browser": "RunBrowser",
     "view.designer": "ScheduleDesigner",
     "view.gap_explorer": "GapExplorer",

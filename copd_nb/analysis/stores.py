@@ -14,7 +14,7 @@ import torch
 
 from ..policy.core import Policy
 from ..schedule.core import Schedule
-from ..engine.evaluation import scores_file
+from ..engine.evaluation import kept_scores
 from ..engine.runs import Run, list_runs
 from .results import expert_label
 
@@ -67,6 +67,15 @@ def _chosen(store: str | Path | Iterable[str | Path]) -> list[Run]:
     paths = list_runs(store).query("status == 'finished'").path if isinstance(store, (str, Path)) else store
     return [r for r in map(Run, paths) if r.finished]
 
+def _kept(run: Run, names: set[str], prompts: int | None, samples: int) -> pd.DataFrame | None:
+    "The scores of a run on some capabilities, None if one is missing; ValueError if one was judged in several ways."
+    files = {n: kept_scores(run.path, n, prompts, samples) for n in sorted(names)}
+    if several := [n for n, found in files.items() if len(found) > 1]:
+        raise ValueError(f"run {run.path.name} was judged on {several[0]!r} in {len(files[several[0]])} ways (prompts, "
+                         f"reward, length or temperature changed): remove those of {run.path / 'scores'} that you "
+                         "don't mean")
+    return pd.concat([pd.read_parquet(f[0]) for f in files.values()]) if all(files.values()) else None
+
 def store_scores(
     store: str | Path | Iterable[str | Path],  # a folder of run folders, or run folders
     capabilities: Iterable[str],  # that are brought together
@@ -77,13 +86,12 @@ def store_scores(
     names, found, paths = set(capabilities), {}, {}
     for run in _chosen(store):
         trained, key = set(run.schedule.capabilities()), (run_label(run.schedule), run.manifest["config"]["seed"])
-        judged = scores_file(run, prompts, samples)
-        if not judged.exists() or not (trained == names or len(trained) == 1 and trained < names): continue
+        judged = _kept(run, names, prompts, samples)
+        if judged is None or not (trained == names or len(trained) == 1 and trained < names): continue
         if key in paths:
             raise ValueError(f"runs {paths[key].name} and {run.path.name} are both {key}: pass the run folders that "
                              "are meant")
-        rows = pd.read_parquet(judged)
-        found[key], paths[key] = rows[(rows.model == "result") & rows.capability.isin(names)], run.path
+        found[key], paths[key] = judged[judged.model == "result"], run.path
     if not found:
         raise ValueError(f"no run in {store} trains {sorted(names)} and was judged on {prompts or 'all'} prompts with "
                          f"{samples} samples")

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from .conversation import _readable, _text_of, conversation, parts_of
+from .names import later
 
 # %% ../../nbs/0_data/03_capability.ipynb #c004
 def _content_hash(*parts) -> str:
@@ -205,10 +206,8 @@ class Capability:
             self.__dict__.update(_key=key, _kept=order)
         return self.__dict__["_kept"]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        "Changes when any prompt, answer or the reward does."
-        return _content_hash(self.name, _described(self.reward), [e.id for e in self.train], [e.id for e in self.test])
+    fingerprint = later("copd_nb.data.fingerprints:fingerprint_of", "property")
+    parts = later("copd_nb.data.fingerprints:parts_of_capability", "property")
 
     def __repr__(self) -> str:
         return f"Capability({self.name!r}, {len(self.train)} training and {len(self.test)} held-out prompts)"

@@ -9,10 +9,12 @@ __all__ = ['expert_key', 'take_expert', 'keep_expert']
 from dataclasses import asdict
 from pathlib import Path
 
+from ..data.fingerprints import own_code
 from ..policy.core import weights_hash
 from ..policy.templates import is_dated
 from ..schedule.parts import Phase
 from .checkpoints import load_checkpoint, save_checkpoint
+from .measure import judged_on
 from .resume import counters, packed, unpack
 from .runs import content_hash
 from .state import Training
@@ -21,11 +23,14 @@ from .state import Training
 def expert_key(training: Training, phase: Phase) -> str:
     "Hash of everything that the state after a phase depends on, except its length."
     config = {k: v for k, v in asdict(training.config).items() if k != "checkpoint_every"}
-    update, weights = phase.updates[0], weights_hash(training.base)
+    update = phase.updates[0]
+    names = judged_on(training, phase) if training.config.eval_every else [s.capability for s in update.signals]
     signals = [(type(s).__name__, asdict(s)) for s in update.signals]
-    fingerprints = [(c.name, c.fingerprint) for c in training.capabilities.values()]
-    if is_dated(training.base.processor): fingerprints += [training.prompts["base"]]
-    parts = [training.parts] if training.parts else []
+    fingerprints = [(n, training.capabilities[n].fingerprint) for n in names]
+    if is_dated(training.base.processor): fingerprints += [{n: training.prompts["base"][n] for n in names}]
+    own = {n: own_code(x) for n, x in (("sampler", training.sampler), ("learner", training.learner))}
+    parts = [p for p in (training.parts, {n: code for n, code in own.items() if code}) if p]
+    weights = training.run.manifest.get("base") or weights_hash(training.base)
     return content_hash(weights, config, fingerprints, update.branch, signals, phase.lr, *parts)
 
 # %% ../../nbs/4_engine/20_experts.ipynb #c010

@@ -17,7 +17,7 @@ from ..schedule.parts import Phase
 from .executors import timed
 from .experts import keep_expert, take_expert
 from .gather import handles_of, visiting
-from .measure import judge, judged, probe, probe_list
+from .measure import judge, judged, judged_on, probe, probe_list
 from .resume import checkpoint
 from .runs import stop_requested
 from .state import Branch, Training, _alone
@@ -98,7 +98,7 @@ def _step(training: Training, phase: Phase, step: int) -> list[dict]:
     if _every(c.probe_every, step, phase.steps):
         with timed("probe"): rows += probe(training, phase)
     if _every(c.eval_every, step, phase.steps):
-        with timed("evaluate"): rows += judge(training, judged(training, phase))
+        with timed("evaluate"): rows += judge(training, judged(training, phase), judged_on(training, phase))
     return rows
 
 # %% ../../nbs/4_engine/23_phase.ipynb #c009

@@ -20,10 +20,9 @@ from ..policy.suites import load_suite
 from ..schedule.core import Schedule
 from ..schedule.paradigms import expert
 from ..engine.config import Config
-from ..engine.evaluation import evaluate
 from ..engine.runs import Run
 from ..analysis.results import main_table, score_arrays
-from .jobs import Job, run_of, scores_of
+from .jobs import Job, base_scores, run_of, scores_of
 from .workers import Workers, do_all, prepare
 
 # %% ../../nbs/6_study/02_grid.ipynb #c005
@@ -84,7 +83,7 @@ class Arm:
 @dataclass
 class Study:
     "Everything that the arms of a study share."
-    suite: str  # a built-in suite or package.module:function?name=value&…
+    suite: str | tuple  # a built-in suite or package.module:function?name=value&…; or the pair (capabilities, base)
     scale: Scale
     store: str | Path = "runs/store"  # run folders; finished runs are loaded
     workers: Workers = None  # processes, None for one a core; or "ray", an address or a Cluster
@@ -140,7 +139,8 @@ def job_plan(
     shared, chains = {e.name: e for j in jobs for e in _experts_of(j)}, {}
     for e in sorted(shared.values(), key=_steps):
         phase = e.schedule.phases[0]
-        chains.setdefault((e.config, e.suite, phase.name, phase.lr), []).append(e)
+        made = e.made_of["base"], *e.made_of["capabilities"].values()
+        chains.setdefault((e.config, made, phase.name, phase.lr), []).append(e)
     first = [(e, chain[i - 1:i] if i else []) for chain in chains.values() for i, e in enumerate(chain)]
     rest = [(j, [shared[e.name] for e in _experts_of(j)]) for j in sorted(jobs, key=_work, reverse=True)]
     alone, waiting = ([x for x in rest if bool(x[1]) == needs] for needs in (False, True))
@@ -163,9 +163,10 @@ class Outcome:
 
     @cached_property
     def base_scores(self) -> pd.DataFrame:
-        "Held-out scores of the base."
-        (capabilities, base), s = load_suite(self.study.suite), self.study.scale
-        return evaluate(base, capabilities, s.prompts, s.samples, s.config.max_new_tokens, s.config.temperature)
+        "Held-out scores of the base, computed once a store."
+        study, first = self.study, next(iter(self.jobs.values()))
+        asked = Job(first.schedule, study.scale.config, first.loaded, study.scale.prompts, study.scale.samples)
+        return base_scores(asked, study.store)
 
     @cached_property
     def scores(self) -> dict[tuple[str, int], pd.DataFrame]:
@@ -215,7 +216,7 @@ def run_studies(
 ) -> dict[str, Outcome]:  # by name
     "Train and judge the arms of several studies together."
     jobs, first = {name: study.jobs(arms) for name, (study, arms) in studies.items()}, next(iter(studies.values()))[0]
-    prepare([study.suite for study, _ in studies.values()], first.workers)
+    prepare([study.suite for study, _ in studies.values() if isinstance(study.suite, str)], first.workers)
     for study, arms in studies.values(): _check(study, arms)
     listed = job_plan(j for group in jobs.values() for j in group.values())
     do_all(listed, first.store, first.workers, progress=True)

@@ -8,10 +8,13 @@ __all__ = ['Workers', 'in_order', 'do_all', 'prepare']
 # %% ../../nbs/6_study/01_workers.ipynb #26825599
 import multiprocessing
 import os
+import signal
 import tempfile
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -21,25 +24,29 @@ from tqdm import tqdm
 from ..data.names import imported
 from ..policy.suites import load_suite
 from ..engine.executors import Cluster, cluster_from
-from .jobs import Job, do, is_done
+from ..engine.runs import Run, request_stop, stop_requested
+from .jobs import Job, differences, do, is_done, is_trained, judged_anew
 
 # %% ../../nbs/6_study/01_workers.ipynb #e6923df0
-def _key(job: Job) -> tuple: return job.name, job.prompts
-
 def _open(jobs: Iterable[tuple[Job, list[Job]]], store: str | Path) -> list[tuple[Job, set]]:
-    "The unfinished jobs, each once, with the keys of those they wait for."
-    left = {_key(j): (j, needs) for j, needs in jobs if not is_done(j, store)}
-    return [(job, {_key(n) for n in needs} & left.keys()) for job, needs in left.values()]
+    "The unfinished jobs, each once, with the keys of those they wait for; those of one run come one after another."
+    left = {j.key: (j, needs) for j, needs in jobs if not is_done(j, store)}
+    todo = {key: {n.key for n in needs} & left.keys() for key, (_, needs) in left.items()}
+    ordered = sorted(left, key=len)  # what is not judged is trained before the same run is judged
+    for key in ordered:
+        earlier = [k for k in ordered[:ordered.index(key)] if k[0] == key[0]]
+        if earlier: todo[key].add(earlier[-1])
+    return [(left[key][0], needs) for key, needs in todo.items()]
 
 class _Queue:
     "Jobs in the order given, each available once what it needs is done; ValueError for a cycle."
     def __init__(self, todo: list[tuple[Job, set]]):
-        self.jobs, self.ready = {_key(job): job for job, _ in todo}, []
+        self.jobs, self.ready = {job.key: job for job, _ in todo}, []
         self.place = {key: i for i, key in enumerate(self.jobs)}
-        self.graph = TopologicalSorter({_key(job): needs for job, needs in todo})
+        self.graph = TopologicalSorter({job.key: needs for job, needs in todo})
         try: self.graph.prepare()
         except CycleError as error:
-            raise ValueError(f"jobs need each other: {sorted({name for name, _ in error.args[1]})}") from None
+            raise ValueError(f"jobs need each other: {sorted({key[0] for key in error.args[1]})}") from None
 
     def __bool__(self) -> bool: return self.graph.is_active()
 
@@ -49,11 +56,11 @@ class _Queue:
         taken, self.ready = ready[:n], ready[n:]
         return [self.jobs[key] for key in taken]
 
-    def done(self, job: Job): self.graph.done(_key(job))
+    def done(self, job: Job): self.graph.done(job.key)
 
 # %% ../../nbs/6_study/01_workers.ipynb #39f579f8
 def in_order(
-    todo: list[tuple[Job, set]],  # jobs with the keys (name, prompts) of those they wait for
+    todo: list[tuple[Job, set]],  # jobs with the keys (`Job.key`) of those they wait for
 ) -> Iterator[Job]:
     "Each job after what it needs, otherwise in the order given; ValueError for a cycle."
     queue = _Queue(todo)
@@ -85,6 +92,20 @@ def _workers(n: int) -> Iterator[ProcessPoolExecutor]:
     threads, fresh = max(1, _cores() // n), multiprocessing.get_context("spawn")
     with _environment(OMP_NUM_THREADS=str(threads), **_WORKER), ProcessPoolExecutor(n, fresh) as pool: yield pool
 
+@contextmanager
+def _on_ctrl_c(handler) -> Iterator[None]:
+    "A block with another handler of Ctrl-C; processes that are started in it inherit that it is ignored."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try: yield
+    finally: signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+def _heard(work: Callable, *args):
+    "Do a piece of work that Ctrl-C ends, in a process that ignores it between two pieces."
+    with _on_ctrl_c(signal.default_int_handler): return work(*args)
+
 # %% ../../nbs/6_study/01_workers.ipynb #9921f130
 def _where_seen(mark: str, work: Callable, *args):
     "Do a piece of work on a machine that sees the store."
@@ -108,16 +129,30 @@ def _tasks(cluster: Cluster, store: Path) -> Iterator[tuple[_OnCluster, int]]:
     with tempfile.NamedTemporaryFile(dir=store, prefix=".seen-") as mark: yield _OnCluster(tasks, mark.name), tasks.size
 
 # %% ../../nbs/6_study/01_workers.ipynb #54dcf884
+def _stop(running: dict[Future, Job], store: str | Path):
+    "Ask all running jobs to stop after their step, until they have; those that have not begun are dropped."
+    print("stopping the running jobs after their step; the same command resumes them", flush=True)
+    left = {future for future in running if not future.cancel()}
+    while left := wait(left, timeout=1).not_done:  # a worker that heard Ctrl-C itself asks within that time
+        for path in [Path(store) / running[future].name for future in left]:
+            with suppress(FileNotFoundError, ValueError):  # not begun, or being written
+                if not stop_requested(path) and not Run(path).finished: request_stop(path)
+
 def _run_open(queue: _Queue, store: str | Path, pool: ProcessPoolExecutor | _OnCluster, workers: int, bar: tqdm):
-    "Keep all workers busy; the first error is raised once the running jobs have ended."
+    "Keep all workers busy; the first error is raised once the running jobs have ended, Ctrl-C once they have stopped."
     running = {}
-    while queue:
-        for job in queue.take(workers - len(running)): running[pool.submit(do, job, store)] = job
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            job = running.pop(future)
-            future.result()
-            queue.done(job)
-            bar.update()
+    try:
+        while queue:
+            with _on_ctrl_c(signal.SIG_IGN):  # a worker that begins now leaves Ctrl-C to its jobs
+                for job in queue.take(workers - len(running)): running[pool.submit(_heard, do, job, store)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                future.result()
+                queue.done(job)
+                bar.update()
+    except KeyboardInterrupt:
+        _stop(running, store)
+        raise
 
 Workers = int | str | dict | Cluster | None  # processes on this machine, None for one a core; or a cluster
 
@@ -127,6 +162,18 @@ def _processes(workers: Workers) -> int | None:
     return workers if isinstance(workers, int) else None
 
 # %% ../../nbs/6_study/01_workers.ipynb #9f3dec3c
+def _announce(todo: list[tuple[Job, set]], store: str | Path):
+    "Print why runs that a store has of other content are not taken, each reason once."
+    found = [differences(job, store) for job, _ in todo if not is_trained(job, store)]
+    told = dict.fromkeys(str(d) for listed in found for d in listed)
+    runs = f"{sum(map(bool, found))} of {len(todo)} runs are" if len(todo) > 1 else "the run is"
+    if told: print(f"{store}: {runs} trained anew, as finished ones were made of other things:", *told, sep="\n  ")
+    again = [name for job, _ in todo if is_trained(job, store) for name in judged_anew(job, store)]
+    for name, n in Counter(again).items():
+        runs = "a finished run is" if n == 1 else f"{n} finished runs are"
+        print(f"{store}: {runs} judged anew on {name}: held-out prompts, reward, length limit or temperature changed",
+              flush=True)
+
 def do_all(
     jobs: Iterable[tuple[Job, list[Job]]],  # jobs, the most urgent first, each with those that must be done before it
     store: str | Path,  # folder of run folders
@@ -136,6 +183,10 @@ def do_all(
     "Do jobs side by side; equal jobs are done once. ValueError if jobs need each other."
     todo, here = _open(jobs, store), _processes(workers)
     if not todo: return
+    _announce(todo, store)
+    if here != 1 and any(not isinstance(job.suite, str) for job, _ in todo):
+        here = 1
+        print("capabilities given as objects stay in this process: its jobs run one after another", flush=True)
     queue, whole = _Queue(todo), Path(store).resolve()
     with tqdm(total=len(todo), desc="runs", unit="run", disable=not progress) as bar:
         if here == 1:
@@ -156,7 +207,7 @@ def prepare(
 ):
     "Load every suite once, each in a process of its own, so that what they make for later is there."
     listed, here = list(dict.fromkeys(suites)), _processes(workers) or _cores()
-    if here == 1 or len(listed) == 1:
+    if here == 1 or len(listed) <= 1:
         for suite in listed: load_suite(suite)
         return
     with _workers(min(here, len(listed))) as pool: list(pool.map(_load, listed))

@@ -526,6 +526,7 @@ def test_every_field_of_a_config_but_those_on_checkpoints_and_monitors_makes_ano
     changed = {f.name: replace(config, **{f.name: altered(f.name, getattr(config, f.name))}) for f in fields(config)}
     hashes, names = {f: identity(c) for f, c in changed.items()}, {f: name(c) for f, c in changed.items()}
     assert hashes.pop("checkpoint_every") == hashes.pop("warn") == identity(config) == identity(replace(config))
+    assert names.pop("checkpoint_every") == names.pop("warn") == name(config)
     assert len({*hashes.values(), identity(config)}) == len(hashes) + 1
     assert len({*names.values(), name(config)}) == len(names) + 1 and name(config) == name(replace(config))
     assert identity(replace(config, probe_k=10)) != identity(replace(config, probe_k=(10, 5)))

@@ -77,9 +77,9 @@ def test_every_job_waits_for_its_experts_and_those_for_shorter_ones():
     rows = paradigms(settings_of()["three_branch"], 80, PLAIN)
     jobs = Study("minis", Scale((0, 1), config=Config())).jobs({p.label: p.arm for p in rows})
     listed = job_plan(jobs.values())
-    place = {(j.name, j.prompts): i for i, (j, _) in enumerate(listed)}
-    assert {j.name for j in jobs.values()} <= {name for name, _ in place} and len(place) == len(listed)
-    assert all(place[n.name, n.prompts] < i for i, (_, needs) in enumerate(listed) for n in needs)
+    place = {j.key: i for i, (j, _) in enumerate(listed)}
+    assert {j.name for j in jobs.values()} <= {name for name, *_ in place} and len(place) == len(listed)
+    assert all(place[n.key] < i for i, (_, needs) in enumerate(listed) for n in needs)
     experts = [(j, needs) for j, needs in listed if j.prompts == 0]
     assert sorted(j.schedule.total_steps for j, _ in experts) == [60] * 6 + [80] * 6
     for j, needs in experts:

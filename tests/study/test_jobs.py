@@ -68,7 +68,7 @@ def test_jobs_come_after_what_they_need(graph):
     jobs = [job(expert("text", i + 1)) for i in range(n)]
     needs = {i: {b for a, b in edges if a == i and b < i} for i in range(n)}  # to smaller numbers: no circle
     shown = [jobs[i] for i in reversed(range(n))]
-    ordered = list(in_order([(jobs[i], {(jobs[k].name, 8) for k in needs[i]}) for i in reversed(range(n))]))
+    ordered = list(in_order([(jobs[i], {jobs[k].key for k in needs[i]}) for i in reversed(range(n))]))
     place = {j.name: i for i, j in enumerate(ordered)}
     assert sorted(place) == sorted(j.name for j in jobs)
     assert all(place[jobs[k].name] < place[jobs[i].name] for i in needs for k in needs[i])
