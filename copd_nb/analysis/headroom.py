@@ -98,5 +98,5 @@ def verdict(
     if room is None: return "not known: the prompts have no answers"
     if room.low > 0: return "yes: the teacher answers better"
     if room.high < 0: return "no: the teacher answers worse"
-    if room.low == room.high == 0: return "not shown: both answer equally"
+    if room.student == room.teacher == 0: return "not shown: neither answers any prompt"
     return "not shown: these prompts don't tell the two apart"
