@@ -129,12 +129,14 @@ class GapCallback(TrainerCallback):
     def _begin(self):
         "Load or copy what the model is compared with."
         self.own, self.extra = completed(self.processor, **self.options), {}
-        if isinstance(self.given, (str, Path)):
-            self.teacher = Policy.load(self.given, "teacher", self.model.dtype, **self.options).to(self.model.device)
-        elif self.given is None:
-            with borrowed(self.model): copied, size = snapshot(self.model)
-            self.teacher, self.extra = self._policy(copied, self.own, "teacher"), {"gap/copy_mb": size / 2 ** 20}
-        else: self.teacher = self.given
+        self.teacher = self.given
+        with borrowed(self.model):  # loading a model may draw random numbers, too
+            if isinstance(self.given, (str, Path)):
+                self.teacher = Policy.load(self.given, "teacher", self.model.dtype, **self.options)
+                self.teacher.to(self.model.device)
+            elif self.given is None:
+                copied, size = snapshot(self.model)
+                self.teacher, self.extra = self._policy(copied, self.own, "teacher"), {"gap/copy_mb": size / 2 ** 20}
         with self._pair() as (student, teacher):
             check_same_vocabulary(student, teacher)
             if self.given is None or not self.rewards: return

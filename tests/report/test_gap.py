@@ -88,7 +88,7 @@ def test_one_section_a_pair_and_no_weights_beside_themselves(page):
     assert titles == [f"Student {a}, teacher {b}" for a, b in (("one", "two"), ("one", "three"), ("two", "three"))]
     heads = re.findall(r"<h3[^>]*>(.*?)</h3>", html)
     assert heads.count("Where they differ most") == 3 and heads.count("two minus one") == 1
-    assert "Cosine of the directions" not in heads and "<th>norm of b<" not in html  # one difference has no second direction
+    assert "Cosine of the directions" not in heads and "<th>norm of b<" not in html  # one difference, one direction
 
 
 def refused(capsys, code):

@@ -106,12 +106,13 @@ def noisy(completions, examples):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("wrapped", [False, True], ids=["whole", "lora"])
-@pytest.mark.parametrize("against", ["teacher", "start", "previous"])
+@pytest.mark.parametrize("against", ["teacher", "folder", "start", "previous"])
 @pytest.mark.parametrize("kind", ["trainer", "sft", "grpo"])
 def test_a_training_is_the_same_with_it_and_without(kind, against, wrapped, tmp_path):
     def make(): return adapters(language_model()) if wrapped else language_model()
     more = dict(activation_checkpointing=True) if against == "start" else {}
-    teacher = (language_model(1).train(), character_tokenizer()) if against == "teacher" else None
+    teacher = dict(teacher=(language_model(1).train(), character_tokenizer()), folder=tmp_path / "teacher").get(against)
+    Policy(language_model(1), character_tokenizer()).save(tmp_path / "teacher")
     own = dict(reward=noisy) | (dict(against=against) if teacher is None else {})
     one, weights, before = trained(kind, tmp_path, make, False, None, **more)
     other, same, after = trained(kind, tmp_path, make, True, teacher, own, **more)
@@ -122,7 +123,7 @@ def test_a_training_is_the_same_with_it_and_without(kind, against, wrapped, tmp_
     assert before == after
     gaps = [row for row in other.state.log_history if "gap/seconds" in row]
     assert [row["step"] for row in gaps] == [0, 2, 4, 6]
-    if teacher: assert teacher[0].training and teacher[0].config._attn_implementation == "sdpa"
+    if against == "teacher": assert teacher[0].training and teacher[0].config._attn_implementation == "sdpa"
 
 
 def test_dropout_matters_in_these_trainings(tmp_path):
