@@ -45,6 +45,7 @@ _NAMES = {  # module → the public names that come from it
     "view.monitor": "RunMonitor",
     "view.token_inspector": "TokenInspector",
     "view.token_views": "token_view",
+    "scale.callbacks": "GapCallback",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ["__version__", *sorted(_HOME)]

@@ -42,6 +42,7 @@ def load_policies(
     paths: Sequence[str],  # local folders or hub names, at least two
     dtype: str = "float32",  # of the weights: float32 | bfloat16 | float16
     device: str | None = None,  # None takes the GPU if there is one
+    **options,  # of `Policy.load`, for all of them: chat_template, pad_token
 ) -> dict[str, Policy]:  # by a name that tells them apart
     "Load checkpoints; ValueError names the one that can't be loaded."
     if len(paths) < 2: raise ValueError(f"a gap needs at least two checkpoints, not {list(paths)}")
@@ -51,7 +52,7 @@ def load_policies(
     for path in map(Path, paths):
         if path.is_dir(): _check_folder(path)
     def one(name: str, path: str) -> Policy:
-        try: return Policy.load(path, name, getattr(torch, dtype)).to(device)
+        try: return Policy.load(path, name, getattr(torch, dtype), **options).to(device)
         except (OSError, ValueError) as error:
             raise ValueError(f"checkpoint {path!r} can't be loaded: {str(error).splitlines()[0]}") from error
     return {name: one(name, path) for name, path in distinct_names(paths).items()}

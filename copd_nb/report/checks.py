@@ -7,6 +7,7 @@ __all__ = ['COLUMN', 'columns_of', 'check', 'gap', 'audit']
 
 # %% ../../nbs/8_report/05_checks.ipynb #3a860696
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -72,6 +73,36 @@ def check(
     else: print(_listing(found))
     return int(not found.empty)
 
+# %% ../../nbs/8_report/05_checks.ipynb #9c6d2130
+def _check_place(path: str):
+    "FileNotFoundError for a checkpoint that is not there and can't be a hub name, before anything is loaded."
+    if Path(path).exists(): return
+    first, _, rest = path.partition("/")
+    hub = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and not (rest and Path(first).is_dir())
+    if hub: return
+    raise FileNotFoundError(f"there is no checkpoint {path!r}: a folder, a GGUF file or a hub name is needed")
+
+def _check_format(path: str, chat_template: str | None, pad_token: str | None):
+    "ValueError for a folder without a chat template or a padding token, naming the option that gives one."
+    folder = Path(path)
+    files = [folder / f"{name}.json" for name in ("tokenizer_config", "special_tokens_map", "chat_template")]
+    try: known = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    except ValueError: return  # whoever loads it names the fault
+    if not known or not all(isinstance(part, dict) for part in known): return
+    def has(key: str) -> bool: return any(part.get(key) for part in known)
+    if not (chat_template or has("chat_template") or (folder / "chat_template.jinja").is_file()):
+        raise ValueError(f"{path} has no chat template: --chat-template plain leaves prompts unchanged, or name a file")
+    if not (pad_token or has("pad_token")):
+        ends = next((part["eos_token"] for part in known if part.get("eos_token")), "")
+        end = ends.get("content", "") if isinstance(ends, dict) else ends
+        raise ValueError(f"{path} has no padding token: --pad-token gives one, for instance its end token {end!r}")
+
+def _template(given: str | None) -> str | None:
+    "The text of a chat template: plain, a file's content, or the text itself; FileNotFoundError for anything else."
+    if given is None or given == "plain" or "{" in given: return given
+    if Path(given).is_file(): return Path(given).read_text(encoding="utf-8")
+    raise FileNotFoundError(f"--chat-template {given!r} is no file: plain, a file, or a template's text is needed")
+
 # %% ../../nbs/8_report/05_checks.ipynb #1b1bb258
 def _given(report: str, asked: dict) -> dict:
     "The options that were given and are parameters of a report."
@@ -98,13 +129,23 @@ def gap(
     max_new_tokens: int = None,  # length limit of a completion
     temperature: float = None,  # of sampling and of the compared distributions
     seed: int = None,  # of the draws
+    reward: str = None,  # scores answers: numeric, package.module:name, …; numeric or exact by the answers
+    chat_template: str = None,  # of all checkpoints, for base models: plain for unchanged prompts, a file, or its text
+    pad_token: str = None,  # of all checkpoints, for tokenizers without one
     dtype: Annotated[str, dict(choices=("float32", "bfloat16", "float16"))] = None,  # of the weights
     device: str = None,  # cpu, cuda, …; the GPU if there is one
 ):
-    "Compare checkpoints token by token on a file of prompts"
+    "Could one checkpoint learn from another? Compare them token by token on a file of prompts"
     asked = dict(locals())
     if len(policies) < 2: raise ValueError(f"a gap needs at least two checkpoints, not {policies}")
-    if not Path(prompts).is_file(): raise FileNotFoundError(f"there is no file of prompts {prompts}")
+    every = (*policies, *([base] if base else []))
+    for path in every: _check_place(path)
+    asked["chat_template"] = _template(chat_template)
+    for path in every: _check_format(path, chat_template, pad_token)
+    if not Path(prompts).exists(): raise FileNotFoundError(f"there is no file of prompts {prompts}")
+    if reward is not None:
+        from copd_nb.data.verifiers import named_reward
+        named_reward(reward)
     _run("checkpoints", _given("checkpoints", asked), out, "tokens", "gap.parquet")
 
 # %% ../../nbs/8_report/05_checks.ipynb #cf728f55
