@@ -26,7 +26,8 @@ def test_values_are_those_of_yaml_1_2(text, value):
     ("a: &x [1]\nb: *x", "line 1: an anchor or alias"), ("a: !!python/name:os.system", "line 1: a tag"),
     ("a: 1\na: 2", 'line 2: found duplicate key "a"'), ("a:\n - [1, 2\nb: 3", "line 3"), ("a: 1\n  b: 2", "line 2"),
     ("1: a", "line 1: key '1' must be a text"), ("x: {1.5: a}", "key '1.5'"), ("[" * 6000, "too many brackets"),
-    ("a: " + "[" * 300 + "]" * 300, "nested more than"), ("a: 'b", "line 1"), ("\x00", "the file"), ("? [a]\n: 1", "key")])
+    ("a: " + "[" * 300 + "]" * 300, "nested more than"), ("a: 'b", "line 1"), ("\x00", "the file"),
+    ("? [a]\n: 1", "key")])
 def test_what_is_not_plain_is_refused_with_its_line(text, words):
     with pytest.raises(ValueError, match=words): parse_yaml(text)
 
@@ -42,7 +43,8 @@ def test_any_text_gives_a_value_or_a_value_error(text):
     ("model: 3", 1, "model: 3 is not allowed: text is needed"), ("model: m\nsteps: 1.5", 2, "a whole number is needed"),
     ("model: m\nseeds: [0,\n  x]", 3, "seeds.1: 'x' is not allowed"), ("model: m\nseeds: 3", 2, "a list is needed"),
     ("model: m\nconfig:\n  kind: c", 3, "config.kind: 'c' is not allowed: a, b"),
-    ("model: m\nconfig:\n  rate: high", 3, "a number is needed"), ("model: m\nsteps: 1", 2, "less than the minimum of 2"),
+    ("model: m\nconfig:\n  rate: high", 3, "a number is needed"),
+    ("model: m\nsteps: 1", 2, "less than the minimum of 2"),
     ("model: m\neither: {rank: 3}", 2, "'path' is missing"), ("model: m\neither: 3", 2, "text or keys with values")])
 def test_faults_have_lines_and_say_what_is_needed(text, line, words):
     (found, sentence), = faults(parse_yaml(text), SCHEMA)

@@ -29,7 +29,8 @@ def lines(path, rows): path.write_text("".join(json.dumps(r) + "\n" for r in row
 @pytest.fixture
 def file(tmp_path):
     lines(tmp_path / "math.jsonl", [dict(question=f"{a}+{b}=", answer=a + b) for a in range(8) for b in range(8)])
-    lines(tmp_path / "sort.jsonl", [dict(question=f"sort {a}{b}", answer="".join(sorted(a + b))) for a in "xyzt" for b in "abcd"])
+    sort = [dict(question=f"sort {a}{b}", answer="".join(sorted(a + b))) for a in "xyzt" for b in "abcd"]
+    lines(tmp_path / "sort.jsonl", sort)
     (tmp_path / "mine.yaml").write_text(TEXT)
     return tmp_path / "mine.yaml"
 
@@ -54,10 +55,12 @@ def test_presets_replace_parts_and_cycles_fit(file):
 @pytest.mark.parametrize("old, new, line, words", [
     ("model:", "modle:", 1, "did you mean 'model'"), ("reward: numeric", "reward: numerik", 3, "no reward 'numerik'"),
     ("file: math.jsonl, reward: numeric", "file: math.jsonl", 3, "a reward is needed"),
-    ("file: math.jsonl", "task: algebraa", 3, "no task 'algebraa'"), ("{prompt: question}", "{promt: question}", 3, "did you mean"),
+    ("file: math.jsonl", "task: algebraa", 3, "no task 'algebraa'"),
+    ("{prompt: question}", "{promt: question}", 3, "did you mean"),
     ("file: math.jsonl, ", "", 3, "one of file and task"), ("s_rl: 6", "s_rll: 6", 5, "did you mean 's_rl'"),
     ("mixed", "mixt", 5, "no paradigm 'mixt'"), ("prompts: 4", "prompts: four", 6, "a whole number"),
-    ("1e-4", "-1", 6, "must be positive"), ("1e-4", "high", 6, "a number is needed"), ("steps: 20", "steps: 15", 5, "take 10"),
+    ("1e-4", "-1", 6, "must be positive"), ("1e-4", "high", 6, "a number is needed"),
+    ("steps: 20", "steps: 15", 5, "take 10"),
     ("steps: 20", "seeds: [1, 1]", 7, "listed twice"), ("  math:", "  ma/th:", 3, "not allowed"),
     ("steps: 20", "together: {pair: [math, srot]}", 7, "no capability 'srot'"),
     ("steps: 20", "together: {pair: [math]}", 7, "at least two"), ("steps: 20", "suite: minis", 1, "either suite"),
@@ -81,7 +84,8 @@ def test_the_same_mistakes_in_python():
 
 
 def test_reading_imports_neither_torch_nor_code_of_the_file(file):
-    (file.parent / "mine.py").write_text("open('imported', 'w').write('x')\ndef score(completions, examples): return []\n")
+    code = "open('imported', 'w').write('x')\ndef score(completions, examples): return []\n"
+    (file.parent / "mine.py").write_text(code)
     file.write_text(TEXT.replace("reward: exact", "reward: mine:score").replace("mixed", "mine:turns"))
     script = ("import sys; from copd_nb.study.experiment import read_experiment; "
               "from copd_nb.study.checking import data_faults, own_code; e = read_experiment('mine.yaml'); "
@@ -116,7 +120,8 @@ def test_a_draft_can_be_read_and_says_what_is_open(file, tmp_path):
     exp = read_experiment(file)
     assert list(exp.capabilities) == ["math", "sort"] and exp.capabilities["math"]["file"] == "math.jsonl"
     assert exp.capabilities["math"]["reward"].startswith("numeric") and exp.model["lora"] == 16
-    lines(tmp_path / "essay.jsonl", [dict(question=f"Write about {i}", answer="word " * 80 + str(i)) for i in range(20)])
+    essays = [dict(question=f"Write about {i}", answer="word " * 80 + str(i)) for i in range(20)]
+    lines(tmp_path / "essay.jsonl", essays)
     text, guesses = draft([tmp_path / "math.jsonl", tmp_path / "essay.jsonl"], None, file)
     assert guesses[1].open == ["reward"] and text.count(OPEN) == 2
     file.write_text(text)
