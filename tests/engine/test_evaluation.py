@@ -12,10 +12,11 @@ from copd_nb.data.capability import Capability
 from copd_nb.engine.evaluation import evaluate, pass_at_k, summary
 from copd_nb.policy.toys import minis_base, image, text, video
 from copd_nb.data.rewards import Exact
-from copd_nb.signals.sampling import sample
+from copd_nb.signals.rollouts import Request, generator
+from copd_nb.signals.sampling import sample, sample_many
 
 SUITE = dict(text=text(24), image=image(8, 24), video=video(8, 24))
-COLUMNS = ["capability", "example", "greedy", "sampled", "correct", "samples"]
+COLUMNS = ["capability", "example", "greedy", "sampled", "correct", "samples", "entropy", "length"]
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +118,15 @@ def test_two_capabilities_of_one_name_are_refused(shipped):
 def test_greedy_only_has_no_sampled_numbers(shipped):
     out = evaluate(shipped, [SUITE["text"]], prompts=2, samples=0, max_new_tokens=2)
     assert all(math.isnan(x) for x in out.sampled) and list(out.columns) == COLUMNS
+
+
+def test_entropy_and_length_are_those_of_the_sampled_completions(shipped):
+    asked = SUITE["text"].test[:3]
+    found = evaluate(shipped, [SUITE["text"]], prompts=3, samples=2, max_new_tokens=6, temperature=0.7)
+    key = generator(shipped.device, 0, "evaluate", "text", 0)
+    [out] = sample_many(shipped, [Request(shipped.encode(asked), 3, key, greedy=1)], 6, 0.7)
+    for i, row in enumerate(found.itertuples()):
+        tokens = [(out.logp[k, t].item()) for k in (3 * i + 1, 3 * i + 2) for t in range(int(out.lengths[k]))]
+        assert row.entropy == pytest.approx(-sum(tokens) / len(tokens), rel=1e-5) and row.length == len(tokens) / 2
+    greedy = evaluate(shipped, [SUITE["text"]], prompts=2, samples=0, max_new_tokens=2)
+    assert greedy.entropy.isna().all() and greedy.length.isna().all()
