@@ -741,7 +741,7 @@ PLACES = {
     "first step after it": ("train_step", 4, True),
     "at the second decision": ("change_schedule", 2, False),
     "in the last cycle": ("train_step", 8, True),
-    "at the end": ("_finish", 1, False),
+    "at the end": ("finish", 1, False),
 }
 
 

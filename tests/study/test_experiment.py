@@ -80,7 +80,8 @@ def test_the_same_mistakes_in_python():
     with pytest.raises(ValueError, match="either suite, or model"): Experiment(steps=20)
     with pytest.raises(ValueError, match="take 20 steps"): Experiment(suite="minis", steps=10)
     with pytest.raises(ValueError, match="'high'"): Experiment(suite="minis", config=dict(learning_rate="high"))
-    with pytest.raises(FileNotFoundError, match="no experiment nowhere.yaml: copd init"): read_experiment("nowhere.yaml")
+    with pytest.raises(FileNotFoundError, match="no experiment nowhere.yaml: copd init"):
+        read_experiment("nowhere.yaml")
 
 
 def test_reading_imports_neither_torch_nor_code_of_the_file(file):
