@@ -8,11 +8,13 @@ __all__ = ['SUITES', 'FORMER', 'load_suite']
 # %% ../../nbs/1_policy/19_suites.ipynb #c002
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from ..data.capability import Capability, by_name
 from ..data.names import named, with_options
-from .core import Policy
+
+if TYPE_CHECKING: from copd_nb.policy.core import Policy  # names of suites are looked up without torch
 
 # %% ../../nbs/1_policy/19_suites.ipynb #c003
 SUITES = {
@@ -23,28 +25,29 @@ SUITES = {
 FORMER = {f"copd_nb.{name}:suite": reference for name, reference in SUITES.items()}  # as version 0.1 wrote them
 
 # %% ../../nbs/1_policy/19_suites.ipynb #92c42aa0
-def _pair(found, label: str) -> tuple[dict[str, Capability], Policy]:
+def _pair(found, label: str) -> "tuple[dict[str, Capability], Policy]":
     "Capabilities by name and the base; ValueError for anything else."
+    from copd_nb.policy.core import Policy
     if not isinstance(found, (tuple, list)) or len(found) != 2 or not isinstance(found[1], Policy):
         raise ValueError(f"{label} is {found!r:.80}: a pair of capabilities and a base policy is needed")
     return by_name(found[0]), found[1]
 
-def _called(function: Callable, values: dict, label: str) -> tuple[dict[str, Capability], Policy]:
+def _called(function: Callable, values: dict, label: str) -> "tuple[dict[str, Capability], Policy]":
     "Call the function of a suite; ValueError for unknown arguments and for results of another kind."
     parameters = inspect.signature(function)
     try: parameters.bind(**values)
     except TypeError as error: raise ValueError(f"{label}: {error}; it takes {list(parameters.parameters)}") from error
     return _pair(function(**values), label)
 
-@cache
-def _by_name(suite: str) -> tuple[dict[str, Capability], Policy]:
+@lru_cache(8)  # of the last few: each holds a model
+def _by_name(suite: str) -> "tuple[dict[str, Capability], Policy]":
     "A suite by its name, loaded once."
     name, values = with_options(suite)
     return _called(named(name, SUITES | FORMER, "suite"), values, f"suite {suite!r}")
 
 def load_suite(
     suite: str | Callable | tuple,  # "skills?names=add", "package.module:name?option=value", a function, or the pair
-) -> tuple[dict[str, Capability], Policy]:  # capabilities by name, base
+) -> "tuple[dict[str, Capability], Policy]":  # capabilities by name, base
     "A suite's capabilities and base; ValueError names a suite that can't be found, and what it takes."
     if isinstance(suite, str): return _by_name(suite)
     return _called(suite, {}, "the suite") if callable(suite) else _pair(suite, "the suite")

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from ..study.experiment import SHIPPED, Experiment, read_experiment
+from ..study.experiment import SHIPPED, Experiment, chosen_rows, read_experiment
 
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #5e240805
 MANY = dict(action="append", metavar="FILE")
@@ -121,8 +121,8 @@ def train_experiment(
 ):
     "Train one paradigm of an experiment, and print its scores."
     experiment = read_experiment(file, preset)
-    from copd_nb.study.loading import chosen_rows, jobs_of
     if experiment.capabilities: chosen_rows(experiment, paradigm)  # refuses unknown names
+    from copd_nb.study.loading import jobs_of
     runs = experiment.train(paradigm, seed)
     from copd_nb.study.jobs import scores_of
     jobs = {label: job for (label, _), job in jobs_of(experiment, paradigm, (seed or experiment.seeds[0],)).items()}
@@ -134,8 +134,8 @@ def train_experiment(
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #0d20e953
 def _reported(report: str, file: str, preset: str | None, out: str | None, **more):
     "Execute a report on an experiment; print its headline and files."
-    from copd_nb.report.driver import run_report
     name = "-".join(filter(None, (read_experiment(file, preset).title, preset)))
+    from copd_nb.report.driver import run_report
     folder = out or f"runs/reports/{report}-{name}"
     asked = {k: v for k, v in dict(file=file, preset=preset, **more).items() if v is not None}
     print(f"{report} of {name}; finished runs are reused, and the same command resumes", flush=True)
