@@ -6,7 +6,7 @@
 __all__ = ['TRIALS', 'tuning_split', 'suite', 'tuning_suite', 'names_of', 'trials', 'criterion', 'best', 'sweep_jobs',
            'run_trials', 'sweep', 'made_of', 'tuned_note', 'with_winners']
 
-# %% ../../nbs/6_study/09_sweep.ipynb #59c305d9
+# %% ../../nbs/6_study/09_sweep.ipynb #edb3a269
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +26,7 @@ from .jobs import Job, run_of, scores_of
 from .loading import suite_of
 from .workers import do_all
 
-# %% ../../nbs/6_study/09_sweep.ipynb #0bfb2f30
+# %% ../../nbs/6_study/09_sweep.ipynb #4766e1dd
 def tuning_split(
     capability: Capability,
     prompts: int,  # to judge trials by; at most half of the training prompts
@@ -52,7 +52,7 @@ def tuning_suite(experiment: Experiment) -> str | tuple:
     if isinstance(given, str): return "copd_nb.study.sweep:suite?" + urlencode(dict(of=given, prompts=prompts))
     return suite(given, prompts)
 
-# %% ../../nbs/6_study/09_sweep.ipynb #81cd4a6c
+# %% ../../nbs/6_study/09_sweep.ipynb #c42bc0da
 _RATES = [dict(rate=r) for r in (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)]
 _DISTIL = [dict(opd_lr=rate, share=share) for share in (0.25, 0.4) for rate in (0.5, 1.0, 2.0)]
 _CYCLES = [dict(rate=rate, beta=beta) for rate in (1.0, 2.0) for beta in (0.03, 0.3)]
@@ -93,7 +93,7 @@ def trials(
         raise ValueError(f"tuning.trials: {({n: len(x) for n, x in found.items()})}: every row needs as many")
     return found
 
-# %% ../../nbs/6_study/09_sweep.ipynb #2cc0938a
+# %% ../../nbs/6_study/09_sweep.ipynb #88957033
 def criterion(
     scores: pd.DataFrame,  # from `scores_of`
     capabilities: list[str],  # that count
@@ -109,7 +109,7 @@ def best(
     means = table.groupby(["paradigm", "trial"]).criterion.mean()
     return {name: int(means[name].idxmax()) for name in table.paradigm.unique()}
 
-# %% ../../nbs/6_study/09_sweep.ipynb #8f63ccbd
+# %% ../../nbs/6_study/09_sweep.ipynb #332bc14d
 def _rows(experiment: Experiment, name: str, values: Mapping) -> tuple[tuple[str, ...], list[Paradigm]]:
     "Capabilities and rows of one trial, in the largest setting that has the paradigm."
     steps = experiment.tuning.get("steps", experiment.steps)
@@ -149,7 +149,7 @@ def run_trials(
     rows = [(*at, score(job, counts)) for at, (job, counts) in jobs.items()]
     return pd.DataFrame(rows, columns=["paradigm", "trial", "seed", "label", "criterion"])
 
-# %% ../../nbs/6_study/09_sweep.ipynb #8e9dec9d
+# %% ../../nbs/6_study/09_sweep.ipynb #837c848f
 def sweep(
     experiment: Experiment,
 ) -> tuple[pd.DataFrame, dict[str, dict]]:  # one row a trial, seed and row of the table; paradigm → chosen arguments
@@ -166,7 +166,7 @@ def sweep(
     chosen |= {n: later[n][i] for n, i in best(more).items()}
     return pd.concat([table, more], ignore_index=True), chosen
 
-# %% ../../nbs/6_study/09_sweep.ipynb #41083095
+# %% ../../nbs/6_study/09_sweep.ipynb #70a73ced
 def made_of(experiment: Experiment) -> dict:
     "Fingerprints of what settings are tuned for."
     capabilities, base = experiment.load()
