@@ -36,6 +36,8 @@ _NAMES = {  # module → the public names that come from it
     "analysis.audits": "audit",
     "analysis.gradients": "gradient_conflict",
     "analysis.token_gap": "behavior_gap",
+    "study.memory": "plan_for priced",
+    "study.rehearsal": "rehearse",
     "view.browser": "RunBrowser",
     "view.designer": "ScheduleDesigner",
     "view.gap_explorer": "GapExplorer",

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    AutoConfig, AutoModelForCausalLM, GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration)
 
 from ..data.capability import Capability, Example
 from ..data.recipes import RECIPES
@@ -163,7 +164,8 @@ def rehearsal_prompts(
     for name, entry in (dict(experiment.capabilities) or dict(experiment.load()[0])).items():
         own = _own(experiment, name, entry)
         made = own or _embedded(entry)
-        sides = [[_small(e, name) for e in side if len(e.transcript) <= LONGEST][:number] for side in (made.train, made.test)]
+        sides = [[_small(e, name) for e in side if len(e.transcript) <= LONGEST][:number]
+                 for side in (made.train, made.test)]
         if not all(sides): raise ValueError(f"capability {name!r} has no prompts of at most {LONGEST:,} characters")
         found[name], origin[name] = Capability(name, *sides, share_of_digits), "its own" if own else "embedded"
     return found, origin
@@ -203,7 +205,8 @@ def _tried(schedule: Schedule, prompts: dict[str, Capability], base: Policy, con
 def _row(schedule: Schedule, *request) -> dict:
     try: return _tried(rehearsed(schedule), *request)
     except Exception as error:  # the other rows are still worth a try
-        return dict(signals=0, steps=0, gradient_norm=math.nan, judged=0, ok=False, fault=f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        return dict(signals=0, steps=0, gradient_norm=math.nan, judged=0, ok=False, fault=reason)
 
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaConfig, MambaConfig
 
 from copd_nb.data.capability import Example
 from copd_nb.engine.config import Config
 from copd_nb.policy.lora_branches import LoraPolicy
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.study.experiment import Experiment, read_experiment, rows_of, settings_of
+from copd_nb.study.loading import capability_of
 from copd_nb.study.memory import lengths_of, plan_for
 from copd_nb.study.rehearsal import (
     _small, rehearsal_base, rehearsal_config, rehearsal_prompts, rehearse, rehearsed, share_of_digits, shrunk,
@@ -84,7 +85,8 @@ def rows(path, many): path.write_text("\n".join(map(json.dumps, many)), encoding
 def test_the_sets_of_an_example_are_read_by_their_recipes(tmp_path):
     e = example("qwen3-vl-4b")
     rows(tmp_path / "train.jsonl", [dict(question=f"What is {i}+{i}?", final_answer=str(2 * i)) for i in range(5)])
-    rows(tmp_path / "test.jsonl", [dict(problem=f"What is {i}-1?", answer=str(i - 1), unique_id=f"u{i}") for i in range(3)])
+    rows(tmp_path / "test.jsonl", [dict(problem=f"What is {i}-1?", answer=str(i - 1), unique_id=f"u{i}")
+                                   for i in range(3)])
     entry = e.capabilities["text"] | dict(file="train.jsonl", recipe="deepmath-103k", test="test.jsonl")
     own = replace(e, capabilities=dict(text=entry, image=e.capabilities["image"]), together={}, folder=tmp_path)
     found, origin = rehearsal_prompts(own)
@@ -99,7 +101,6 @@ def test_the_tests_of_programs_are_read(tmp_path):
     rows(tmp_path / "data" / "mbpp.jsonl", [dict(prompt=f"Write add{i}(a, b).", answer=json.dumps(
         dict(tests=f"assert add{i}(1, 2) == 3"))) for i in range(30)])
     own = replace(e, folder=tmp_path)
-    from copd_nb.study.loading import capability_of
     code = capability_of("code", own.capabilities["code"], own.folder)
     assert "one block of Python" in code.train[0].prompt
     number = code.train[0].prompt.split("add")[1].split("(")[0]
@@ -127,7 +128,6 @@ def test_a_small_model_of_the_same_type(config, kind):
 
 
 def test_a_family_that_can_not_be_shrunk_is_rehearsed_as_qwen3():
-    from transformers import MambaConfig
     with pytest.raises(ValueError): small_text_model(MambaConfig())
     assert small_model(Experiment("nobody/nothing", dict(a=SMALL, b=SMALL))).model.config.model_type == "qwen3"
     assert small_model(Experiment(shrunk(), dict(a=SMALL, b=SMALL))).model.config.model_type == "qwen3_vl"

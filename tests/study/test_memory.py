@@ -10,10 +10,11 @@ from copd_nb.engine.config import Config
 from copd_nb.engine.state import model_shape
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora_branches import _targets, lora
+from copd_nb.policy.toys import image, minis_base
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.costs import ModelShape
 from copd_nb.study.experiment import Experiment, rows_of
-from copd_nb.study.memory import lengths_of, lora_size, memory_plan, plan_for, planned_model, priced
+from copd_nb.study.memory import _pictured, lengths_of, lora_size, memory_plan, plan_for, planned_model, priced
 from copd_nb.study.rehearsal import shrunk
 from copd_nb.study.sources import qwen3_vl_4b, without_weights
 
@@ -54,7 +55,8 @@ def test_adapters_of_a_mixture_of_experts_with_a_dense_layer_have_the_size_that_
 def plan_of(large, **options):
     text = qwen3_vl_4b().get_text_config()
     shape = ModelShape(sum(p.numel() for p in large.parameters()), 0, text.num_hidden_layers, text.hidden_size)
-    table = memory_plan(text, shape, HUB, replace(PAPER, **options.pop("config", {})), **options).set_index("item")["GiB"]
+    config = replace(PAPER, **options.pop("config", {}))
+    table = memory_plan(text, shape, HUB, config, **options).set_index("item")["GiB"]
     assert table["sum"] == pytest.approx(table.drop("sum").sum())
     return table
 
@@ -82,8 +84,7 @@ def test_a_model_is_planned_as_it_is_loaded(rank, folder):
     model = dict(path=str(folder)) | (dict(lora=rank, dtype="bfloat16") if rank else {})
     experiment = Experiment(model, TASKS)
     before = planned_model(experiment)
-    base = experiment.model and Policy.load(folder)
-    base = lora(base, rank) if rank else base
+    base = lora(Policy.load(folder), rank) if rank else Policy.load(folder)
     assert before.shape == model_shape(base)
     assert before.adapter == (sum(p.numel() for p in base.parameters()) if rank else None)
     assert before.weight_bytes == (2 if rank else 4) and planned_model(experiment, base).shape == before.shape
@@ -94,7 +95,8 @@ def test_every_row_has_its_peak(folder):
     plan = plan_for(experiment)
     rows = {(s, p.label) for s, rows in rows_of(experiment).items() for p in rows}
     assert set(zip(plan.rows.setting, plan.rows.paradigm)) == rows
-    assert plan.rows.paradigm[0] == "CoPD" and plan.rows["GiB"][0] == plan.largest["GiB"].iloc[-1] == plan.rows["GiB"].max()
+    assert plan.rows.paradigm[0] == "CoPD"
+    assert plan.rows["GiB"][0] == plan.largest["GiB"].iloc[-1] == plan.rows["GiB"].max()
     assert plan.text.hidden_size == 64
 
 
@@ -125,8 +127,6 @@ def test_lengths_say_where_they_come_from(folder, tmp_path):
 
 
 def test_pictures_count_as_in_the_model():
-    from copd_nb.policy.toys import image, minis_base
-    from copd_nb.study.memory import _pictured
     prompts = image(16, 8).train[:4]
     assert [_pictured(e) for e in prompts] == [16 * 32 / 32 ** 2] * 4
     measured = lengths_of(Experiment(suite="minis"), minis_base())

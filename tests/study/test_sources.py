@@ -36,8 +36,8 @@ def test_bf16_stays_bf16_and_is_warned_of_where_it_is_slow(native, monkeypatch, 
     asked = Config(precision="bf16", device="cpu")
     assert (slow_precision(asked) is None) == native and slow_precision(Config(device="cpu")) is None
     base = lora(shrunk(), 4)
-    experiment = Experiment(base, dict(a=dict(task="algebra"), b=dict(task="algebra", arguments=dict(seed=1))), config=asked,
-                            run=dict(store=str(tmp_path)))
+    two = dict(a=dict(task="algebra"), b=dict(task="algebra", arguments=dict(seed=1)))
+    experiment = Experiment(base, two, config=asked, run=dict(store=str(tmp_path)))
     monkeypatch.setattr(loading, "suite_of", lambda e: "minis")
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -80,7 +80,8 @@ def test_paths_begin_at_the_file_of_the_experiment(tmp_path):
 def test_weights_are_counted_without_them(folder):
     there = sum(p.numel() for p in Policy.load(folder).model.parameters())
     model = without_weights(config_of(str(folder)))
-    assert sum(p.numel() for p in model.parameters()) == there and {p.device.type for p in model.parameters()} == {"meta"}
+    assert sum(p.numel() for p in model.parameters()) == there
+    assert {p.device.type for p in model.parameters()} == {"meta"}
     small = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
     assert type(without_weights(small)).__name__ == "LlamaForCausalLM"  # its config names no class
 
