@@ -1,4 +1,4 @@
-"""A step of the preset `qwen3-vl-4b-gpu` on one graphics card: full size, random weights, short completions.
+"""A step of `examples/qwen3-vl-4b.yaml` on one graphics card: full size, random weights, short completions.
 
 `python bench/cuda.py` prints JSON: seconds and tokens of a step of each phase, the card's arithmetic, and the peak of
 memory beside the plan's.
@@ -13,20 +13,22 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
-from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.state import Training, model_shape
 from copd_nb.engine.step import train_step
 from copd_nb.engine.accelerator import accelerator_for, machine
 from copd_nb.policy.toys import minis
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora_branches import lora
-from copd_nb.study.memory import lora_size, memory_plan, qwen3_vl_4b, share_of_digits
-from copd_nb.study.presets import preset
+from copd_nb.study.experiment import read_experiment, rows_of
+from copd_nb.study.memory import lora_size, memory_plan
+from copd_nb.study.rehearsal import share_of_digits
+from copd_nb.study.sources import qwen3_vl_4b
 from copd_nb.policy.processors import small_processor
 from copd_nb.signals.rollouts import generator
 from copd_nb.signals.sampling import sample
 from copd_nb.engine.runs import create_run
 
+EXAMPLE = Path(__file__).parents[1] / "examples" / "qwen3-vl-4b.yaml"
 PIXELS = 8  # a pixel of a mini's picture becomes a square of so many
 
 
@@ -92,19 +94,21 @@ def decoding(training: Training, rows: int, tokens: int) -> dict:
 
 
 def measure(side: int, prompts: int, tokens: int, steps: int):
-    chosen = preset("qwen3-vl-4b-gpu")
+    chosen = read_experiment(EXAMPLE)
+    rank = chosen.model["lora"]
     config = replace(chosen.config, prompts=prompts, opd_prompts=prompts, max_new_tokens=tokens, micro_prompts=prompts,
                      rollout_rows=prompts * chosen.config.group_size, probe_every=0, eval_every=0)
-    schedule = copd(chosen.names, **(chosen.plan | dict(cycles=1, s_rl=2, s_opd=2)))
+    planned = next(p.schedule for p in rows_of(chosen)["three_branch"] if p.family == "copd")
+    schedule = replace(planned, phases=[replace(p, steps=2) for p in planned.phases if p.cycle == 1])
     plain, seconds = timed(lambda: random_model(side))
     say("model", dict(machine(accelerator_for(config)), torch=torch.__version__,
                       weights=sum(p.numel() for p in plain.model.parameters()), seconds=round(seconds, 1),
                       held=round(torch.cuda.memory_allocated() / 2 ** 30, 2)))
-    policy = lora(plain, chosen.rank)
+    policy = lora(plain, rank)
     if config.recompute: policy.recompute()
     training = begin(policy, config, schedule, suite())
     for rows in (16, 64, 256): say("decoding", decoding(training, rows, 32))
-    size = lora_size(plain.model, chosen.rank)
+    size = lora_size(plain.model, rank)
     plan = memory_plan(plain.model.config.get_text_config(), model_shape(plain), schedule, config, size,
                        prompt=side * side // 1024, weight_bytes=2)
     say("plan", dict(zip(plan["item"], plan["GiB"].round(2))))

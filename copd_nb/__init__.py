@@ -39,6 +39,8 @@ _NAMES = {  # module → the public names that come from it
     "analysis.token_gap": "behavior_gap",
     "study.experiment": "Experiment read_experiment",
     "study.jobs": "Job reuse_table",
+    "study.memory": "plan_for priced",
+    "study.rehearsal": "rehearse",
     "view.browser": "RunBrowser",
     "view.designer": "ScheduleDesigner",
     "view.gap_explorer": "GapExplorer",

@@ -20,7 +20,6 @@ if TYPE_CHECKING: from copd_nb.policy.core import Policy  # names of suites are 
 SUITES = {
     "minis": "copd_nb.policy.toys:suite",  # sums, images and videos of digits, and the shipped base
     "skills": "copd_nb.study.bases:suite",  # short text skills; their base is trained on first use
-    "presets": "copd_nb.study.presets:suite",  # a real model with real data sets
 }
 FORMER = {f"copd_nb.{name}:suite": reference for name, reference in SUITES.items()}  # as version 0.1 wrote them
 

