@@ -56,11 +56,10 @@ def listed_names(
 def _no_leader(table: pd.DataFrame, level: pd.DataFrame, equal: pd.DataFrame) -> str:
     "The sentence for a table without a leader."
     first, more = table.iloc[0], level[~level.paradigm.isin(equal.paradigm)]
-    if len(equal) == len(table) - 1:
-        return f"No model leads: all {len(table)} unified models have the same mean, {_number(first['mean'])} %."
-    size = _size(first["mean"], first.low, first.high, "%")
-    top = f"the highest mean is that of {first.paradigm}, {size}"
-    if len(equal): top = f"{listed_names([first.paradigm, *equal.paradigm])} share the highest mean, {size}"
+    mean, sharing = f"{_number(first['mean'])} %", [first.paradigm, *equal.paradigm]
+    if len(sharing) == len(table): return f"No model leads: all {len(table)} unified models have the same mean, {mean}."
+    top = f"the highest mean is that of {first.paradigm}, {_size(first['mean'], first.low, first.high, '%')}"
+    if len(equal): top = f"{listed_names(sharing)} share the highest mean, {mean}"
     near = [f"{r.paradigm} ({_size(r.lead, r.lead_low, r.lead_high, 'points')} behind)" for r in more.itertuples()]
     return f"No model leads: {top}{'; not told apart from it: ' * bool(near)}{listed_names(near)}."
 

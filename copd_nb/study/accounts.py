@@ -6,7 +6,7 @@
 __all__ = ['Asked', 'TRIALS', 'asked_for', 'done_before', 'work_done', 'work_sentence', 'measured_costs', 'memory_table',
            'shorter_merges', 'tuning_note', 'trial_note', 'without_reward']
 
-# %% ../../nbs/6_study/20_accounts.ipynb #7d5beeda
+# %% ../../nbs/6_study/20_accounts.ipynb #788d7789
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ from .grid import Arm, Outcome, Study
 from .jobs import is_done
 from .memory import memory_plan
 
-# %% ../../nbs/6_study/20_accounts.ipynb #a635c5c2
+# %% ../../nbs/6_study/20_accounts.ipynb #3400df70
 def _parts(experiment: Experiment, given: dict) -> dict:
     "Fields of an experiment in which single values are replaced; these leave `given`."
     evaluation = {k: given.pop(k) for k in ("prompts", "samples") if k in given}
@@ -53,7 +53,7 @@ def asked_for(
         given["paradigms"] = tuple(_fitted(listed, steps))
     return replace(experiment, **given, **parts)
 
-# %% ../../nbs/6_study/20_accounts.ipynb #59b6ec98
+# %% ../../nbs/6_study/20_accounts.ipynb #54538caa
 Asked = Mapping[str, tuple[Study, Mapping[str, Arm]]]  # setting → study and arms, as `Experiment.studies` gives them
 
 def done_before(
@@ -84,7 +84,7 @@ def work_done(
                 hours_now=float(now.seconds.sum() / 3600), tokens=float(rows.generated.sum()),
                 tokens_now=float(now.generated.sum()), tokens_a_second=float(rows.generated.sum() / max(seconds, 1e-9)))
 
-# %% ../../nbs/6_study/20_accounts.ipynb #0e4e573e
+# %% ../../nbs/6_study/20_accounts.ipynb #cc2009ed
 def _time(hours: float) -> str:
     "A time in the unit that suits it."
     return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else \
@@ -99,7 +99,7 @@ def work_sentence(
             f"{_time(work['hours'])} of steps and {work['tokens']:,.0f} generated tokens, "
             f"{work['tokens_a_second']:,.0f} a second of training.")
 
-# %% ../../nbs/6_study/20_accounts.ipynb #0001c232
+# %% ../../nbs/6_study/20_accounts.ipynb #3829b48b
 def measured_costs(
     runs: Mapping[tuple[str, int], Run],  # (label, seed) → run
 ) -> pd.DataFrame:  # `cost_table` with tokens_a_second and peak_gib, the largest over seeds
@@ -126,7 +126,7 @@ def memory_table(
     plans = {p.label: memory_plan(text, model_shape(base), p.schedule, config, adapter, longest, width) for p in rows}
     return pd.DataFrame({label: plan.set_index("item")["GiB"] for label, plan in plans.items()})
 
-# %% ../../nbs/6_study/20_accounts.ipynb #c9dfa502
+# %% ../../nbs/6_study/20_accounts.ipynb #feb0cc2b
 def shorter_merges(
     experiment: Experiment,
 ) -> dict[str, tuple[Study, dict[str, Arm]]]:  # setting/curve → study without a final evaluation, arms
@@ -142,7 +142,7 @@ def shorter_merges(
 
 def _family(wanted) -> str: return next(iter(wanted)) if isinstance(wanted, Mapping) else wanted
 
-# %% ../../nbs/6_study/20_accounts.ipynb #e5d1b71c
+# %% ../../nbs/6_study/20_accounts.ipynb #ce36a9bc
 TRIALS = ("quick", "smoke")  # presets of trial runs
 
 def tuning_note(experiment: Experiment) -> str:
@@ -171,5 +171,6 @@ def without_reward(
         rewards = {l: outcome.events(l) for l in outcome.labels}
         rewards = {l: e.reward.dropna() for l, e in rewards.items() if "reward" in e}
         if none := [l for l, r in rewards.items() if len(r) and not r.any()]:
-            said.append(f"{name}: every rollout of {', '.join(none)} earned 0, so its reward taught nothing.")
+            place = f"{name.replace('_', ' ')}: " if len(outcomes) > 1 else ""
+            said.append(f"{place}every rollout of {', '.join(none)} earned 0, so the reward taught nothing.")
     return said
