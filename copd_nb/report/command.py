@@ -25,7 +25,7 @@ COMMANDS = {f.__name__: f for group in GROUPS.values() for f in group}
 EXAMPLES = """\
 Examples
   copd train copd -p capabilities '["text", "image"]' -p cycles 2 --out runs/first
-  copd report experiment -p preset quick
+  copd report comparison -p preset quick
   copd check data.jsonl --column prompt=question --reward numeric
   copd gap runs/a/result runs/b/result --prompts prompts.jsonl
 """
