@@ -171,6 +171,6 @@ def without_reward(
         rewards = {l: outcome.events(l) for l in outcome.labels}
         rewards = {l: e.reward.dropna() for l, e in rewards.items() if "reward" in e}
         if none := [l for l, r in rewards.items() if len(r) and not r.any()]:
-            place = f"{name.replace('_', ' ')}: " if len(outcomes) > 1 else ""
-            said.append(f"{place}every rollout of {', '.join(none)} earned 0, so the reward taught nothing.")
+            place = f"{name.replace('_', ' ')}: every" if len(outcomes) > 1 else "Every"
+            said.append(f"{place} rollout of {', '.join(none)} earned 0, so the reward taught nothing.")
     return said
