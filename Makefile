@@ -27,7 +27,7 @@ $(VENV)/.done: constraints.txt settings.ini setup.py pyproject.toml
 	touch $@
 
 report: setup  ## train every paradigm on the embedded suite and write the comparison report
-	$(BIN)/copd report comparison -p preset $(PRESET)
+	$(BIN)/copd report experiment -p file minis -p preset $(PRESET)
 
 lint: setup  ## ruff: lines of 120, complexity of 8, unused and unsafe things
 	$(BIN)/ruff check .

@@ -21,7 +21,8 @@ from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd,
 
 ROOT = Path(__file__).parents[1]
 PAGES, REPORTS = ROOT / "docs", ROOT / "docs" / "reports"
-RESULTS = REPORTS / "comparison-standard" / "results.json"
+RESULTS = next((file for name in ("experiment-standard", "comparison-standard")  # the former name of the report
+                if (file := REPORTS / name / "results.json").exists()), None)
 README, BEGIN, END = (ROOT / "README.md", "<!-- made by `python docs/build.py readme` -->",
                       "<!-- end of what is made -->")
 NOTEBOOKS = "nbs/[0-9]_*/[0-9]*.ipynb", "nbs/tutorials/*.ipynb", "nbs/explain/*.ipynb"

@@ -438,8 +438,8 @@ class Said:
                           Said(), np.float64(1), np.int64(1), "\ud800", ["a", Said()], 10 ** 5000, print],
                           ids=lambda v: str(type(v).__name__))
 def test_what_is_no_json_is_refused_by_name(value):
-    with pytest.raises(ValueError, match="parameter 'plan' (can't be written down|is)"):
-        check_parameters("real", dict(plan=value))
+    with pytest.raises(ValueError, match="parameter 'config' (can't be written down|is)"):
+        check_parameters("experiment", dict(config=value))
 
 
 def test_json_with_a_number_that_is_none_is_refused_before_a_kernel_starts(capsys, monkeypatch, tmp_path):
@@ -453,7 +453,7 @@ def test_json_with_a_number_that_is_none_is_refused_before_a_kernel_starts(capsy
 def test_keys_that_are_code_are_refused(notebook):
     for key in ("x = 1\nimport os\ny", "x; import os; y", "x.y", "x, y", "*x", "1"):
         with pytest.raises(ValueError): parameterised(notebook, {key: 1})
-        with pytest.raises(ValueError, match="has no parameters"): check_parameters("real", {key: 1})
+        with pytest.raises(ValueError, match="has no parameters"): check_parameters("experiment", {key: 1})
 
 
 @pytest.mark.parametrize("translate",
@@ -465,7 +465,7 @@ def test_a_translator_that_interpolates_is_found_out(notebook, monkeypatch, tran
 
 
 @pytest.mark.parametrize("report, given, message", [
-    ("comparison", dict(prompts="abc"), "'prompts' of report 'comparison' is 'abc': a whole number or null is needed"),
+    ("experiment", dict(prompts="abc"), "'prompts' of report 'experiment' is 'abc': a whole number or null is needed"),
     ("sweep", dict(prompts="abc"),
      "'prompts' of report 'sweep' is 'abc': a whole number is needed, such as the default 512"),
     ("sweep", dict(steps=1.5), "a whole number"), ("sweep", dict(steps=True), "a whole number"),
@@ -474,8 +474,9 @@ def test_a_translator_that_interpolates_is_found_out(notebook, monkeypatch, tran
     ("ratio", dict(beta="0.1"), "a number"), ("ratio", dict(beta=False), "a number"),
     ("ratio", dict(parts=[[1, "a"]]), "a list, each a list"), ("ratio", dict(names="add"), "a list, each text"),
     ("ratio", dict(store=5), "text"),
-    ("real", dict(dry_run="yes"), "true or false or null"), ("real", dict(plan=[1]), "an object"),
-    ("real", dict(device_map=3), "an object or text or null"),
+    ("experiment", dict(config=[1]), "an object or null"), ("experiment", dict(model=3), "text or an object or null"),
+    ("experiment", dict(paradigms=[1]), "a list, each text or an object or null"),
+    ("experiment", dict(file=3), "text or null"),
     ("ratio", dict(preset="../../x"), "preset name '../../x' is not allowed"),
     ("ratio", dict(preset="a/b"), "is not allowed"), ("ratio", dict(preset=".."), "is not allowed")])
 def test_a_value_of_the_wrong_kind_is_an_error_before_a_kernel_starts(
@@ -495,14 +496,17 @@ def test_every_report_says_what_its_parameters_are(report):
     defaults = {k: ast.literal_eval(v) for k, v in parameters_of(report).items()}
     check_parameters(report, defaults)
     assert {k for k, v in defaults.items() if v is None} <= set(OPTIONAL)
+    def example(like):
+        "The first of several examples, inside lists, too."
+        if isinstance(like, tuple): return example(like[0])
+        return [example(one) for one in like] if isinstance(like, list) else like
     for key, value in defaults.items():
-        if value is None:
-            check_parameters(report, {key: OPTIONAL[key][0] if isinstance(OPTIONAL[key], tuple) else OPTIONAL[key]})
+        if value is None: check_parameters(report, {key: example(OPTIONAL[key])})
 
 
 @pytest.mark.parametrize("report",
-                         ["../../x", "../comparison", "/etc/passwd", "reports/comparison", "comparison/../comparison",
-                          "comparison.ipynb", "..", ".", "", "comparison\0", "comparison\n", "COMPARISON", "x" * 5000])
+                         ["../../x", "../experiment", "/etc/passwd", "reports/experiment", "experiment/../experiment",
+                          "experiment.ipynb", "..", ".", "", "experiment\0", "experiment\n", "EXPERIMENT", "x" * 5000])
 def test_a_report_is_one_of_the_list(report, monkeypatch):
     monkeypatch.setattr(driver_module, "_execute", None)
     with pytest.raises(ValueError, match="unknown report"): notebook_of(report)

@@ -31,7 +31,7 @@ def _wins() -> Iterator[Claim]:
     two, three = (lambda a, b, c="mean", n=n: paper_lead(n, a, b, c) for n in ("two_branch", "three_branch"))
     own = {c: three("copd", f"{c}_expert", c) for c in ("text", "image", "video")}
     lost = {c: three(f"{c}_expert", "mixed_rlvr", c) for c in own}
-    def points(id, text, paper, note): return Claim(id, text, paper, "comparison", "points", 0.0, note)
+    def points(id, text, paper, note): return Claim(id, text, paper, "experiment", "points", 0.0, note)
     yield points("copd_over_mixed_two", "CoPD is more accurate than mixed RLVR with two branches",
                  two("copd", "mixed_rlvr"), "CoPD minus mixed RLVR, overall.")
     yield points("copd_over_mixed_three", "CoPD is more accurate than mixed RLVR with three branches",
@@ -103,7 +103,7 @@ def _reasons() -> Iterator[Claim]:
 def _asked() -> Iterator[Claim]:
     "Controls and budgets that the paper does not have."
     def points(id, text, report, note): return Claim(id, text, None, report, "points", 0.0, f"{note} {ASKED}")
-    yield points("copd_over_merged", "CoPD is more accurate than experts merged without co-evolution", "comparison",
+    yield points("copd_over_merged", "CoPD is more accurate than experts merged without co-evolution", "experiment",
                  "CoPD minus merged experts, mean over capabilities, the most branches that were run.")
     yield points("copd_over_mixed_equal_tokens", "CoPD is more accurate than mixed RLVR at equal tokens", "budget",
                  "CoPD minus mixed RLVR at equal completion tokens generated, scored and trained.")

@@ -132,7 +132,7 @@ def claims_table(
     for c in CLAIMS:
         own = [_row(c.id, c.text, _paper_size(c), f, source) for id, f, source in found if id == c.id]
         rows += own or [dict(id=c.id, claim=c.text, paper=_paper_size(c), ours="–", verdict="not run", report=c.report)]
-    rows += [_row(id, id, "–", f, source) for id, f, source in found if id not in {c.id for c in CLAIMS}]
+    rows += [_row(id, f.get("text", id), "–", f, source) for id, f, source in found if id not in {c.id for c in CLAIMS}]
     return pd.DataFrame(rows).set_index("id")
 
 def claims_markdown(

@@ -26,7 +26,7 @@ from .parameters import _plain_path, check_parameters, notebook_of, parameterise
 # %% ../../nbs/8_report/02_driver.ipynb #c004
 def _progress(output: dict) -> bool:
     "Whether an output is a progress bar, as text or as a widget."
-    if output.get("name") == "stderr": return "%|" in output.text
+    if output.get("name") == "stderr": return "%|" in output.text or not output.text.strip()
     data = output.get("data", {})
     return "%|" in str(data.get("text/plain", "")) and any("widget" in kind for kind in data)
 

@@ -8,11 +8,13 @@ __all__ = ['STUDIES', 'studies', 'Entry', 'entries', 'page_file', 'write_index',
 # %% ../../nbs/8_report/01_overview.ipynb #c002
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from html import unescape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,7 +28,7 @@ from ..analysis.records import read_results
 from .parameters import notebook_of, report_names
 
 # %% ../../nbs/8_report/01_overview.ipynb #c005
-STUDIES = ("comparison", "dynamics", "student", "pilot", "ratio", "ablation", "balance", "scaling", "regimes", "budget")
+STUDIES = ("experiment", "dynamics", "student", "pilot", "ratio", "ablation", "balance", "scaling", "regimes", "budget")
 
 def studies() -> list[str]:
     "The studies that have a notebook, in the order in which they are run and shown."
@@ -65,9 +67,10 @@ class Entry:
 
     @cached_property
     def title(self) -> str:
-        "First heading of the executed notebook, else of the report's source, else the report's name."
+        "First heading of the executed notebook, else the page's title, that of the report's source, or its name."
         executed = next(iter(self.own(f"{self.name}.ipynb")), None)
-        try: return _heading(executed or notebook_of(self.name)) or self.name
+        page = next(iter(self.own(f"{self.name}.html")), None)
+        try: return page and not executed and _title(page) or _heading(executed or notebook_of(self.name)) or self.name
         except (FileNotFoundError, ValueError): return self.name
 
     @property
@@ -77,8 +80,9 @@ class Entry:
         version, seeds = e.get("versions", {}).get("copd_nb"), p.get("seeds", p.get("seed"))
         if isinstance(seeds, list): seeds = f"seeds {', '.join(map(str, seeds))}"
         elif seeds is not None: seeds = f"seed {seeds}"
-        facts = (self.name, p.get("preset") and f"preset {p['preset']}", seeds, str(e.get("started", ""))[:10],
-                 version and f"copd_nb {version}", e.get("commit") and f"commit {e['commit']}")
+        facts = (self.name, p.get("title"), p.get("preset") and f"preset {p['preset']}", seeds,
+                 str(e.get("started", ""))[:10], version and f"copd_nb {version}",
+                 e.get("commit") and f"commit {e['commit']}")
         return " · ".join(filter(None, facts))
 
     def files(self) -> list[Path]: return self.own(f"{self.name}.html") + self.own("results.json")
@@ -95,6 +99,11 @@ class Entry:
     def brief(self) -> bool: return len(self.record["headline"]) < 1500
 
 # %% ../../nbs/8_report/01_overview.ipynb #c010
+def _title(page: Path) -> str | None:
+    "The title of a page, of reports whose notebook has another name by now, too."
+    found = re.search(r"<title>([^<]*)</title>", page.read_text(encoding="utf-8")[:2000])
+    return unescape(found[1]) if found else None
+
 def _heading(notebook: Path) -> str | None:
     "The first heading of a notebook."
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -111,6 +120,7 @@ def entries(
         except ValueError as error: found.append(Entry(path.parent, {}, str(error.__cause__)))
     if not found: raise FileNotFoundError(f"no report in {folder}: there is no */results.json")
     rank = {name: i for i, name in enumerate(STUDIES)}
+    rank["comparison"] = rank["experiment"]  # its name until version 0.1
     return sorted(found, key=lambda e: (rank.get(e.name, len(rank)), e.folder.name))
 
 # %% ../../nbs/8_report/01_overview.ipynb #c012

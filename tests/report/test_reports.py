@@ -17,27 +17,26 @@ from copd_nb.report.command import main, parser
 from copd_nb.report.driver import _tidy, run_all, run_report
 from copd_nb.report.overview import STUDIES, entries, publish, studies, write_index
 from copd_nb.report.parameters import check_parameters, notebook_of, parameters_of, report_names
-from copd_nb.policy.skills import text_policy
 
 pytestmark = pytest.mark.integration
 
 
 def test_reports_are_found_and_have_parameters():
-    assert {"comparison", "sweep", "warmstart"} <= set(report_names())
-    assert {"preset", "capabilities", "seeds"} <= set(parameters_of("comparison"))
+    assert {"experiment", "sweep", "warmstart"} <= set(report_names())
+    assert {"file", "preset", "capabilities", "seeds"} <= set(parameters_of("experiment"))
 
 
 def test_unknown_parameter_lists_the_known_ones(capsys):
     with pytest.raises(ValueError, match=r"no parameters \['presets'\].*'preset'"):
-        check_parameters("comparison", dict(presets="quick"))
-    assert main(["report", "comparison", "-p", "presets", "quick"]) == 2
+        check_parameters("experiment", dict(presets="quick"))
+    assert main(["report", "experiment", "-p", "presets", "quick"]) == 2
     error = capsys.readouterr().err
     assert "presets" in error and "'preset'" in error and "Traceback" not in error
 
 
 def test_unknown_report_lists_the_known_ones(capsys):
-    with pytest.raises(ValueError, match="unknown report 'comparisson'.*comparison"): notebook_of("comparisson")
-    assert main(["report", "../comparison"]) == 2
+    with pytest.raises(ValueError, match="unknown report 'experimment'.*experiment"): notebook_of("experimment")
+    assert main(["report", "../experiment"]) == 2
 
 
 def test_help_and_lists(capsys, tmp_path):
@@ -52,17 +51,17 @@ def test_help_and_lists(capsys, tmp_path):
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
-    return run_report("comparison", dict(preset="smoke", store=str(folder / "store")), folder / "out", progress=False)
+    return run_report("experiment", dict(preset="smoke", store=str(folder / "store")), folder / "out", progress=False)
 
 
-def test_smoke_run_of_the_comparison(smoke):
+def test_smoke_run_of_the_shipped_experiment(smoke):
     results = read_results(smoke["results"])
     assert results["parameters"]["preset"] == "smoke" and set(results["verdicts"]) == set(results["tables"])
     measured = {"copd_over_mixed_two", "copd_over_mixed_three", "copd_over_static_opd", "copd_over_mopd",
                 "copd_over_merged", "copd_over_own_expert", "hub_three_branches", "mixed_seesaw"}
     assert set(results["claims"]) == measured | {f"{c}/greedy"
                                                  for c in measured} and {c.id for c in CLAIMS if c.report
-                                                 == "comparison"} == measured
+                                                 == "experiment"} == measured
     two = next(r for r in results["verdicts"]["two_branch/sampled"] if r["other"] == "mixed RLVR")
     assert [results["claims"]["copd_over_mixed_two"][k]
             for k in ("value", "low", "high")] == pytest.approx([two[k] for k in ("difference", "low", "high")])
@@ -89,7 +88,8 @@ def test_prices_agree_with_what_was_spent(smoke):
 
 def test_html_is_whole_and_needs_no_network(smoke):
     page = smoke["html"].read_text()
-    assert "Does CoPD win?" in page and page.count("data:image/png") > 10 and "<svg" in page
+    assert "The answer" in page and "Trial run (preset smoke)" in page
+    assert page.count("data:image/png") > 10 and "<svg" in page
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', page)
 
 
@@ -107,8 +107,8 @@ def test_progress_bars_leave_no_trace_and_other_widgets_stay(tmp_path):
 
 
 def test_unknown_preset_is_an_error(tmp_path):
-    with pytest.raises(Exception, match="unknown preset 'fast'"):
-        run_report("comparison", dict(preset="fast"), tmp_path, progress=False)
+    with pytest.raises(ValueError, match="there is no preset 'fast': quick, smoke, standard, full"):
+        run_report("experiment", dict(preset="fast"), tmp_path, progress=False)
 
 
 HOSTILE = '<script>alert("x")</script><img src=https://example.org/x.png onerror=alert(1)>'
@@ -138,12 +138,12 @@ class Page(HTMLParser):
 def test_the_index_shows_every_report_and_all_claims(tmp_path):
     made(tmp_path, "pilot", "# Big\n\n| a | b |\n|---|---|\n| 1 | 2 |",
          dict(overlap_predicts_gain=finding("overlap_predicts_gain", 0.5, 0.1, 0.8, 2)))
-    made(tmp_path, "comparison", claims={"copd_over_mopd": finding("copd_over_mopd", 1.0, -1.0, 3.0, 1, "sampled"),
+    made(tmp_path, "experiment", claims={"copd_over_mopd": finding("copd_over_mopd", 1.0, -1.0, 3.0, 1, "sampled"),
                                          "copd_over_mopd/greedy": finding("copd_over_mopd", 1.0, 0.5, 3.0, 2,
                                          "greedy")})
     page = Page(write_index(tmp_path).read_text())
-    assert [e.name for e in entries(tmp_path)] == ["comparison", "pilot"]  # as studies are ordered
-    assert {"comparison-quick/comparison.html", "comparison-quick/results.json",
+    assert [e.name for e in entries(tmp_path)] == ["experiment", "pilot"]  # as studies are ordered
+    assert {"experiment-quick/experiment.html", "experiment-quick/results.json",
             "pilot-quick/pilot.html"} <= set(page.hrefs())
     for href in page.hrefs(): assert href.startswith("#") or (tmp_path / href).is_file()
     # the title of the report's notebook
@@ -176,16 +176,23 @@ def test_hostile_names_stay_text(tmp_path):
     assert "default-src 'none'" in source and not re.search(r"url\(|@import", source)
 
 
+def test_reports_under_their_former_name_stay_in_their_place(tmp_path):
+    for report in ("pilot", "comparison"): made(tmp_path, report)
+    (tmp_path / "comparison-quick" / "comparison.html").write_text("<title>One &lt;b&gt;</title><p>page</p>")
+    assert [(e.name, e.title) for e in entries(tmp_path)][0] == ("comparison", "One <b>")
+    assert "One &lt;b&gt;" in write_index(tmp_path).read_text()
+
+
 def test_an_index_elsewhere_links_back(tmp_path):
-    made(tmp_path / "reports", "comparison")
+    made(tmp_path / "reports", "experiment")
     page = write_index(tmp_path / "reports", tmp_path / "site" / "all.html")
-    assert "../reports/comparison-quick/comparison.html" in Page(page.read_text()).hrefs()
+    assert "../reports/experiment-quick/experiment.html" in Page(page.read_text()).hrefs()
 
 
 def test_the_title_is_that_of_the_executed_notebook(tmp_path):
-    made(tmp_path, "comparison")
+    made(tmp_path, "experiment")
     cells = [nbformat.v4.new_markdown_cell("intro\n\n# My <own> title\n\n> sub")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "comparison-quick" / "comparison.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "experiment-quick" / "experiment.ipynb")
     assert entries(tmp_path)[0].title == "My <own> title" and "My &lt;own&gt; title" in write_index(
         tmp_path).read_text()
 
@@ -197,14 +204,14 @@ def test_no_reports_is_an_error(tmp_path, capsys):
 
 def test_publishing_copies_pages_and_records(tmp_path, capsys):
     source, target = tmp_path / "runs", tmp_path / "docs"
-    made(source, "comparison")
-    (source / "comparison-quick" / "comparison.ipynb").write_text('{"cells": []}')
-    (source / "comparison-quick" / "gap.parquet").write_text("large")
+    made(source, "experiment")
+    (source / "experiment-quick" / "experiment.ipynb").write_text('{"cells": []}')
+    (source / "experiment-quick" / "gap.parquet").write_text("large")
     assert main(["index", str(source), "--publish", str(target)]) == 0 and "index.html" in capsys.readouterr().out
     made(tmp_path / "later", "pilot")
     publish(tmp_path / "later", target)  # what is there already stays
     files = {f.relative_to(target).as_posix() for f in target.rglob("*") if f.is_file()}
-    assert files == {"index.html", "claims.md", *(f"{r}-quick/{f}" for r in ("comparison", "pilot")
+    assert files == {"index.html", "claims.md", *(f"{r}-quick/{f}" for r in ("experiment", "pilot")
                                                   for f in (f"{r}.html", "results.json"))}
     for href in Page((target / "index.html").read_text()).hrefs():
         assert href.startswith("#") or (target / href).is_file()
@@ -212,11 +219,11 @@ def test_publishing_copies_pages_and_records(tmp_path, capsys):
 
 def test_publishing_has_a_limit_and_leaves_all_as_it_was(tmp_path):
     source, target = tmp_path / "runs", tmp_path / "docs"
-    for report, size in (("comparison", 300_000), ("pilot", 900_000)):
+    for report, size in (("experiment", 300_000), ("pilot", 900_000)):
         made(source, report)
         (source / f"{report}-quick" / f"{report}.html").write_text("x" * size)
     with pytest.raises(ValueError, match=r"1\.2 MB are too much to publish \(at most 1\.0\): the largest are "
-                                         r"pilot-quick/pilot\.html \(0\.9 MB\), comparison-quick/comparison\.html "
+                                         r"pilot-quick/pilot\.html \(0\.9 MB\), experiment-quick/experiment\.html "
                                          r"\(0\.3 MB\)"):
         publish(source, target, limit=1_000_000)
     assert not target.exists() and publish(source, target, limit=1_300_000).is_file()
@@ -237,7 +244,7 @@ def fakes(tmp_path, monkeypatch):
     folder = tmp_path / "nbs" / "reports"
     folder.mkdir(parents=True)
     bodies = dict(pilot=("size = 1", FAKE.format(name="pilot", extra="size")),
-                  comparison=("wide = 1", "raise RuntimeError('no base\\nat all')"),
+                  experiment=("wide = 1", "raise RuntimeError('no base\\nat all')"),
                   tuning=("deep = 1", "raise ValueError('never run')"))
     for name, (parameter, body) in bodies.items():
         cells = [nbformat.v4.new_markdown_cell(f"# {name}\n\n> fake"),
@@ -254,18 +261,18 @@ def fakes(tmp_path, monkeypatch):
 
 
 def test_all_studies_run_and_one_failure_stops_none(fakes, capsys):
-    assert studies() == ["comparison", "pilot"]
-    made(fakes / "runs" / "reports", "comparison", preset="tiny")
+    assert studies() == ["experiment", "pilot"]
+    made(fakes / "runs" / "reports", "experiment", preset="tiny")
     assert main(["report", "all", "-p", "preset", "tiny", "-p", "size", "7"]) == 1
     out, err = capsys.readouterr()
-    assert err.splitlines()[-1] == "copd: report comparison failed: RuntimeError: no base" and "Traceback" not in err
-    assert re.search(r"comparison +failed +\d+ s\n", out) and re.search(r"pilot +done +\d+ s\n",
+    assert err.splitlines()[-1] == "copd: report experiment failed: RuntimeError: no base" and "Traceback" not in err
+    assert re.search(r"experiment +failed +\d+ s\n", out) and re.search(r"pilot +done +\d+ s\n",
             out) and "runs/reports/index.html" in out
     assert read_results("runs/reports/pilot-tiny/results.json")["headline"] == "ran with 7"
     # an older result doesn't stand for a failed run
-    assert not Path("runs/reports/comparison-tiny/results.json").exists()
+    assert not Path("runs/reports/experiment-tiny/results.json").exists()
     index = Path("runs/reports/index.html").read_text()
-    assert "ran with 7" in index and "comparison-tiny" not in index
+    assert "ran with 7" in index and "experiment-tiny" not in index
 
 
 def test_a_parameter_that_no_study_knows_is_an_error_before_anything_runs(fakes, capsys):
@@ -277,7 +284,7 @@ def test_a_parameter_that_no_study_knows_is_an_error_before_anything_runs(fakes,
 
 
 def test_where_all_is_well_nothing_is_told(fakes):
-    (fakes / "nbs" / "reports" / "comparison.ipynb").unlink()
+    (fakes / "nbs" / "reports" / "experiment.ipynb").unlink()
     assert run_all(dict(preset="tiny"), fakes / "out",
                    progress=False) == {} and (fakes / "out" / "index.html").is_file()
 
@@ -321,34 +328,6 @@ def test_check_knows_recipes(tmp_path, capsys):
     assert "holds no answer" in (out := capsys.readouterr().out) and "1 problems in 1 rows" in out
     assert main(["check", str(data), "--recipe", "gsm8k", "--column", "images=a,b", "--reward",
                  "exact"]) == 1 and "'a'" in capsys.readouterr().out
-
-
-def test_the_gpu_preset_is_rehearsed_where_there_is_no_gpu(tmp_path):
-    files = run_report("real", dict(preset="qwen3-vl-4b-gpu", store=str(tmp_path / "store"), dry_run=True),
-                       tmp_path / "out", progress=False)
-    record = read_results(files["results"])
-    assert record["parameters"]["rehearsal"] and record["shown"][0].startswith(
-        "Planned: ") and "on a model of" in record["shown"][1]
-    memory = {r["item"]: r["GiB"] for r in record["tables"]["memory"]}
-    assert memory["sum"] < 80 and {r["branch"] for r in record["tables"]["rewards"]} == {"text", "image", "video"}
-    page = files["html"].read_text()
-    assert "dapo-math-17k" in page and "no files given" in page
-
-
-@pytest.mark.slow
-def test_the_laptop_preset_trains_adapters_of_any_model(tmp_path):
-    folder = text_policy(hidden=32, layers=2).save(tmp_path / "model")
-    small = dict(prompts=2, opd_prompts=1, group_size=2, max_new_tokens=4, probe_every=1, probe_prompts=2, device="cpu")
-    asked = dict(preset="smollm2-cpu", model=str(folder), plan=dict(cycles=1, s_rl=1, s_opd=1), config=small, prompts=4,
-                 samples=1, store=str(tmp_path / "store"))
-    record = read_results(run_report("real", asked, tmp_path / "out", progress=False)["results"])
-    assert not record["parameters"]["rehearsal"] and record["parameters"]["rank"] == 16
-    assert {r["paradigm"] for r in record["tables"]["greedy"]} == {"base", "sums branch", "products branch", "merged"}
-    assert {(r["metric"], r["capability"])
-            for r in record["tables"]["changes"]} == {(m, c) for m in ("greedy", "sampled")
-                                                      for c in ("sums", "products")}
-    assert (tmp_path / "store" / "smollm2-cpu" / "branches" / "sums" / "adapter_model.safetensors").exists()
-    assert any(s.startswith("Between the branches: top-10 overlap") for s in record["shown"])
 
 
 def test_copd_fetch_refuses_unknown_names(capsys):
