@@ -3840,6 +3840,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'copd_nb.study.sources.qwen3_06b': ('6_study/sources.html#qwen3_06b', 'copd_nb/study/sources.py'),
                                        'copd_nb.study.sources.qwen3_vl_4b': ( '6_study/sources.html#qwen3_vl_4b',
                                                                               'copd_nb/study/sources.py'),
+                                       'copd_nb.study.sources.smollm2_135m': ( '6_study/sources.html#smollm2_135m',
+                                                                               'copd_nb/study/sources.py'),
                                        'copd_nb.study.sources.without_weights': ( '6_study/sources.html#without_weights',
                                                                                   'copd_nb/study/sources.py')},
             'copd_nb.study.sweep': { 'copd_nb.study.sweep._rows': ('6_study/sweep.html#_rows', 'copd_nb/study/sweep.py'),

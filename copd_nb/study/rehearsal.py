@@ -151,8 +151,9 @@ def _embedded(entry: Mapping) -> Capability:
 def _own(experiment: Experiment, name: str, entry: Mapping | Capability) -> Capability | None:
     "A capability of the experiment; None where its file or a package is missing."
     try: return capability_of(name, entry, experiment.folder)
-    except (FileNotFoundError, ImportError):
-        if not isinstance(entry, Mapping) or own_name(entry.get("task")): raise
+    except FileNotFoundError: return None
+    except ImportError:
+        if "task" not in entry or own_name(entry["task"]): raise  # the experiment's own code can't be imported
         return None
 
 def rehearsal_prompts(
@@ -221,11 +222,13 @@ def rehearse(
     experiment: Experiment,
     out: str | Path | None = None,  # a new folder in it keeps the runs; None removes them
 ) -> pd.DataFrame:  # setting, paradigm, signals, steps, gradient_norm (the largest), judged, ok, fault
-    "Train, save, merge and judge every row in the largest setting that has it, small; faults are in the table."
-    base, (prompts, _) = rehearsal_base(experiment), rehearsal_prompts(experiment)
+    "Train, save, merge and judge every row in the largest setting that has it; `attrs` has model type and prompts."
+    base, (prompts, origin) = rehearsal_base(experiment), rehearsal_prompts(experiment)
     largest = {p.label: (setting, p) for setting, rows in rows_of(experiment).items() for p in rows}
     with _folder(out) as folder:
         found = [dict(setting=setting, paradigm=p.label) | _row(
                      p.schedule, prompts, base, rehearsal_config(replace(experiment.config, **p.changes)),
                      folder / str(i)) for i, (setting, p) in enumerate(largest.values())]
-    return pd.DataFrame(found)
+    table = pd.DataFrame(found)
+    table.attrs.update(model=base.model.config.model_type, prompts=origin)
+    return table

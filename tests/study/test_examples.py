@@ -161,4 +161,11 @@ def test_a_fault_is_found_and_the_other_rows_are_tried(tmp_path):
     right = replace(wrong, model="Qwen/Qwen3-0.6B", paradigms=["mixed"], config=Config(device="cpu"))
     table = rehearse(right, tmp_path / "kept")
     assert table.ok.all() and table.gradient_norm.gt(0).all() and list(table.judged) == [4]
+    assert table.attrs == dict(model="qwen3", prompts=dict(a="its own", b="embedded"))
     assert len(list((tmp_path / "kept").glob("rehearsal-*"))) == 2  # each in a folder of its own
+
+
+def test_code_of_ones_own_that_is_not_there_is_an_error():
+    two = dict(a=SMALL, b=dict(task="no_such_module:task"))
+    with pytest.raises((ValueError, ImportError), match="no_such_module"):
+        rehearsal_prompts(Experiment("Qwen/Qwen3-0.6B", two))

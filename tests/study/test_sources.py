@@ -56,6 +56,7 @@ def test_bases_have_the_weights_that_their_branches_can_learn_on(rank, dtype, fo
 def test_a_config_comes_from_the_folder_or_is_known(folder, tmp_path):
     assert config_of(str(folder)).text_config.hidden_size == 64
     assert config_of("Qwen/Qwen3-0.6B").hidden_size == qwen3_06b().hidden_size == 1024
+    assert config_of("../models/smollm2").model_type == "llama"  # before `copd fetch smollm2`
     (tmp_path / "empty").mkdir()
     for path, wrong in ((str(tmp_path / "empty"), "has no config.json"), ("model.gguf", "has no config.json"),
                         ("nobody/nothing", "is not on this disk")):
