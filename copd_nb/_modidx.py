@@ -2455,6 +2455,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'copd_nb/report/experiment_commands.py'),
                                                     'copd_nb.report.experiment_commands._show_data': ( '8_report/experiment_commands.html#_show_data',
                                                                                                        'copd_nb/report/experiment_commands.py'),
+                                                    'copd_nb.report.experiment_commands._show_rehearsal': ( '8_report/experiment_commands.html#_show_rehearsal',
+                                                                                                            'copd_nb/report/experiment_commands.py'),
                                                     'copd_nb.report.experiment_commands._show_rows': ( '8_report/experiment_commands.html#_show_rows',
                                                                                                        'copd_nb/report/experiment_commands.py'),
                                                     'copd_nb.report.experiment_commands._show_tries': ( '8_report/experiment_commands.html#_show_tries',

@@ -60,9 +60,10 @@ def check(
     preset: str = None,  # of an experiment
     run_code: bool = False,  # of an experiment: code of one's own that it names may be imported
     prompts: int = 8,  # of an experiment: prompts of each capability that its model tries; 0 doesn't load it
+    rehearse: bool = False,  # of an experiment: train two steps of every row on a small model instead
 ) -> int:  # status 1 if there are any
     "Check an experiment, or list all faults of a file of prompts"
-    if is_experiment(data): return check_experiment(data, preset, run_code, prompts)
+    if is_experiment(data): return check_experiment(data, preset, run_code, prompts, rehearse)
     from copd_nb.data.recipes import RECIPES
     from copd_nb.data.faults import problems
     columns = columns_of(column, recipe)

@@ -68,14 +68,31 @@ def _show_rows(experiment: Experiment):
                              f"{p.schedule.critical_steps:6} one after the other")
 
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #1f1cb58a
-def _show_costs(experiment: Experiment):
+def _show_costs(experiment: Experiment, base=None):
     "Print price and memory of every row."
-    from copd_nb.study.memory import plan_for, priced
-    print(priced(experiment).to_string(index=False))
-    print(plan_for(experiment)[2].to_string(index=False))
+    from copd_nb.schedule.costs import human
+    from copd_nb.study.memory import lengths_of, plan_for, priced
+    lengths = lengths_of(experiment, base)
+    plan = plan_for(experiment, base, round(max(lengths.prompts.values())))
+    memory = dict(zip(zip(plan.rows.setting, plan.rows.paradigm), plan.rows.GiB))
+    for row in priced(experiment, lengths, base).itertuples():
+        print(f"  {row.setting}: {row.paradigm:24} {human(row.tokens):>8}tokens {human(row.flops):>8}FLOPs a seed, "
+              f"at most {memory[row.setting, row.paradigm]:.1f} GiB")
+    for name, how in lengths.origin.items(): print(f"  lengths of {name}: {how}")
+
+def _show_rehearsal(experiment: Experiment) -> bool:
+    "Print a rehearsal of every row on a small model; whether one failed."
+    from copd_nb.study.rehearsal import rehearse
+    table = rehearse(experiment)
+    print(f"rehearsal on a small {table.attrs['model']}, prompts: {table.attrs['prompts']}")
+    for row in table.itertuples():
+        done = f"{row.signals} signals, largest gradient norm {row.gradient_norm:.3g}" if row.ok else row.fault
+        print(f"  {row.setting}: {row.paradigm:24} {done}")
+    return not table.ok.all()
 
 def _show_tries(experiment: Experiment, prompts: int) -> list[str]:
     "Print completions of a few prompts; returns what is wrong with them."
+    from copd_nb.study.loading import slow_precision
     from copd_nb.study.tries import first_tries, tries_sentences
     capabilities, base = experiment.load()
     tries = first_tries(base, capabilities, experiment.config, prompts)
@@ -86,13 +103,17 @@ def _show_tries(experiment: Experiment, prompts: int) -> list[str]:
         for row in own[own.how == "greedy"].head(3).itertuples():
             shown = f"{row.prompt[-70:]!r} -> {row.completion[:70]!r}"
             print(f"    {shown} (reference {row.answer[:30]!r}): {row.reward:g}")
-    return tries_sentences(tries, experiment.config.max_new_tokens)
+    print("price and memory")
+    _show_costs(experiment, base)
+    slow = slow_precision(experiment.config)
+    return tries_sentences(tries, experiment.config.max_new_tokens) + ([slow] if slow else [])
 
 def check_experiment(
     file: str,  # of an experiment, or the name of a shipped one
     preset: str | None = None,  # quick, or one of the file's
     run_code: bool = False,  # code of one's own may be imported
     prompts: int = 8,  # of each capability that the model tries; 0 doesn't load the model
+    rehearsal: bool = False,  # instead of that, two steps of every row on a small model of the same class
 ) -> int:  # status 1 if anything is wrong
     "Show what an experiment would do, what is wrong with its data, and what its model does now."
     experiment = read_experiment(file, preset)
@@ -101,13 +122,18 @@ def check_experiment(
         print("nothing of it was imported; add --run-code to check further")
         return int(_show_data(experiment, False))
     print("data")
-    wrong = _show_data(experiment, run_code)
+    try: wrong = _show_data(experiment, run_code)
+    except FileNotFoundError as error:
+        if not rehearsal: raise
+        wrong = bool(print(f"  {error}"))  # a rehearsal takes other prompts
     print("rows")
     _show_rows(experiment)
+    if rehearsal:
+        _show_costs(experiment)
+        return int(_show_rehearsal(experiment) or wrong)
     if wrong or not prompts: return int(wrong)
     print("model", flush=True)
     said = _show_tries(experiment, prompts)
-    _show_costs(experiment)
     for sentence in said: print(f"warning: {sentence}")
     print(f"next: copd compare {file} --quick")
     return int(bool(said))
