@@ -3674,6 +3674,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'copd_nb/study/experiment_schema.py'),
                                                  'copd_nb.study.experiment_schema._fields': ( '6_study/experiment_schema.html#_fields',
                                                                                               'copd_nb/study/experiment_schema.py'),
+                                                 'copd_nb.study.experiment_schema._model_faults': ( '6_study/experiment_schema.html#_model_faults',
+                                                                                                    'copd_nb/study/experiment_schema.py'),
                                                  'copd_nb.study.experiment_schema._or_null': ( '6_study/experiment_schema.html#_or_null',
                                                                                                'copd_nb/study/experiment_schema.py'),
                                                  'copd_nb.study.experiment_schema._paradigm_faults': ( '6_study/experiment_schema.html#_paradigm_faults',

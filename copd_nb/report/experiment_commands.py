@@ -125,7 +125,8 @@ def check_experiment(
     try: wrong = _show_data(experiment, run_code)
     except FileNotFoundError as error:
         if not rehearsal: raise
-        wrong = bool(print(f"  {error}"))  # a rehearsal takes other prompts
+        wrong = False  # a rehearsal takes other prompts
+        print(f"  {error}")
     print("rows")
     _show_rows(experiment)
     if rehearsal:

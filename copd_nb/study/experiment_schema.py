@@ -153,6 +153,13 @@ def _together_faults(values: Mapping) -> Iterator[Fault]:
         if len(set(group)) < 2 or len(set(group)) < len(group):
             yield ("together", name), f"at least two different capabilities are needed, not {group}"
 
+def _model_faults(values: Mapping) -> Iterator[Fault]:
+    "Weights in 16 bits can't learn themselves."
+    model = values.get("model")
+    if isinstance(model, Mapping) and model.get("dtype", "float32") != "float32" and not model.get("lora"):
+        yield ("model", "dtype"), (f"full copies of {model['dtype']} weights would round small updates away: "
+                                   "train float32, or adapters (lora: 16)")
+
 def _cycle_faults(values: Mapping) -> Iterator[Fault]:
     "CoPD rows whose cycles don't fit the steps."
     steps = values.get("steps", 40)
@@ -175,4 +182,4 @@ def value_faults(
     for name, preset in values.get("presets", {}).items(): found += _part_faults(preset, ("presets", name))
     if both := set(values.get("seeds", (0, 1, 2))) & set(values.get("tuning", {}).get("seeds", ())):
         found.append((("tuning", "seeds"), f"seeds {sorted(both)} are for the comparison: tuning needs others"))
-    return found + list(_together_faults(values)) + list(_cycle_faults(values))
+    return found + [*_together_faults(values), *_cycle_faults(values), *_model_faults(values)]

@@ -65,6 +65,7 @@ def test_presets_replace_parts_and_cycles_fit(file):
     ("steps: 20", "together: {pair: [math, srot]}", 7, "no capability 'srot'"),
     ("steps: 20", "together: {pair: [math]}", 7, "at least two"), ("steps: 20", "suite: minis", 1, "either suite"),
     ("steps: 20", "tuning: {seeds: [1]}", 7, "tuning needs others"),
+    ("model: models/mine", "model: {path: m, dtype: bfloat16}", 1, "would round small updates away"),
     ("steps: 20", "presets: {p: {paradigms: [nope]}}", 7, "no paradigm 'nope'")])
 def test_every_mistake_has_its_line(file, old, new, line, words):
     text = TEXT.replace(old, new, 1)
