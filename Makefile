@@ -27,7 +27,7 @@ $(VENV)/.done: constraints.txt settings.ini setup.py pyproject.toml
 	touch $@
 
 report: setup  ## train every paradigm on the embedded suite and write the comparison report
-	$(BIN)/copd report experiment -p file minis -p preset $(PRESET)
+	$(BIN)/copd compare minis --preset $(PRESET)
 
 lint: setup  ## ruff: lines of 120, complexity of 8, unused and unsafe things
 	$(BIN)/ruff check .
@@ -59,13 +59,13 @@ $(VISION)/.done: constraints.txt  ## torchvision wants a torch of its own; a rea
 	touch $@
 
 test-cuda: setup  ## a graphics card against the processor
-	$(BIN)/python -m pytest tests/test_cuda.py -rA -s
+	$(BIN)/python -m pytest tests/engine/test_cuda.py -rA -s
 
 test-parity: $(VISION)/.done  ## our image and video processors against the official ones
 	COPD_TEST_WHEELS=$(VISION)/wheels PYTHONPATH=. $(VISION)/bin/python -m pytest tests/test_parity.py -s
 
 sweep: setup  ## choose the settings of every paradigm on tuning seeds; resumes where it stopped
-	$(BIN)/copd report sweep -p save_to copd_nb/assets/tuned.json
+	$(BIN)/copd sweep copd_nb/assets/experiments/minis.yaml
 
 bench: setup  ## measure against TRL and against single ideas switched off; wants a quiet machine
 	$(BIN)/python bench/run.py $(BENCH)
