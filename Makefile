@@ -62,7 +62,7 @@ test-cuda: setup  ## a graphics card against the processor
 	$(BIN)/python -m pytest tests/engine/test_cuda.py -rA -s
 
 test-parity: $(VISION)/.done  ## our image and video processors against the official ones
-	COPD_TEST_WHEELS=$(VISION)/wheels PYTHONPATH=. $(VISION)/bin/python -m pytest tests/test_parity.py -s
+	COPD_TEST_WHEELS=$(VISION)/wheels PYTHONPATH=. $(VISION)/bin/python -m pytest tests/policy/test_parity.py -s
 
 sweep: setup  ## choose the settings of every paradigm on tuning seeds; resumes where it stopped
 	$(BIN)/copd sweep copd_nb/assets/experiments/minis.yaml

@@ -3603,8 +3603,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'copd_nb/study/accounts.py'),
                                         'copd_nb.study.accounts.trial_note': ( '6_study/accounts.html#trial_note',
                                                                                'copd_nb/study/accounts.py'),
-                                        'copd_nb.study.accounts.tuning_note': ( '6_study/accounts.html#tuning_note',
-                                                                                'copd_nb/study/accounts.py'),
                                         'copd_nb.study.accounts.without_reward': ( '6_study/accounts.html#without_reward',
                                                                                    'copd_nb/study/accounts.py'),
                                         'copd_nb.study.accounts.work_done': ( '6_study/accounts.html#work_done',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Asked', 'TRIALS', 'asked_for', 'done_before', 'work_done', 'work_sentence', 'measured_costs', 'memory_table',
-           'shorter_merges', 'tuning_note', 'trial_note', 'without_reward']
+           'shorter_merges', 'trial_note', 'without_reward']
 
 # %% ../../nbs/6_study/20_accounts.ipynb #788d7789
 from collections.abc import Iterable, Mapping
@@ -144,13 +144,6 @@ def _family(wanted) -> str: return next(iter(wanted)) if isinstance(wanted, Mapp
 
 # %% ../../nbs/6_study/20_accounts.ipynb #ce36a9bc
 TRIALS = ("quick", "smoke")  # presets of trial runs
-
-def tuning_note(experiment: Experiment) -> str:
-    "How the settings of the paradigms were found."
-    facts = "; ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v}"
-                      for k, v in experiment.tuned.items() if not isinstance(v, Mapping))
-    if experiment.tuned: return f"Settings were tuned by a sweep with the same trials for each paradigm ({facts})."
-    return "Settings were not tuned: a difference between paradigms may be one between their settings."
 
 def trial_note(
     experiment: Experiment,

@@ -177,12 +177,14 @@ def tuned_note(
     experiment: Experiment,
 ) -> str:
     "A sentence on how the settings were chosen; it is true of this model and these prompts only."
-    t = experiment.tuned
-    if not t: return "Settings were not tuned."
-    how = f"{t['trials']} trials a paradigm, seeds {t['seeds']}, {t['steps']} steps a capability"
-    changed = [k for k, v in made_of(experiment).items() if t.get("of", {}).get(k) != v]
-    if changed: return f"Settings were tuned ({how}), but for another {', '.join(changed)}: count them as not tuned."
-    return f"Settings were tuned: {how}."
+    t, now = experiment.tuned, made_of(experiment) if experiment.tuned else {}
+    if not t: return "Settings were not tuned: a difference between paradigms may be one between their settings."
+    facts = "; ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v}"
+                      for k, v in t.items() if not isinstance(v, Mapping))
+    if "of" not in t: return f"Settings were tuned ({facts}), nobody knows for which base: count them as not tuned."
+    if changed := [k for k, v in now.items() if t["of"].get(k) != v]:
+        return f"Settings were tuned ({facts}), but for another {', '.join(changed)}: count them as not tuned."
+    return f"Settings were tuned by a sweep with as many trials for each paradigm ({facts})."
 
 def with_winners(
     text: str,  # of an experiment's file
