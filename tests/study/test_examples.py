@@ -153,12 +153,12 @@ def test_the_reward_of_a_rehearsal(): assert share_of_digits(["12ab", "", "7"], 
 
 
 def test_a_fault_is_found_and_the_other_rows_are_tried(tmp_path):
-    "Weights in bf16 that learn lose small updates: the engine refuses them."
+    "A top-k beyond the vocabulary: the engine refuses it, row by row."
     two = dict(a=SMALL, b=dict(file="none.jsonl", reward="exact"))
-    wrong = Experiment(dict(path="Qwen/Qwen3-0.6B", dtype="bfloat16"), two, paradigms=["mixed", "merged"])
+    wrong = Experiment("Qwen/Qwen3-0.6B", two, paradigms=["mixed", "merged"], config=Config(probe_k=5000))
     table = rehearse(wrong, tmp_path / "kept")
-    assert not table.ok.any() and table.fault.str.contains("bfloat16").all() and len(table) == 2
-    right = replace(wrong, model="Qwen/Qwen3-0.6B", paradigms=["mixed"], config=Config(device="cpu"))
+    assert not table.ok.any() and table.fault.str.contains("probe_k=5000").all() and len(table) == 2
+    right = replace(wrong, paradigms=["mixed"], config=Config(device="cpu"))
     table = rehearse(right, tmp_path / "kept")
     assert table.ok.all() and table.gradient_norm.gt(0).all() and list(table.judged) == [4]
     assert table.attrs == dict(model="qwen3", prompts=dict(a="its own", b="embedded"))
