@@ -6,7 +6,6 @@
 __all__ = ['transfer_matrix']
 
 # %% ../../nbs/5_analysis/14_transfer.ipynb #c002
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -28,7 +27,7 @@ from .tests import t_interval
 def _drops(training: Training, policy: Policy, learners: dict[str, Policy], repeat: int,
            first: int) -> dict[tuple[str, str], float]:
     "(trained, measured) → fall of the loss without clipping, on fresh rollouts of the policy before the step."
-    judging, found = replace(training, config=replace(training.config, clip_low=1.0, clip_high=math.inf)), {}
+    judging, found = replace(training, config=replace(training.config, clip_low=1.0, clip_high=1e30)), {}
     for j in training.capabilities:
         [batch] = _batches(judging, policy, f"judge-{j}-{repeat}", j, first)
         before = stream_gradient(judging, policy, batch)[1]

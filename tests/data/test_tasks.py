@@ -274,7 +274,7 @@ def test_long_texts_refuse_what_can_not_be():
 def test_tasks_by_name():
     assert task("reasoning_gym", task="chain_sum", size=4, held_out=1).name == "chain_sum"
     assert all(about and callable(make) for make, about in TASKS.values())
-    with pytest.raises(ValueError, match="there is no task 'wriitng': one of reasoning_gym, "): task("wriitng")
+    with pytest.raises(ValueError, match="no task 'wriitng' .did you mean 'writing'"): task("wriitng")
     with pytest.raises(ValueError, match=r"no arguments \['sise'\]: allowed are size, held_out"):
         task("writing", sise=3)
     with pytest.raises(ValueError, match=r"needs \['task'\]"): task("reasoning_gym")

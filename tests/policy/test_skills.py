@@ -75,7 +75,7 @@ def test_suites_by_name_by_function_and_as_a_pair(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="suite 'mine_of_skills:bare' is .*: a pair of capabilities and a base"):
         load_suite("mine_of_skills:bare")
     with pytest.raises(ValueError, match="the suite is 3: a pair"): load_suite(3)
-    with pytest.raises(ValueError, match="no suite 'minnis': one of minis, skills, presets, or package.module:name"):
+    with pytest.raises(ValueError, match="no suite 'minnis' .did you mean 'minis'"):
         load_suite("minnis")
 
 

@@ -69,7 +69,7 @@ def test_parameters_of_one_letter_are_short_flags():
 
 KEPT = dict(train="what was trained is kept, and the same command resumes it: "
                   "copd train copd -p capabilities '[\"a\"]'\n",
-            report="finished runs are kept, and the same command goes on: copd report dynamics\n",
+            report="finished runs are kept, and the same command resumes: copd report dynamics\n",
             runs="\ncopd: interrupted\n")
 
 @pytest.mark.parametrize("words", [["train", "copd", "-p", "capabilities", '["a"]'], ["report", "dynamics"], ["runs"]])

@@ -9,7 +9,9 @@ import time
 import pytest
 
 SCRIPT = '''
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background begin with SIGINT ignored
 from copd_nb.engine.config import Config
 from copd_nb.schedule.paradigms import expert, mixed_rlvr
 from copd_nb.study.jobs import Job
