@@ -466,8 +466,8 @@ def test_a_translator_that_interpolates_is_found_out(notebook, monkeypatch, tran
 
 @pytest.mark.parametrize("report, given, message", [
     ("experiment", dict(prompts="abc"), "'prompts' of report 'experiment' is 'abc': a whole number or null is needed"),
-    ("audit", dict(limit="abc"),
-     "'limit' of report 'audit' is 'abc': a whole number is needed, such as the default 200"),
+    ("pilot", dict(short="abc"),
+     "'short' of report 'pilot' is 'abc': a whole number is needed, such as the default 20"),
     ("audit", dict(samples=1.5), "a whole number"), ("audit", dict(samples=True), "a whole number"),
     ("audit", dict(samples=None), "a whole number"), ("pilot", dict(own_shares=7), "a list, each a number"),
     ("pilot", dict(own_shares=["a"]), "a list, each"), ("sweep", dict(save=1), "true or false"),
