@@ -7,17 +7,23 @@ __all__ = ['MANY', 'is_experiment', 'init', 'check_experiment', 'train_experimen
 
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #95abed62
 import json
+from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from ..study.experiment import SHIPPED, Experiment, chosen_rows, read_experiment
+if TYPE_CHECKING: from copd_nb.study.experiment import Experiment  # imported where it is needed: help comes at once
 
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #5e240805
 MANY = dict(action="append", metavar="FILE")
 
 def is_experiment(name: str) -> bool:
     "Whether an argument is the file of an experiment, or the name of one that is shipped."
-    return name.endswith((".yaml", ".yml")) or name in SHIPPED
+    if name.endswith((".yaml", ".yml")): return True
+    return (files("copd_nb") / "assets" / "experiments" / f"{name}.yaml").is_file()
+
+def _read(file: str, preset: str | None) -> "Experiment":
+    from copd_nb.study.experiment import read_experiment
+    return read_experiment(file, preset)
 
 def init(
     file: str,  # the experiment to write, such as mine.yaml
@@ -41,7 +47,7 @@ def init(
     print(f"next: copd check {file}")
 
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #5142b677
-def _show_code(experiment: Experiment) -> bool:
+def _show_code(experiment: "Experiment") -> bool:
     "Print the code that a file names; whether there is any."
     from copd_nb.study.checking import own_code
     found = own_code(experiment)
@@ -49,7 +55,7 @@ def _show_code(experiment: Experiment) -> bool:
     for row in found.itertuples(): print(f"  {row.place}: {row.name} ({row.file or 'not found'})")
     return not found.empty
 
-def _show_data(experiment: Experiment, run_code: bool) -> bool:
+def _show_data(experiment: "Experiment", run_code: bool) -> bool:
     "Print the faults of the data; whether there are any."
     from copd_nb.study.checking import data_faults
     found = data_faults(experiment, run_code)
@@ -60,7 +66,7 @@ def _show_data(experiment: Experiment, run_code: bool) -> bool:
     if found.empty: print("  no faults found in the data files")
     return not found.empty
 
-def _show_rows(experiment: Experiment):
+def _show_rows(experiment: "Experiment"):
     "Print every row of the comparison with its steps."
     from copd_nb.study.experiment import rows_of
     for setting, rows in rows_of(experiment).items():
@@ -68,7 +74,7 @@ def _show_rows(experiment: Experiment):
                              f"{p.schedule.critical_steps:6} one after the other")
 
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #1f1cb58a
-def _show_costs(experiment: Experiment, base=None):
+def _show_costs(experiment: "Experiment", base=None):
     "Print price and memory of every row."
     from copd_nb.schedule.costs import human
     from copd_nb.study.memory import lengths_of, plan_for, priced
@@ -80,7 +86,7 @@ def _show_costs(experiment: Experiment, base=None):
               f"at most {memory[row.setting, row.paradigm]:.1f} GiB")
     for name, how in lengths.origin.items(): print(f"  lengths of {name}: {how}")
 
-def _show_rehearsal(experiment: Experiment) -> bool:
+def _show_rehearsal(experiment: "Experiment") -> bool:
     "Print a rehearsal of every row on a small model; whether one failed."
     from copd_nb.study.rehearsal import rehearse
     table = rehearse(experiment)
@@ -90,7 +96,7 @@ def _show_rehearsal(experiment: Experiment) -> bool:
         print(f"  {row.setting}: {row.paradigm:24} {done}")
     return not table.ok.all()
 
-def _show_tries(experiment: Experiment, prompts: int) -> list[str]:
+def _show_tries(experiment: "Experiment", prompts: int) -> list[str]:
     "Print completions of a few prompts; returns what is wrong with them."
     from copd_nb.study.loading import slow_precision
     from copd_nb.study.tries import first_tries, tries_sentences
@@ -116,7 +122,7 @@ def check_experiment(
     rehearsal: bool = False,  # instead of that, two steps of every row on a small model of the same class
 ) -> int:  # status 1 if anything is wrong
     "Show what an experiment would do, what is wrong with its data, and what its model does now."
-    experiment = read_experiment(file, preset)
+    experiment = _read(file, preset)
     print(experiment)
     if _show_code(experiment) and not run_code:
         print("nothing of it was imported; add --run-code to check further")
@@ -147,7 +153,8 @@ def train_experiment(
     seed: int | None = None,  # None for its first
 ):
     "Train one paradigm of an experiment, and print its scores."
-    experiment = read_experiment(file, preset)
+    experiment = _read(file, preset)
+    from copd_nb.study.experiment import chosen_rows
     if experiment.capabilities: chosen_rows(experiment, paradigm)  # refuses unknown names
     from copd_nb.study.loading import jobs_of
     runs = experiment.train(paradigm, seed)
@@ -161,14 +168,14 @@ def train_experiment(
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #0d20e953
 def _reported(report: str, file: str, preset: str | None, out: str | None, **more):
     "Execute a report on an experiment; print its headline and files."
-    name = "-".join(filter(None, (read_experiment(file, preset).title, preset)))
+    name = "-".join(filter(None, (_read(file, preset).title, preset)))
     from copd_nb.report.driver import run_report
     folder = out or f"runs/reports/{report}-{name}"
     asked = {k: v for k, v in dict(file=file, preset=preset, **more).items() if v is not None}
     print(f"{report} of {name}; finished runs are reused, and the same command resumes", flush=True)
-    files = run_report(report, asked, folder)
-    print(json.loads(files["results"].read_text(encoding="utf-8"))["headline"])
-    for what, path in files.items(): print(f"{what:9}{path}")
+    made = run_report(report, asked, folder)
+    print(json.loads(made["results"].read_text(encoding="utf-8"))["headline"])
+    for what, path in made.items(): print(f"{what:9}{path}")
 
 def compare(
     file: str,  # of an experiment, or the name of a shipped one: minis
@@ -200,7 +207,7 @@ def reused(
     preset: str | None = None,  # quick, or one of the file's
 ):
     "Print which runs a comparison would reuse, and what differs in those that it would not."
-    experiment = read_experiment(file, preset)
+    experiment = _read(file, preset)
     from copd_nb.study.jobs import reuse_table
     for setting, (study, arms) in experiment.studies().items():
         table = reuse_table(study.jobs(arms), study.store)

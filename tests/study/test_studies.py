@@ -257,7 +257,9 @@ study.run({"CoPD": copd(["digits", "sort"], 2, 1, 1), "mixed RLVR": mixed_rlvr([
 """
 
 
-def finished(store): return sorted(p.parent for p in store.glob("*/scores-*.parquet"))
+def finished(store):
+    "Run folders with scores of every capability."
+    return sorted(p.parent for p in store.glob("*/scores") if len(list(p.glob("*.parquet"))) == len(NAMES))
 
 
 def test_a_killed_sweep_goes_on_where_it_was_and_ends_with_the_same_numbers(folder, outcome, tmp_path):
@@ -271,7 +273,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_ends_with_the_same_numbers(fold
     assert 3 <= len(done) < 6
     def state():
         return {f: (f.read_bytes(), f.stat().st_mtime_ns) for path in done
-                for f in (path / "events.jsonl", *path.glob("scores-*.parquet"), *path.rglob("*.safetensors"))}
+                for f in (path / "events.jsonl", *path.glob("scores/*.parquet"), *path.rglob("*.safetensors"))}
     before = state()
     assert len(before) >= 3 * len(done)
     subprocess.run(command, env=env, check=True)
