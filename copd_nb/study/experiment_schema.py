@@ -54,8 +54,7 @@ _PART = dict(  # what a preset may replace
     evaluation=record({}, dict(prompts=_or_null(_COUNT), samples=_COUNT, k=listed(_COUNT))),
     tuning=record({}, dict(seeds=listed(_INT), steps=_COUNT, prompts=_COUNT, samples=_COUNT, number=_COUNT,
                            trials=mapped(listed(_FREE)))))
-_RUN = record({}, dict(store=TEXT, workers=_or_null(_COUNT), cluster=dict(type=["string", "object", "null"]),
-                       sampler=_or_null(TEXT), learner=_or_null(TEXT)))
+_RUN = record({}, dict(store=TEXT, workers=_or_null(_COUNT), cluster=dict(type=["string", "object", "null"])))
 SCHEMA = Draft202012Validator(record({}, _PART | dict(
     title=TEXT, suite=TEXT, model=dict(anyOf=[TEXT, _MODEL]), capabilities=mapped(_CAPABILITY),
     together=mapped(listed(TEXT)), run=_RUN, tuned=_FREE, presets=mapped(record({}, _PART)))))
