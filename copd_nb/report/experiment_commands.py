@@ -7,6 +7,7 @@ __all__ = ['MANY', 'is_experiment', 'init', 'check_experiment', 'train_experimen
 
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #95abed62
 import json
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -122,7 +123,12 @@ def check_experiment(
     rehearsal: bool = False,  # instead of that, two steps of every row on a small model of the same class
 ) -> int:  # status 1 if anything is wrong
     "Show what an experiment would do, what is wrong with its data, and what its model does now."
-    experiment = _read(file, preset)
+    from copd_nb.data.names import without_own_code
+    with nullcontext() if run_code else without_own_code():
+        return _checked(_read(file, preset), run_code, prompts, rehearsal, file)
+
+def _checked(experiment: "Experiment", run_code: bool, prompts: int, rehearsal: bool, file: str) -> int:
+    "The looks of `check_experiment`, the cheap ones first."
     print(experiment)
     if _show_code(experiment) and not run_code:
         print("nothing of it was imported; add --run-code to check further")
@@ -159,7 +165,8 @@ def train_experiment(
     from copd_nb.study.loading import jobs_of
     runs = experiment.train(paradigm, seed)
     from copd_nb.study.jobs import scores_of
-    jobs = {label: job for (label, _), job in jobs_of(experiment, paradigm, (seed or experiment.seeds[0],)).items()}
+    asked = (experiment.seeds[0] if seed is None else seed,)
+    jobs = {label: job for (label, _), job in jobs_of(experiment, paradigm, asked).items()}
     for label, run in runs.items():
         scores = scores_of(run, jobs[label]).query("model == 'result'")
         print(f"{label}: {run.status}, {run.path}")

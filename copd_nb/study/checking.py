@@ -16,7 +16,9 @@ import pandas as pd
 
 from ..data.capability import Capability
 from ..data.faults import problems
+from ..data.names import without_own_code
 from ..data.recipes import RECIPES
+from ..data.verifiers import named_reward
 from .experiment import Experiment
 from .experiment_schema import columns_from, own_name
 
@@ -41,6 +43,13 @@ def file_of(
         paths = list(spec.submodule_search_locations or ())
     return spec.origin or ""
 
+def _refused(reward) -> list[str]:
+    "Code of one's own that a reward would import, however it is written."
+    with without_own_code() as refused:
+        try: named_reward(reward or "exact")
+        except ValueError: pass  # a fault of the file, or such code
+    return refused
+
 def own_code(
     experiment: Experiment,
 ) -> pd.DataFrame:  # columns place, name, file
@@ -48,7 +57,9 @@ def own_code(
     entries = {n: {k: v for k, v in e.items() if k not in ("file", "test", "columns")}
                for n, e in experiment.capabilities.items() if isinstance(e, Mapping)}
     parts = {k: getattr(experiment, k) for k in ("suite", "paradigms", "run", "tuning", "presets")}
-    found = _named(dict(capabilities=entries) | parts)
+    found = dict.fromkeys(_named(dict(capabilities=entries) | parts))
+    found |= {(f"capabilities.{n}.reward", own): None for n, e in entries.items() for own in _refused(e.get("reward"))
+              if own not in {name for _, name in found}}
     rows = [(place, name, file_of(name.partition(":")[0])) for place, name in found]
     return pd.DataFrame(rows, columns=["place", "name", "file"])
 
@@ -58,10 +69,9 @@ def _asked(entry: Mapping, folder: Path, run_code: bool) -> dict:
     recipe, own = RECIPES.get(entry.get("recipe")), entry.get("columns", {})
     columns = columns_from(vars(recipe.columns) | own) if recipe else columns_from(own)
     reward = entry.get("reward", recipe and recipe.reward)
-    names_code = own_name(reward if isinstance(reward, str) else (reward or {}).get("name"))
     more = dict(test=folder / entry["test"]) if "test" in entry and "test_recipe" not in entry else {}
     return more | dict(data=folder / entry["file"], columns=columns, split=entry.get("split"),
-                       reward=None if names_code and not run_code else reward)
+                       reward=None if not run_code and _refused(reward) else reward)
 
 def data_faults(
     experiment: Experiment,

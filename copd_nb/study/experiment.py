@@ -16,7 +16,7 @@ from ..data.names import later
 from ..data.yaml_files import Marked, faults, read_yaml, refuse
 from ..schedule.rows import FAMILIES, FORMER, Paradigm, Setting, paradigms, shortened
 from ..engine.config import Config
-from .experiment_schema import SCHEMA, listed_paradigms, value_faults
+from .experiment_schema import SCHEMA, SEEDS, STEPS, listed_paradigms, value_faults
 
 # %% ../../nbs/6_study/07_experiment.ipynb #3e58d124
 DEFAULTS = dict(evaluation=dict(prompts=128, samples=4, k=[4]), run=dict(store="runs/store"),
@@ -30,9 +30,9 @@ class Experiment:
     suite: object = None  # instead of these two: a built-in suite, package.module:name, or (capabilities, base)
     together: Mapping = field(default_factory=dict)  # setting → capabilities, the hub first; none for one with all
     paradigms: tuple = FAMILIES  # names, or {name: arguments}
-    steps: int = 40  # optimizer steps a capability
+    steps: int = STEPS  # optimizer steps a capability
     config: object = None  # a Config, or its fields that differ from the defaults
-    seeds: tuple = (0, 1, 2)  # training seeds
+    seeds: tuple = SEEDS  # training seeds
     evaluation: Mapping = field(default_factory=dict)  # prompts, samples, k (of pass@k)
     run: Mapping = field(default_factory=dict)  # store, workers, cluster
     tuning: Mapping = field(default_factory=dict)  # seeds, prompts, samples, steps, trials of a sweep

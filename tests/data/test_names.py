@@ -8,7 +8,7 @@ import pytest
 from copd_nb.analysis.audits import audit
 from copd_nb.data.capability import Capability, Example
 from copd_nb.data.files import capability_from
-from copd_nb.data.names import imported, later, named, with_options
+from copd_nb.data.names import OwnCode, imported, later, named, nearest, with_options, without_own_code
 from copd_nb.data.recipes import from_recipe
 from copd_nb.data.rewards import Exact, LengthPenalty
 from copd_nb.data.tasks import task
@@ -150,3 +150,12 @@ def test_tasks_by_reference(here):
     assert len(task("mine_of_names:tiny", size=3).train) == 3 and task(imported("mine_of_names:tiny")).name == "tiny"
     with pytest.raises(ValueError, match=r"no arguments \['of'\]: allowed are size"): task("mine_of_names:tiny", of=1)
     with pytest.raises(ValueError, match="gave a Long: a Capability is needed"): task("mine_of_names:Long")
+
+
+def test_inside_the_block_only_code_of_the_package_is_imported():
+    with without_own_code() as refused:
+        for reference in ("json:loads", "os:system", "copd_nb.data.names:os.system", "nothing_like_this:f"):
+            with pytest.raises(OwnCode, match="none is imported here"): imported(reference, "reward")
+        assert imported("copd_nb.data.names:nearest") is nearest
+        assert refused == ["json:loads", "os:system", "copd_nb.data.names:os.system", "nothing_like_this:f"]
+    assert imported("json:loads") is json.loads

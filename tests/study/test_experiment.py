@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from copd_nb.data.names import imported
 from copd_nb.engine.config import Config
+from copd_nb.report.command import main
+from copd_nb.study import checking
 from copd_nb.study.checking import data_faults, own_code
 from copd_nb.study.drafting import OPEN, draft
 from copd_nb.study.experiment import QUICK, Experiment, read_experiment, rows_of, settings_of
@@ -97,6 +100,33 @@ def test_reading_imports_neither_torch_nor_code_of_the_file(file):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['mine:score', 'mine:turns'] ['capabilities.sort.reward', 'paradigms.1'")
     assert "mine.py" in done.stdout and done.stdout.rstrip().endswith("False")
+    assert not (file.parent / "imported").exists()
+
+
+@pytest.mark.parametrize("reward", [
+    "mine:score", "mine:score?x=1", '{"name": "mine:score"}', '{"name": "sum", "parts": [[1, "mine:score"]]}',
+    'sum?parts=[[1,"mine:score"]]', dict(name="mine:score"), dict(name="sum", parts=[[1, "exact"], [1, "mine:score"]])])
+def test_no_way_to_write_a_reward_runs_code_before_it_may(file, monkeypatch, capsys, reward):
+    "A reference may hide in JSON inside of a text: it is listed, and imported with --run-code only."
+    monkeypatch.chdir(file.parent)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    code = "open('imported', 'w')\ndef score(completions, examples, x=0): return [0.0] * len(completions)\n"
+    (file.parent / "mine.py").write_text(code)
+    file.write_text(TEXT.replace("reward: exact", f"reward: {json.dumps(reward)}"))
+    assert main(["check", "mine.yaml"]) == 0 and "mine:score" in capsys.readouterr().out
+    assert not (file.parent / "imported").exists() and "mine" not in sys.modules
+    assert main(["check", "mine.yaml", "--run-code", "--prompts", "0"]) == 0
+    assert (file.parent / "imported").exists()
+    monkeypatch.delitem(sys.modules, "mine")
+
+
+def test_a_paradigm_that_hides_is_not_imported_either(file, monkeypatch, capsys):
+    "What the list misses meets the closed door."
+    monkeypatch.chdir(file.parent)
+    (file.parent / "hidden.py").write_text("open('imported', 'w')\n")
+    monkeypatch.setattr(checking, "own_code", lambda experiment: pd.DataFrame(columns=["place", "name", "file"]))
+    file.write_text(TEXT.replace("mixed", "hidden:turns"))
+    assert main(["check", "mine.yaml"]) == 2 and "none is imported here" in capsys.readouterr().err
     assert not (file.parent / "imported").exists()
 
 
