@@ -16,11 +16,9 @@ import pandas as pd
 
 from ..data.capability import Capability
 from ..data.faults import problems
-from ..data.names import without_own_code
 from ..data.recipes import RECIPES
-from ..data.verifiers import named_reward
 from .experiment import Experiment
-from .experiment_schema import columns_from, own_name
+from .experiment_schema import code_of_reward, columns_from, own_name
 
 # %% ../../nbs/6_study/12_checking.ipynb #f7def2ea
 def _named(value, place: tuple = ()) -> Iterator[tuple[str, str]]:
@@ -43,13 +41,6 @@ def file_of(
         paths = list(spec.submodule_search_locations or ())
     return spec.origin or ""
 
-def _refused(reward) -> list[str]:
-    "Code of one's own that a reward would import, however it is written."
-    with without_own_code() as refused:
-        try: named_reward(reward or "exact")
-        except ValueError: pass  # a fault of the file, or such code
-    return refused
-
 def own_code(
     experiment: Experiment,
 ) -> pd.DataFrame:  # columns place, name, file
@@ -58,8 +49,8 @@ def own_code(
                for n, e in experiment.capabilities.items() if isinstance(e, Mapping)}
     parts = {k: getattr(experiment, k) for k in ("suite", "paradigms", "run", "tuning", "presets")}
     found = dict.fromkeys(_named(dict(capabilities=entries) | parts))
-    found |= {(f"capabilities.{n}.reward", own): None for n, e in entries.items() for own in _refused(e.get("reward"))
-              if own not in {name for _, name in found}}
+    inside = [(f"capabilities.{n}.reward", own) for n, e in entries.items() for own in code_of_reward(e.get("reward"))]
+    found |= {row: None for row in inside if row[1] not in {name for _, name in found}}
     rows = [(place, name, file_of(name.partition(":")[0])) for place, name in found]
     return pd.DataFrame(rows, columns=["place", "name", "file"])
 
@@ -71,7 +62,7 @@ def _asked(entry: Mapping, folder: Path, run_code: bool) -> dict:
     reward = entry.get("reward", recipe and recipe.reward)
     more = dict(test=folder / entry["test"]) if "test" in entry and "test_recipe" not in entry else {}
     return more | dict(data=folder / entry["file"], columns=columns, split=entry.get("split"),
-                       reward=None if not run_code and _refused(reward) else reward)
+                       reward=None if not run_code and code_of_reward(reward) else reward)
 
 def data_faults(
     experiment: Experiment,

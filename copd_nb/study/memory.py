@@ -27,7 +27,7 @@ from ..schedule.price import total_cost
 from ..engine.config import Config
 from ..engine.state import model_shape, shape_of
 from .experiment import Experiment, rows_of
-from .experiment_schema import _strings, own_name
+from .experiment_schema import code_of_reward, own_name
 from .loading import capability_of
 from .sources import config_of, model_path, without_weights
 
@@ -170,7 +170,7 @@ def _drawn(experiment: Experiment, name: str, entry: Mapping | Capability, numbe
     "A few prompts; none where the file is missing, or where a task is code of one's own. Own rewards are not imported."
     if isinstance(entry, Capability): return list(entry.train[:number])
     if own_name(entry.get("task")): return []
-    own = {"reward": "exact"} if any(map(own_name, _strings(entry.get("reward")))) else {}
+    own = {"reward": "exact"} if code_of_reward(entry.get("reward")) else {}
     try: made = capability_of(name, {**entry, **own, **(dict(limit=4 * number) if "file" in entry else {})},
                               experiment.folder)
     except FileNotFoundError: return []
