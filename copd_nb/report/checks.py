@@ -7,7 +7,6 @@ __all__ = ['COLUMN', 'columns_of', 'check', 'gap', 'audit']
 
 # %% ../../nbs/8_report/05_checks.ipynb #3a860696
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -77,10 +76,8 @@ def check(
 # %% ../../nbs/8_report/05_checks.ipynb #9c6d2130
 def _check_place(path: str):
     "FileNotFoundError for a checkpoint that is not there and can't be a hub name, before anything is loaded."
-    if Path(path).exists(): return
-    first, _, rest = path.partition("/")
-    hub = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and not (rest and Path(first).is_dir())
-    if hub: return
+    from copd_nb.policy.paths import looks_like_path
+    if Path(path).exists() or not looks_like_path(path): return
     raise FileNotFoundError(f"there is no checkpoint {path!r}: a folder, a GGUF file or a hub name is needed")
 
 def _check_format(path: str, chat_template: str | None, pad_token: str | None):
