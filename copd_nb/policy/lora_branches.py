@@ -73,7 +73,7 @@ class _Shared:
     "A model in memory once, with the adapters of several policies in its linear layers."
     def __init__(self, base: Policy, targets: dict):
         self.base, self.model, self.targets = base, _sharing(base.model), targets
-        self.active, self.made = None, 0
+        self.active, self.made, self.left = None, 0, []
 
     @cached_property
     def base_hash(self) -> str: return weights_hash(self.base)
@@ -87,7 +87,8 @@ class _Shared:
         return _peft().LoraConfig(**adapter.shape, lora_dropout=0.0, bias="none", **self.targets)
 
     def add(self, shape: dict, seed: int = 0) -> _Adapter:
-        "A new adapter in fp32: A random, B zero; it leaves with its holder."
+        "A new adapter in fp32: A random, B zero; once its holder is gone it leaves with the next call."
+        self.clear()
         adapter, self.made = _Adapter(f"a{self.made}", shape), self.made + 1
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -97,23 +98,30 @@ class _Shared:
         for layer in self.layers.values():
             layer.eval()  # not the whole model: decoder layers may have been told to recompute
             for part in (layer.lora_A, layer.lora_B): part[adapter.name].to(torch.float32)
-        weakref.finalize(adapter, self.drop, adapter.name).atexit = False
+        # a collector may run in the middle of a walk over these layers: it takes note, `clear` removes
+        weakref.finalize(adapter, self.left.append, adapter.name).atexit = False
         return adapter
 
     def use(self, name: str):
         "Activate one adapter."
-        if self.active == name: return
+        self.clear()
+        if self.active != name: self._activate(name)
+
+    def _activate(self, name: str):
         for layer in self.layers.values():
             layer.set_adapter(name)
             for part in (layer.lora_A, layer.lora_B): part.requires_grad_(True)
         self.active = name
 
-    def drop(self, name: str):
-        "Remove an adapter; the last one is freed with the model."
-        others = [a for a in next(iter(self.layers.values())).lora_A if a != name]
-        if not others: return
-        if self.active in (name, None): self.use(others[0])
-        for layer in self.layers.values(): layer.delete_adapter(name)
+    def clear(self):
+        "Remove the adapters whose holders are gone; the last one is freed with the model."
+        while self.left:
+            name = self.left[-1]
+            others = [a for a in next(iter(self.layers.values())).lora_A if a != name]
+            if not others: return
+            if self.active in (name, None): self._activate(others[0])
+            for layer in self.layers.values(): layer.delete_adapter(name)
+            self.left.remove(name)
 
 # %% ../../nbs/1_policy/14_lora_branches.ipynb #c008
 def _unscaled(ranks: dict[str, int]) -> dict:  # as in `peft`

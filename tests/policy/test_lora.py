@@ -141,10 +141,20 @@ def test_an_adapter_leaves_with_its_policy_and_takes_nobody_along():
     before = logits(kept)
     for i in range(5): logits(stirred(base, i))
     gc.collect()
-    assert len(layer.lora_A) == 2 and torch.equal(logits(kept), before)
+    assert torch.equal(logits(kept), before) and len(layer.lora_A) == 2
     view = copy.copy(stirred(base, 7))  # what the gap analysis does: the adapter stays as long as somebody holds it
     gc.collect()
-    assert len(layer.lora_A) == 3 and logits(view).isfinite().all()
+    assert logits(view).isfinite().all() and len(layer.lora_A) == 3
+
+
+def test_a_collector_may_run_while_the_layers_are_walked():
+    base = lora(language_model(), rank=2)
+    gone, layer = [stirred(base, 1)], next(iter(base.shared.layers.values()))
+    gone.append(gone)  # only the collector finds it
+    for _ in layer.lora_A:
+        gone = None
+        gc.collect()
+    assert len(layer.lora_A) == 2 and logits(base).isfinite().all() and len(layer.lora_A) == 1
 
 
 def test_making_branches_draws_nothing_from_the_global_stream():
