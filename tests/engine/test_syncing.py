@@ -114,7 +114,8 @@ SUMS = [Capability(n, [Example(f"{a}{sign}{b}=", str(a), n) for a in range(6) fo
                    [Example(f"{a}{sign}9=", str(a), n) for a in range(6)], by_letters)
         for n, sign in (("plus", "+"), ("minus", "-"))]
 PLAIN = Config(prompts=4, group_size=4, max_new_tokens=6, probe_every=0, eval_every=0, checkpoint_every=50,
-               optimizer="sgd", learning_rate=0.5, warmup=2, max_grad_norm=1e9, reduction="sequence", device="cpu", weight_decay=0.01)
+               optimizer="sgd", learning_rate=0.5, warmup=2, max_grad_norm=1e9, reduction="sequence", device="cpu",
+               weight_decay=0.01)
 NAMES = ["plus", "minus"]
 
 
