@@ -21,9 +21,9 @@ class Limits:
     micro_tokens: int | None = None  # completion tokens in one forward pass there
     rollout_rows: int | None = None  # completions that are decoded at a time
 
-_CHOICES = dict(optimizer=("adamw", "sgd"), optimizer_state=("keep", "reset", "separate"), advantage_scale=("std", "none"),
-                reduction=("token", "sequence", "constant"), updates=("simultaneous", "sequential"),
-                precision=("fp32", "bf16"))
+_CHOICES = dict(optimizer=("adamw", "sgd"), optimizer_state=("keep", "reset", "separate"),
+                advantage_scale=("std", "none"), reduction=("token", "sequence", "constant"),
+                updates=("simultaneous", "sequential"), precision=("fp32", "bf16"))
 _LATER = dict(optimizer="adamw")  # fields of later versions: the value that leaves a run as it was
 _POSITIVE = ("prompts", "opd_prompts", "group_size", "max_new_tokens", "temperature", "learning_rate", "epochs",
              "checkpoint_every", "max_grad_norm", "probe_prompts", "opd_top_k", "eval_prompts")

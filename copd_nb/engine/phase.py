@@ -8,13 +8,14 @@ __all__ = ['place_of', 'log_rows', 'begin', 'run_phase']
 # %% ../../nbs/4_engine/23_phase.ipynb #6cf3c2c3
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from ..data.names import imported
 from ..schedule.core import Schedule, Sync
-from ..schedule.parts import Merge, Phase, _origins
+from ..schedule.parts import Merge, Phase
 from .executors import timed
 from .experts import keep_expert, take_expert
 from .gather import handles_of, visiting
@@ -56,7 +57,7 @@ def _fresh(training: Training, name: str): training.branch(name).optimizers.clea
 def _start(training: Training, name: str, elsewhere: dict[str, list]):
     "Make a branch here, from a policy that is here or from another branch's weights."
     start = training.schedule.starts[name]
-    if name in training.starts or not set(_origins(start)) & set(elsewhere): training.policy(name)
+    if name in training.starts or not set(training.schedule.origins(name)) & set(elsewhere): training.policy(name)
     elif isinstance(start, Merge):
         training.branches[name] = Branch(imported("copd_nb.engine.syncing:started")(training, start, elsewhere))
     else: training.branches[name] = Branch(visiting(training, start, elsewhere).clone(name))
@@ -65,7 +66,7 @@ def begin(training: Training, names: Iterable[str]):
     "Have branches made that don't exist yet, each where it lives and after the one that it starts from."
     for name in names:
         if name in training.begun or name not in training.schedule.starts or training.only_teaches(name): continue
-        origins = _origins(training.schedule.starts[name])
+        origins = training.schedule.origins(name)
         begin(training, [] if name in training.starts else origins)
         weights = handles_of(training, [origin for origin in origins if origin in training.begun])
         training.executor.at(name, _start, name, weights)
@@ -97,9 +98,9 @@ def _show(bar: tqdm, phase: Phase, step: int, rows: list[dict]):
     bar.update()
 
 def _rounds(schedule: Schedule, index: int) -> tuple[int, bool]:
-    "Of phases that differ from this one by steps alone, with syncs between: steps of those before, whether one follows."
-    def alike(i): return isinstance(p := schedule.phases[i], Phase) and (p.updates, p.name, p.lr) == own
-    phases, own = schedule.phases, (schedule.phases[index].updates, schedule.phases[index].name, schedule.phases[index].lr)
+    "Of phases that differ by steps alone, with syncs between: steps of those before this one, whether one follows."
+    phases, own = schedule.phases, replace(schedule.phases[index], steps=1, cycle=None)
+    def alike(i): return isinstance(phases[i], Phase) and replace(phases[i], steps=1, cycle=None) == own
     follows = index + 2 < len(phases) and isinstance(phases[index + 1], Sync) and alike(index + 2)
     before = 0
     while index >= 2 and isinstance(phases[index - 1], Sync) and alike(index - 2):

@@ -106,8 +106,8 @@ def check_starts(schedule: Schedule, base: Policy, starts: dict[str, Policy]):
     for name, policy in starts.items():
         check_same_vocabulary(base, policy)
         if name in needs_base(schedule):
-            raise ValueError(f"branch {name!r} starts from a policy of its own, but an outer step or a merge of changes "
-                             "needs branches that start from the base: average them, or leave that start out")
+            raise ValueError(f"branch {name!r} starts from a policy of its own, but an outer step or a merge of "
+                             "changes needs branches that start from the base: average them, or leave that start out")
         learns = schedule.phases_of(name) or name in schedule.members or name in met(schedule)
         if _same_architecture(policy, base) or not learns: continue
         raise ValueError(f"the policy that branch {name!r} starts from has other parameters than the base: "

@@ -127,7 +127,7 @@ class Branch:
     cursors: dict[str, int] = field(default_factory=dict)  # stream and capability → position in the prompt stream
     skipped: int = 0  # latest updates in a row that were skipped
     step: Step | None = None  # between the stages of a step
-    outer: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # origin and momentum of syncs that it is first in
+    outer: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # origin and momentum, of syncs that it leads
 
     def draw(self, training: "Training", signals: tuple, step: int) -> list:
         "The next prompts of a stream; moves the cursors."

@@ -16,7 +16,7 @@ from ..policy.core import Policy
 from ..policy.low_rank import nearest_sum, norm_of_sum
 from ..policy.lora_branches import LoraPolicy
 from ..schedule.core import Sync
-from ..schedule.merging import merge, _check_weights, _normalised
+from ..schedule.merging import merge, sum_weights
 from ..schedule.parts import Merge
 from ..schedule.syncs import one_origin
 from ..signals.rollouts import generator
@@ -74,19 +74,13 @@ def _joined_pieces(training: Training, sync: Sync, elsewhere: dict, seed: torch.
         found.append(piece)
     return lengths, found, momentum
 
-def _merge_weights(sync: Sync | Merge) -> tuple[list[float], float]:
-    "The merge of adapters as a weighted sum: a weight for each branch, and for the point that they came from."
-    weights = _check_weights(sync.weights, len(sync.branches))
-    if sync.method == "linear": return _normalised(weights), 0.0
-    return weights, 1 - sum(weights)  # task arithmetic
-
 def _joined_adapters(training: Training, sync: Sync, elsewhere: dict,
                      kept: dict) -> tuple[_Lengths, float, list[dict], dict]:
     "Adapters: lengths, the share that was left out, the new adapter as one piece, and the new momentum."
     states = [visiting(training, b, elsewhere).state_dict() for b in sync.branches]
     kept = {what: {n: x.to(training.base.device) for n, x in state.items()} for what, state in kept.items()}
     scales, origin, lengths, momentum = training.base.scales, kept.get("origin"), _Lengths(), {}
-    weights, rest = _merge_weights(sync)
+    weights, rest = sum_weights(sync.method, sync.weights, len(sync.branches))
     mean = [*zip(weights, states), *([(rest, origin)] if rest else [])]
     total = mean
     if not sync.plain:
@@ -161,7 +155,7 @@ def meet(
     rows, *pieces = executor.at(names[0], *work, parts=1 + count)
     averaged = None
     if sync.moments == "average":
-        weights = _normalised(_check_weights(sync.weights, len(names)))
+        weights, _ = sum_weights("linear", sync.weights, len(names))
         found = [executor.at(n, _moments_of, n) for n in names]
         averaged = executor.at(names[0], _average, weights, *found)
     for name in names: executor.at(name, _go_on, name, sync, averaged, *pieces)

@@ -37,8 +37,8 @@ def check_control(
     rule, settings = rule_of(schedule.control.rule), schedule.control.check()
     for phases in _cycles(schedule):
         if any(isinstance(a, Sync) and not isinstance(b, Sync) for a, b in pairwise(phases)):
-            raise ValueError(f"control {schedule.control.name!r} can't change cycle {phases[0].cycle}, which has a sync "
-                             "between its phases: put it at the end of the cycle")
+            raise ValueError(f"control {schedule.control.name!r} can't change cycle {phases[0].cycle}: it has a "
+                             "sync between its phases, put that at the end of the cycle")
         if rule.fits: rule.fits(phases, settings)
     for need in rule.needs:
         if config is not None and not getattr(config, NEEDS[need]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..data.names import later
-from .parts import Control, Merge, Phase, Update, _pairs
+from .parts import Control, Merge, Phase, Update, _origins, _pairs
 
 # %% auto #0
 __all__ = ['MOMENTS', 'Sync', 'Schedule']
@@ -77,6 +77,10 @@ class Schedule:
     def starts(self) -> dict[str, str | Merge]:  # branch → "base", another branch, or a merge of others
         "Where each branch starts."
         return dict(self.branches)
+
+    def origins(self, branch: str) -> tuple[str, ...]:  # "base", a branch, or several that are merged
+        "The policies that a branch is made of when it starts."
+        return _origins(self.starts[branch])
 
     @property
     def updates(self) -> tuple[tuple[Phase, Update], ...]:

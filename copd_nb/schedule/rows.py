@@ -53,7 +53,8 @@ USES = dict(expert=(), mixed=(), opd=("beta", "opd_lr", "share"), mopd=("beta", 
             copd=("beta", "s_rl", "s_opd"), local=())  # fields of a Choice beside learning rate and label
 KNOWN = tuple(USES)  # built-in rows
 FAMILIES = KNOWN[:6]  # those of a comparison that names none
-FORMER = dict(mixed_rlvr="mixed", static_opd="opd", merged_experts="merged", local_rlvr="local")  # functions that make the schedules
+FORMER = dict(mixed_rlvr="mixed", static_opd="opd", merged_experts="merged",
+              local_rlvr="local")  # functions that make the schedules
 
 # %% ../../nbs/3_schedule/17_rows.ipynb #r002
 _MADE_BY = dict(opd=static_opd, mopd=mopd, merged=merged_experts, copd=copd, local=PARADIGMS["local_rlvr"])

@@ -86,10 +86,10 @@ def check_sync(
     learnt = _learners(_since(schedule, index, set(sync.branches))) & set(sync.branches)
     _require(bool(learnt), f"{where}: none of {list(sync.branches)} has learned since they were last one; "
              "put a phase before it")
+    what = repr(sync.method) if sync.method in NEEDS_ORIGIN else "an outer step"
     _require(one_origin(schedule, index) or not needs_origin(sync),
-             f"{where}: {'an outer step' if sync.method not in NEEDS_ORIGIN else repr(sync.method)} needs branches that "
-             f"come from one point: let all start from {BASE!r} and be in the same syncs, or average them (linear, "
-             "outer_lr=1, outer_momentum=0)")
+             f"{where}: {what} needs branches that come from one point: let all start from {BASE!r} and be in "
+             "the same syncs, or average them (linear, outer_lr=1, outer_momentum=0)")
 
 
 def check_teachers(
@@ -164,8 +164,9 @@ def check_adapters(
     for where, merge in _merges(schedule).items():
         _require(merge.method in ("linear", "task_arithmetic"), f"{where}: LoRA branches can't go on from a merge by "
                  f"{merge.method!r}; allowed: linear, task_arithmetic")
-        _require(getattr(merge, "moments", "reset") == "reset", f"{where}: moments={getattr(merge, 'moments', '')!r}, but "
-                 "the merge of LoRA branches has other matrices, to which their moments don't belong; use 'reset'")
+        moments = getattr(merge, "moments", "reset")
+        _require(moments == "reset", f"{where}: moments={moments!r}, but the merge of LoRA branches has other "
+                 "matrices, to which their moments don't belong; use 'reset'")
 
 # %% ../../nbs/3_schedule/18_syncs.ipynb #314e711c
 def sync_words(
