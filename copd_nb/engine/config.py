@@ -7,7 +7,7 @@ __all__ = ['Limits', 'Config', 'config_from']
 
 # %% ../../nbs/4_engine/10_config.ipynb #00af0012
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 from ..data.kinds import check_kinds
 from ..data.names import check_names
@@ -21,9 +21,10 @@ class Limits:
     micro_tokens: int | None = None  # completion tokens in one forward pass there
     rollout_rows: int | None = None  # completions that are decoded at a time
 
-_CHOICES = dict(optimizer_state=("keep", "reset", "separate"), advantage_scale=("std", "none"),
-                reduction=("token", "sequence", "constant"), updates=("simultaneous", "sequential"),
-                precision=("fp32", "bf16"))
+_CHOICES = dict(optimizer=("adamw", "sgd"), optimizer_state=("keep", "reset", "separate"),
+                advantage_scale=("std", "none"), reduction=("token", "sequence", "constant"),
+                updates=("simultaneous", "sequential"), precision=("fp32", "bf16"))
+_LATER = dict(optimizer="adamw")  # fields of later versions: the value that changes nothing
 _POSITIVE = ("prompts", "opd_prompts", "group_size", "max_new_tokens", "temperature", "learning_rate", "epochs",
              "checkpoint_every", "max_grad_norm", "probe_prompts", "opd_top_k", "eval_prompts")
 _NOT_NEGATIVE = ("warmup", "weight_decay", "clip_low", "clip_high", "skip_limit", "probe_every", "eval_every",
@@ -44,6 +45,7 @@ class Config:
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     weight_decay: float = 0.0  # of AdamW
     max_grad_norm: float = 1.0  # the whole gradient of an update is clipped to this norm
+    optimizer: str = "adamw"  # or "sgd": without momentum, and with `weight_decay` as a part of the gradient
     optimizer_state: str = "keep"  # at a phase switch: "keep", "reset", or "separate" moments for each stream kind
     advantage_scale: str = "std"  # of GRPO: "std" or "none"
     clip_low: float = 0.2  # the ratio is clipped to [1 − clip_low, 1 + clip_high]
@@ -94,6 +96,13 @@ class Config:
             if not (value is None or value > 0): refuse(name, "must be positive" + ", or None" * none)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed: refuse(name, f"one of {', '.join(allowed)}")
+
+    def content(
+        self,
+        without: tuple[str, ...] = (),  # fields that change no number
+    ) -> dict:  # field → value
+        "What names a run; fields of later versions only where they change it, so that older runs are found."
+        return {k: v for k, v in asdict(self).items() if k not in without and (k not in _LATER or v != _LATER[k])}
 
     @property
     def limits(self) -> Limits:

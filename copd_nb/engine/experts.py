@@ -22,7 +22,7 @@ from .state import Training
 # %% ../../nbs/4_engine/20_experts.ipynb #c009
 def expert_key(training: Training, phase: Phase) -> str:
     "Hash of everything that the state after a phase depends on, except its length."
-    config = {k: v for k, v in asdict(training.config).items() if k != "checkpoint_every"}
+    config = training.config.content(("checkpoint_every",))
     update = phase.updates[0]
     names = judged_on(training, phase) if training.config.eval_every else [s.capability for s in update.signals]
     signals = [(type(s).__name__, asdict(s)) for s in update.signals]

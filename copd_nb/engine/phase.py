@@ -8,12 +8,14 @@ __all__ = ['place_of', 'log_rows', 'begin', 'run_phase']
 # %% ../../nbs/4_engine/23_phase.ipynb #6cf3c2c3
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..schedule.core import Schedule
-from ..schedule.parts import Phase
+from ..data.names import imported
+from ..schedule.core import Schedule, Sync
+from ..schedule.parts import Merge, Phase
 from .executors import timed
 from .experts import keep_expert, take_expert
 from .gather import handles_of, visiting
@@ -55,16 +57,18 @@ def _fresh(training: Training, name: str): training.branch(name).optimizers.clea
 def _start(training: Training, name: str, elsewhere: dict[str, list]):
     "Make a branch here, from a policy that is here or from another branch's weights."
     start = training.schedule.starts[name]
-    if name in training.starts or start not in elsewhere: training.policy(name)
+    if name in training.starts or not set(training.schedule.origins(name)) & set(elsewhere): training.policy(name)
+    elif isinstance(start, Merge):
+        training.branches[name] = Branch(imported("copd_nb.engine.syncing:started")(training, start, elsewhere))
     else: training.branches[name] = Branch(visiting(training, start, elsewhere).clone(name))
 
 def begin(training: Training, names: Iterable[str]):
     "Have branches made that don't exist yet, each where it lives and after the one that it starts from."
     for name in names:
         if name in training.begun or name not in training.schedule.starts or training.only_teaches(name): continue
-        start = training.schedule.starts[name]
-        begin(training, [] if name in training.starts else [start])
-        weights = handles_of(training, [start] if start in training.begun else [])
+        origins = training.schedule.origins(name)
+        begin(training, [] if name in training.starts else origins)
+        weights = handles_of(training, [origin for origin in origins if origin in training.begun])
         training.executor.at(name, _start, name, weights)
         training.begun[name] = None
 
@@ -72,7 +76,8 @@ def _new_pairs(training: Training, index: int) -> bool:
     "Whether a phase measures pairs that the phase before did not."
     schedule = training.schedule
     pairs = set(probe_list(schedule, schedule.phases[index]))
-    known = set(probe_list(schedule, schedule.phases[index - 1])) if index else {p for p in pairs if p[1] == "base"}
+    before = [p for p in schedule.phases[:index] if not isinstance(p, Sync)]
+    known = set(probe_list(schedule, before[-1])) if before else {p for p in pairs if p[1] == "base"}
     return not _alone(schedule, schedule.phases[index]) and bool(pairs - known)
 
 def _enter(training: Training, phase: Phase, place: dict):
@@ -92,12 +97,24 @@ def _show(bar: tqdm, phase: Phase, step: int, rows: list[dict]):
     if shown: bar.set_postfix(shown)
     bar.update()
 
-def _step(training: Training, phase: Phase, step: int) -> list[dict]:
-    "One step, and the measurements that are due after it."
-    c, rows = training.config, train_step(training, phase, step)
-    if _every(c.probe_every, step, phase.steps):
+def _rounds(schedule: Schedule, index: int) -> tuple[int, bool]:
+    "Of phases that differ by steps alone, with syncs between: steps of those before this one, whether one follows."
+    phases, own = schedule.phases, replace(schedule.phases[index], steps=1, cycle=None)
+    def alike(i): return isinstance(phases[i], Phase) and replace(phases[i], steps=1, cycle=None) == own
+    follows = index + 2 < len(phases) and isinstance(phases[index + 1], Sync) and alike(index + 2)
+    before = 0
+    while index >= 2 and isinstance(phases[index - 1], Sync) and alike(index - 2):
+        index -= 2
+        before += phases[index].steps
+    return before, follows
+
+def _step(training: Training, index: int, step: int) -> list[dict]:
+    "One step, and the measurements that are due after it; rounds between syncs are measured like one long phase."
+    phase, (before, follows) = training.schedule.phases[index], _rounds(training.schedule, index)
+    c, rows, end = training.config, train_step(training, phase, step), -1 if follows else before + phase.steps
+    if _every(c.probe_every, before + step, end):
         with timed("probe"): rows += probe(training, phase)
-    if _every(c.eval_every, step, phase.steps):
+    if _every(c.eval_every, before + step, end):
         with timed("evaluate"): rows += judge(training, judged(training, phase), judged_on(training, phase))
     return rows
 
@@ -115,7 +132,7 @@ def run_phase(
     if first == 0: _enter(training, phase, place)
     if first == 0 and store: first = take_expert(training, phase, store, place)
     for step in range(first, phase.steps):
-        rows = _step(training, phase, step)
+        rows = _step(training, place["phase_index"], step)
         with timed("record"): log_rows(training, place, step, rows)
         _show(bar, phase, step, rows)
         stop = stop_requested(path)

@@ -17,18 +17,21 @@ from ..data.kinds import called
 from ..data.names import imported, named
 from ..policy.core import Policy, check_same_vocabulary
 from ..policy.groups import Group
+from ..policy.lora_branches import LoraPolicy
 from ..policy.suites import SUITES, load_suite
 from ..data.names import json_or_text
 from ..signals.estimators import estimator_named
 from ..schedule.controllers import check_control
 from ..schedule.core import Schedule
+from ..schedule.syncs import check_adapters, check_moments, met, needs_base
 from .accelerator import Accelerator
 from .config import Config
 from .state import _same_architecture
 
 # %% ../../nbs/4_engine/22_request.ipynb #62247d45
 SCHEDULES = dict(copd="copd_nb.schedule.copd_schedules:copd") | {n: f"copd_nb.schedule.paradigms:{n}" for n in (
-    "expert", "mixed_rlvr", "static_opd", "mopd", "merged_experts")}
+    "expert", "mixed_rlvr", "static_opd", "mopd", "merged_experts")} | dict(
+        local_rlvr="copd_nb.schedule.syncs:local_rlvr")
 LEARNERS = dict(trl="copd_nb.scale.trl:TrlLearner")
 
 def _call(function: Callable, names: list[str] | str, query: str) -> object:
@@ -87,6 +90,8 @@ def check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy,
     for signal in (s for _, u in schedule.updates for s in u.opd): estimator_named(signal.estimator)
     schedule.to_dict()  # ValueError for an object that has no name to be written by
     _check_config(config, schedule, base.width)
+    check_moments(schedule, config)
+    if isinstance(base, LoraPolicy): check_adapters(schedule)
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in base.parameters()):
         raise ValueError(f"the weights of {base.name!r} are {base.parameters()[0].dtype}: small updates would be "
                          "rounded away, train fp32 weights (precision='bf16' computes in bf16) or LoRA branches")
@@ -100,10 +105,13 @@ def check_starts(schedule: Schedule, base: Policy, starts: dict[str, Policy]):
         raise ValueError(f"starts of unknown branches {unknown}: the schedule has {list(schedule.starts)}")
     for name, policy in starts.items():
         check_same_vocabulary(base, policy)
-        learns = schedule.phases_of(name) or name in schedule.members
+        if name in needs_base(schedule):
+            raise ValueError(f"branch {name!r} starts from a policy of its own, but an outer step or a merge of "
+                             "changes needs branches that start from the base: average them, or leave that start out")
+        learns = schedule.phases_of(name) or name in schedule.members or name in met(schedule)
         if _same_architecture(policy, base) or not learns: continue
         raise ValueError(f"the policy that branch {name!r} starts from has other parameters than the base: "
-                         "branches that learn or are merged need one architecture")
+                         "branches that learn, are merged or meet in a sync need one architecture")
 
 # %% ../../nbs/4_engine/22_request.ipynb #7b17b969
 def placed(

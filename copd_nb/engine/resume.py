@@ -22,15 +22,21 @@ from .runs import latest_checkpoint
 from .state import Branch, Training
 
 # %% ../../nbs/4_engine/19_resume.ipynb #c004
+def _moments_of(training: Training, name: str) -> dict[str, dict[str, Tensor]]:
+    "Moments of a branch that lives here, by kind."
+    found = {}
+    for kind, optimizer in training.branch(name).optimizers.items():
+        state = optimizer.state_dict()["state"].items()
+        moments = {f"{i}/{k}": full_tensor(torch.as_tensor(v)) for i, s in state for k, v in s.items() if v is not None}
+        if moments: found[kind] = moments
+    return found
+
 def _pack(training: Training, name: str) -> dict[str, dict[str, Tensor]]:
     "Weights and moments of a branch that lives here, by file."
     branch = training.branch(name)
     tensors = {f"{name}~weights": branch.policy.state_dict()}
-    for kind, optimizer in branch.optimizers.items():
-        state = optimizer.state_dict()["state"].items()
-        moments = {f"{i}/{k}": full_tensor(torch.as_tensor(v)) for i, s in state for k, v in s.items()}
-        if moments: tensors[f"{name}~{kind}"] = moments
-    return tensors
+    tensors |= {f"{name}~{kind}": moments for kind, moments in _moments_of(training, name).items()}
+    return tensors | {f"{name}~sync-{what}": named for what, named in branch.outer.items()}
 
 def counters(training: Training, name: str) -> tuple[dict, dict]:
     "Counters of a branch that lives here, and the limits in force."
@@ -57,6 +63,7 @@ def _restore(training: Training, name: str, files: dict[str, dict[str, Tensor]],
     branch = training.branches[name] = Branch(training.base.clone(name), **values)
     for kind, named in files.items():
         if kind == "weights": branch.policy.load_state(named)
+        elif kind.startswith("sync-"): branch.outer[kind.removeprefix("sync-")] = named
         else: _moments(training, name, kind, named)
 
 def unpack(training: Training, tensors: dict[str, dict[str, Tensor]], values: dict):

@@ -24,7 +24,7 @@ from ..signals.objectives import loss_denominator
 from ..signals.rollouts import Rollouts, Sampler
 from ..schedule.core import Schedule
 from ..schedule.costs import ModelShape
-from ..schedule.parts import OPD, RL, Phase, Update, split_prompts
+from ..schedule.parts import OPD, RL, Merge, Phase, Update, split_prompts
 from .accelerator import Accelerator
 from .config import Config, Limits
 from .executors import LocalExecutor
@@ -122,11 +122,12 @@ class Step:
 class Branch:
     "A policy that learns."
     policy: Policy
-    optimizers: dict[str, torch.optim.AdamW] = field(default_factory=dict)  # one, or one for each kind of stream
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # one, or one for each kind of stream
     updates: int = 0  # optimiser steps so far
     cursors: dict[str, int] = field(default_factory=dict)  # stream and capability → position in the prompt stream
     skipped: int = 0  # latest updates in a row that were skipped
     step: Step | None = None  # between the stages of a step
+    outer: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # origin and momentum, of syncs that it leads
 
     def draw(self, training: "Training", signals: tuple, step: int) -> list:
         "The next prompts of a stream; moves the cursors."
@@ -142,8 +143,9 @@ class Branch:
 # %% ../../nbs/4_engine/11_state.ipynb #282a77c3
 def _alone(schedule: Schedule, phase: Phase) -> bool:
     "Whether a phase trains one branch from the base without teachers, for the first time."
+    if not phase.updates: return False
     branch = phase.updates[0].branch
-    first = schedule.phases_of(branch)[0] is phase
+    first = next(p for p in schedule.phases if branch in getattr(p, "branches", (u.branch for u in p.updates))) is phase
     return len(phase.updates) == 1 and not phase.updates[0].opd and schedule.starts[branch] == "base" and first
 
 def _same_architecture(a: Policy, b: Policy) -> bool:
@@ -205,10 +207,15 @@ class Training:
         "A branch, copied from where it starts when it is first needed."
         if name not in self.branches:
             start = self.schedule.starts[name]
-            origin = self.starts.get(name) or (self.base if start == "base" else self.branch(start).policy)
+            origin = self.starts.get(name) or self._origin(start)
             self.branches[name] = Branch(origin.clone(name))
             self.begun[name] = None
         return self.branches[name]
+
+    def _origin(self, start: str | Merge) -> Policy:
+        "The policy that a branch is copied from."
+        if isinstance(start, Merge): return imported("copd_nb.engine.syncing:started")(self, start, {})
+        return self.base if start == "base" else self.branch(start).policy
 
     def only_teaches(self, name: str) -> bool:
         "Whether a branch is a policy of another architecture: it keeps the weights that it was given."

@@ -206,7 +206,10 @@ class Learner:
     ) -> torch.optim.Optimizer:
         "A branch's optimiser, made when first needed."
         c, branch = training.config, training.branch(name)
-        if kind not in branch.optimizers:
+        if kind not in branch.optimizers and c.optimizer == "sgd":
+            branch.optimizers[kind] = torch.optim.SGD(branch.policy.parameters(), lr=c.learning_rate,
+                                                      weight_decay=c.weight_decay)
+        elif kind not in branch.optimizers:
             branch.optimizers[kind] = torch.optim.AdamW(branch.policy.parameters(), lr=c.learning_rate, betas=c.betas,
                                                         weight_decay=c.weight_decay, fused=True)
         return branch.optimizers[kind]

@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 
 from ..policy.core import Policy
 from ..policy.lora_branches import LoraPolicy
+from ..data.names import imported
 from ..schedule.controllers import controlled
+from ..schedule.core import Sync
 from ..schedule.parts import Merge, Phase
 from .accelerator import peak_memory
 from .experts import expert_key
@@ -107,7 +109,10 @@ def walk(
     with tqdm(disable=not progress, leave=False) as bar:
         for index, phase in phases(training, started):
             place, bar.total = place_of(training.schedule, index), sum(p.steps for p in training.schedule.phases)
-            if (index, phase.steps) <= (started, step): continue
+            if (index, max(1, phase.steps)) <= (started, step): continue
+            if isinstance(phase, Sync):
+                if not imported("copd_nb.engine.syncing:run_sync")(training, place): return set_status(run, "stopped")
+                continue
             store, first = _store(training, phase, experts), step if index == started else 0
             with locked(store, wait=True) if store else nullcontext():
                 if not run_phase(training, place, first, bar, store): return set_status(run, "stopped")

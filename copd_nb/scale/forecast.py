@@ -17,7 +17,7 @@ from ..engine.measure import probe_list
 from .calls import DRIVER, ID, REAL, Call, Costs, calls_of
 from .places import Network, Place, load_of, placed
 from .simulate import Timeline, simulate
-from ..schedule.core import Schedule
+from ..schedule.core import Schedule, Sync
 from ..schedule.costs import human
 from ..schedule.parts import BASE, Merge, Phase
 
@@ -88,6 +88,12 @@ def _merge_calls(schedule: Schedule, costs: Costs) -> list[Call]:
     size = REAL * costs.weights
     return _gather(schedule.members, schedule.members[0], size, "merge", (("merge", 1),), costs)
 
+def _sync_calls(sync: Sync, costs: Costs) -> list[Call]:
+    "A sync: weights (and moments that are averaged) go to the first branch, and back to the others."
+    first, size = sync.branches[0], REAL * costs.weights * (3 if sync.moments == "average" else 1)
+    back = [Call(f"sync/{b}/back", b, "sync", 0.0, (("sync", size),)) for b in sync.branches[1:]]
+    return [*_gather(sync.branches, first, size, "sync", (("merge", 1),), costs), *back]
+
 def forecast(
     schedule: Schedule,
     config: Config,
@@ -104,6 +110,9 @@ def forecast(
         made = simulate(calls, places, network)
         lines.append(_line(what, times, made, made.seconds))
     for phase in schedule.phases:
+        if isinstance(phase, Sync):
+            add("sync", 1, _sync_calls(phase, costs))
+            continue
         if phase.updates not in known:
             known[phase.updates] = simulate(calls_of(phase, config, costs, ENOUGH[stale], stale), places, network)
         made = known[phase.updates]

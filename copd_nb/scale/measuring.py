@@ -77,8 +77,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder, stopwatch(clock) as notes:
         run = train(schedule, by_name(capabilities), base, quiet, Path(folder) / "run", progress=False, **how)
         lengths = run.events.groupby("capability")["length"].mean().to_dict()
-    steps, rows, end = list(_by_step(n for n in notes if n[0] != "checkpoint")), [], math.nan
-    for phase in schedule.phases:
+    steps, rows, end = list(_by_step(n for n in notes if n[0] not in ("checkpoint", "sync"))), [], math.nan
+    for phase in (p for p in schedule.phases if p.steps):
         rows += _phase_rows(phase, config, steps[:phase.steps], end, max(1, skip))
         end, steps = steps[phase.steps - 1][1], steps[phase.steps:]
     table = pd.DataFrame(rows)

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from ..data.names import reference
 from ..data.schema import REAL, TEXT, check, listed, mapped, record
-from .core import Schedule
+from .core import Schedule, Sync
 from .parts import CONTROLS, OPD, RL, SCHEMA, SFT, Control, Merge, Phase, Signal, Update, _require
 
 # %% auto #0
@@ -36,14 +36,23 @@ def _signal(data: dict) -> Signal:
     return _KINDS[data["kind"]](**{key: value for key, value in data.items() if key != "kind"})
 
 
-def _phase_dict(phase: Phase) -> dict:
-    "A phase with its updates as dicts."
+def _phase_dict(phase: Phase | Sync) -> dict:
+    "A phase with its updates as dicts, or a sync as it is."
+    if isinstance(phase, Sync):
+        return {"sync": asdict(phase)}
     updates = [{"branch": u.branch, "signals": [_signal_dict(s) for s in u.signals]} for u in phase.updates]
     return {"name": phase.name, "steps": phase.steps, "updates": updates, "cycle": phase.cycle, "lr": phase.lr}
 
 
-def _phase(data: dict) -> Phase:
+def _merged(value: object) -> object:
+    "A merge from its dict; a branch as it is."
+    return Merge(**value) if isinstance(value, dict) else value
+
+
+def _phase(data: dict) -> Phase | Sync:
     "The inverse of `_phase_dict`."
+    if "sync" in data:
+        return Sync(**data["sync"])
     updates = [Update(u["branch"], [_signal(s) for s in u["signals"]]) for u in data["updates"]]
     return Phase(**data | {"updates": updates})
 
@@ -59,17 +68,22 @@ _PHASE = record({"name": TEXT, "steps": {"type": "integer"}, "updates": listed(_
 _MERGE = record({"branches": listed(TEXT)},
                 {"method": TEXT, "weights": listed(REAL) | {"type": ["array", "null"]}, "density": REAL})
 _CONTROL = record({"rule": TEXT}, {"settings": mapped(REAL | {"type": ["number", "string", "null"]})})
-_PAIR = listed(TEXT) | {"minItems": 2, "maxItems": 2}
+_BRANCH = _MERGE | {"type": ["object", "string"]}
+_PAIR = listed(_BRANCH) | {"minItems": 2, "maxItems": 2, "prefixItems": [TEXT]}
+_SYNC = record({"branches": listed(TEXT)}, _MERGE["properties"] | {
+    "moments": TEXT, "outer_lr": REAL, "outer_momentum": REAL, "name": TEXT, "cycle": {"type": ["integer", "null"]}})
+_PART = {"type": "object", "if": {"required": ["sync"]}, "then": record({"sync": _SYNC}), "else": _PHASE}
 _FORM = Draft202012Validator(record(
-    {"schema": TEXT, "name": TEXT, "branches": listed(_PAIR), "phases": listed(_PHASE),
-     "result": _MERGE | {"type": ["object", "string"]}}, {"control": _CONTROL}))
+    {"schema": TEXT, "name": TEXT, "branches": listed(_PAIR), "phases": listed(_PART),
+     "result": _BRANCH}, {"control": _CONTROL}))
 
 # %% ../../nbs/3_schedule/03_as_json.ipynb #c007
 def to_dict(self: Schedule) -> dict:  # only lists, dicts, strings and numbers
     "The schedule as JSON data. ValueError for a control rule that has no name to be written by."
+    branches = [(name, asdict(start) if isinstance(start, Merge) else start) for name, start in self.branches]
     result = asdict(self.result) if isinstance(self.result, Merge) else self.result
     phases = [_phase_dict(phase) for phase in self.phases]
-    data = {"schema": SCHEMA, "name": self.name, "branches": self.branches, "phases": phases, "result": result}
+    data = {"schema": SCHEMA, "name": self.name, "branches": branches, "phases": phases, "result": result}
     if self.control is not None:
         rule = reference(self.control.rule, CONTROLS, "control rule")
         data["control"] = {"rule": rule, "settings": dict(self.control.settings)}
@@ -83,9 +97,9 @@ def from_dict(
     schema = data.get("schema") if isinstance(data, dict) else data
     _require(schema == SCHEMA, f"schema is {repr(schema)[:80]}, not {SCHEMA!r}")
     check(data, _FORM)
-    result = Merge(**data["result"]) if isinstance(data["result"], dict) else data["result"]
+    result, branches = _merged(data["result"]), [(name, _merged(start)) for name, start in data["branches"]]
     control = Control(**data["control"]) if "control" in data else None
-    return Schedule(data["name"], data["branches"], [_phase(phase) for phase in data["phases"]], result, control)
+    return Schedule(data["name"], branches, [_phase(phase) for phase in data["phases"]], result, control)
 
 
 def content_hash(self: Schedule) -> str:  # 64 hexadecimal digits

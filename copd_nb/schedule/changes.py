@@ -12,7 +12,7 @@ from itertools import groupby
 from operator import attrgetter
 from statistics import fmean
 
-from .core import Schedule
+from .core import Schedule, Sync
 from .parts import BASE, OPD, Phase, Update
 
 # %% auto #0
@@ -79,15 +79,21 @@ def _end(schedule: Schedule, cycle: int) -> int:
     return max(i for i, phase in enumerate(schedule.phases) if phase.cycle == cycle) + 1
 
 
+def _remade(part: list[Phase | Sync], make: Callable[[list[Phase]], Iterable[Phase]]) -> list[Phase | Sync]:
+    "A cycle made anew from its phases, with the syncs at its end."
+    first = next((i for i, phase in enumerate(part) if isinstance(phase, Sync)), len(part))
+    return [*make(part[:first]), *part[first:]]
+
+
 def change_cycles(
     schedule: Schedule,
     cycle: int,  # the last one that stays
     make: Callable[[list[Phase]], Iterable[Phase]],  # phases of a cycle → its new phases
 ) -> Schedule:
-    "Every cycle after `cycle` is made anew from its phases."
+    "Every cycle after `cycle` is made anew from its phases; syncs at its end stay there."
     end = _end(schedule, cycle)
     parts = groupby(schedule.phases[end:], key=attrgetter("cycle"))
-    later = [phase for number, part in parts for phase in (part if number is None else make(list(part)))]
+    later = [phase for number, part in parts for phase in (part if number is None else _remade(list(part), make))]
     return replace(schedule, phases=(*schedule.phases[:end], *later))
 
 
@@ -100,7 +106,7 @@ def next_cycle(schedule: Schedule, cycle: int) -> list[Phase]:
 def halves(phases: Iterable[Phase]) -> tuple[list[Phase], list[Phase]]:
     "The phases of a cycle without OPD, and those with it."
     first, second = [], []
-    for phase in phases:
+    for phase in (p for p in phases if not isinstance(p, Sync)):
         (second if any(update.opd for update in phase.updates) else first).append(phase)
     return first, second
 

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import attrgetter
 
 from .changes import Rows, next_cycle
-from .core import Schedule
+from .core import Schedule, Sync
 from .rules import NEEDS, rule_of
 
 # %% auto #0
@@ -36,6 +36,9 @@ def check_control(
         return schedule
     rule, settings = rule_of(schedule.control.rule), schedule.control.check()
     for phases in _cycles(schedule):
+        if any(isinstance(a, Sync) and not isinstance(b, Sync) for a, b in pairwise(phases)):
+            raise ValueError(f"control {schedule.control.name!r} can't change cycle {phases[0].cycle}: it has a "
+                             "sync between its phases, put that at the end of the cycle")
         if rule.fits: rule.fits(phases, settings)
     for need in rule.needs:
         if config is not None and not getattr(config, NEEDS[need]):

@@ -8,18 +8,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..data.names import later
-from .parts import Control, Merge, Phase, Update, _pairs
+from .parts import Control, Merge, Phase, Update, _origins, _pairs
 
 # %% auto #0
-__all__ = ['Schedule']
+__all__ = ['MOMENTS', 'Sync', 'Schedule']
+
+# %% ../../nbs/3_schedule/02_core.ipynb #9d65249a
+MOMENTS = ("reset", "keep", "average")
+
+
+@dataclass(frozen=True)
+class Sync:
+    "Branches go on from their merge; stands between phases, and takes no step."
+    branches: tuple[str, ...]  # two or more; the first one's place keeps what the outer step needs
+    method: str = "linear"  # of the merge: linear | task_arithmetic | ties | dare | slerp
+    weights: tuple[float, ...] | None = None  # one per branch; None means equal
+    moments: str = "reset"  # of the branches' optimisers: reset | keep (each its own) | average
+    outer_lr: float = 1.0  # rate of the outer step on the averaged change; 1 without momentum is plain averaging
+    outer_momentum: float = 0.0  # Nesterov momentum of the outer step, in [0, 1)
+    density: float = 1.0  # share of each tensor that ties and dare keep, in (0, 1]
+    name: str = "sync"  # what people call it
+    cycle: int | None = None  # the cycle that it belongs to, from 1
+    steps, updates, lr = 0, (), 1.0  # as a phase without updates; no fields
+
+    def __post_init__(self):
+        for name in ("outer_lr", "outer_momentum"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("branches", "weights", "density"):
+            object.__setattr__(self, name, getattr(self.merge, name))
+
+    title = Phase.title
+
+    @property
+    def merge(self) -> Merge: return Merge(self.branches, self.method, self.weights, self.density)
+
+    @property
+    def plain(self) -> bool:
+        "Whether the branches go on from the merge itself."
+        return (self.outer_lr, self.outer_momentum) == (1, 0)
 
 # %% ../../nbs/3_schedule/02_core.ipynb #c004
 @dataclass(frozen=True, repr=False)
 class Schedule:
     "A training paradigm: branches, phases, result. Immutable and hashable; `dataclasses.replace` makes variants."
     name: str  # display name, also a folder name
-    branches: tuple[tuple[str, str], ...]  # (branch, start) pairs; a mapping or bare names are accepted
-    phases: tuple[Phase, ...]  # in order; lists are accepted
+    branches: tuple[tuple[str, str | Merge], ...]  # (branch, start) pairs; a mapping or bare names are accepted
+    phases: tuple[Phase | Sync, ...]  # in order; lists are accepted
     result: str | Merge  # a branch, or a merge of branches
     control: Control | None = None  # what changes the later cycles while it runs; None: it runs as written
 
@@ -40,9 +74,13 @@ class Schedule:
         object.__setattr__(self, "phases", tuple(self.phases))
 
     @property
-    def starts(self) -> dict[str, str]:  # branch → "base" or another branch
+    def starts(self) -> dict[str, str | Merge]:  # branch → "base", another branch, or a merge of others
         "Where each branch starts."
         return dict(self.branches)
+
+    def origins(self, branch: str) -> tuple[str, ...]:  # "base", a branch, or several that are merged
+        "The policies that a branch is made of when it starts."
+        return _origins(self.starts[branch])
 
     @property
     def updates(self) -> tuple[tuple[Phase, Update], ...]:

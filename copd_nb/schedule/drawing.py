@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from .core import Schedule
+from .core import Schedule, Sync
 from .layout import _TOP, _Column, _drawn, _head, _label, _Lane, _lanes, _columns
-from .parts import OPD, Merge, Signal
+from .parts import OPD, Merge, Signal, _origins
 from .shapes import _arrow, _dot, _ink, _path, _rect, _text, _tint, _width, capability_colors
 
 # %% auto #0
@@ -40,12 +40,17 @@ def _draw_fold(schedule: Schedule, columns: list[_Column]) -> Iterator[str]:
         yield _text((left + right) / 2, y - 9, f"× {fold.count}", 12, "middle", bold=True)
 
 
+def _from(start: str | Merge) -> str:
+    "Where a branch starts, for its lane."
+    return f"from {'the merge' if isinstance(start, Merge) else start}"
+
+
 def _draw_lives(schedule: Schedule, lanes: dict[str, _Lane], columns: list[_Column]) -> Iterator[str]:
     "Names and life lines; a copied branch begins where it is copied."
     for name, lane in lanes.items():
         start = schedule.starts.get(name)
         yield _text(16, lane.middle - 2, name, 13, bold=True)
-        yield _text(16, lane.middle + 12, f"from {start}" if start else "frozen", 11, color="#444444")
+        yield _text(16, lane.middle + 12, _from(start) if start else "frozen", 11, color="#444444")
         born = next((column.left + 10 for column in columns if name in column.copies), columns[0].left)
         end = columns[-1].right + (0 if name in schedule.members else -6)
         yield _path([(born, lane.middle), (end, lane.middle)], "#8A8A80", 1.5)
@@ -73,15 +78,26 @@ def _hatch(color: str) -> str:
     return f'<pattern id="{_hatch_id(color)}" {size}>{stripe}</pattern>'
 
 
+def _draw_sync(column: _Column, lanes: dict[str, _Lane]) -> Iterator[str]:
+    "The lanes of a sync meet in a bar, and go on from there."
+    x, heights = (column.block + column.right - 6) / 2, [lanes[branch].middle for branch in column.phase.branches]
+    yield _rect(x - 4, min(heights) - 9, 8, max(heights) - min(heights) + 18, "#FFFFFF", "#222222")
+    for y in heights:
+        yield _dot(x, y, "#222222")
+
+
 def _draw_phase(
-    column: _Column, lanes: dict[str, _Lane], starts: dict[str, str], colors: dict[str, str]
+    column: _Column, lanes: dict[str, _Lane], starts: dict[str, str | Merge], colors: dict[str, str]
 ) -> Iterator[str]:
     "Blocks of one phase, its copies and its teacher arrows; each arrow has a slot of the gutter to itself."
-    slots = len(column.copies) + sum(len(update.opd) for update in column.phase.updates)
+    origins = [(branch, origin) for branch in column.copies for origin in _origins(starts[branch])]
+    slots = len(origins) + sum(len(update.opd) for update in column.phase.updates)
     slot_x = iter(column.left + 10 + i * (column.gutter - 16) / max(slots, 1) for i in range(slots))
-    for branch in column.copies:
-        x, start, end = next(slot_x), lanes[starts[branch]].middle, lanes[branch].middle
+    for branch, origin in origins:
+        x, start, end = next(slot_x), lanes[origin].middle, lanes[branch].middle
         yield _dot(x, start, "#555555") + _path([(x, start), (x, end)], "#555555", 1.5, "4 3")
+    if isinstance(column.phase, Sync):
+        yield from _draw_sync(column, lanes)
     for update in column.phase.updates:
         height = (lanes[update.branch].height - 14) / len(update.signals)
         for row, signal in enumerate(update.signals):
@@ -148,7 +164,7 @@ def _draw_frame(schedule: Schedule, width: float, height: float, summary: str, c
 def svg(self: Schedule) -> str:  # a complete <svg> element
     "The drawing: static, self-contained, all names escaped."
     colors, lanes = capability_colors(self.capabilities()), _lanes(self)
-    names = [words for name, start in self.branches for words in (name, f"from {start}")]
+    names = [words for name, start in self.branches for words in (name, _from(start))]
     columns = _columns(self, 40 + max(_width(words, 12) for words in names))
     bottom, right = max(lane.top + lane.height for lane in lanes.values()), columns[-1].right
     node, control = max(_width(line) + 16 for line in _result_lines(self)), _control_line(self)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .core import Schedule
-from .parts import BASE, OPD, Phase, Signal
+from ..data.names import imported
+from .core import Schedule, Sync
+from .parts import BASE, OPD, Phase, Signal, _origins
 from .shapes import _width
 from .words import _Fold, _fold, _steps
 
@@ -56,8 +57,10 @@ def _label(signal: Signal) -> str:
     return f"OPD {signal.capability} · β {signal.beta:g}{kind}"
 
 
-def _head(phase: Phase) -> str:
+def _head(phase: Phase | Sync) -> str:
     "The second line above a column."
+    if isinstance(phase, Sync):
+        return imported("copd_nb.schedule.syncs:sync_lines")(phase)
     return _steps(phase.steps) + ("" if phase.lr == 1 else f" · lr × {phase.lr:g}")
 
 
@@ -66,10 +69,11 @@ def _first_use(schedule: Schedule) -> dict[str, int]:
     first = {}
     for index, phase in enumerate(schedule.phases):
         used = [name for update in phase.updates for name in (update.branch, *update.teachers)]
-        for name in used:
-            while name in schedule.starts:
-                first.setdefault(name, index)
-                name = schedule.starts[name]
+        used += phase.branches if isinstance(phase, Sync) else ()
+        while used:
+            if (name := used.pop()) in schedule.starts and name not in first:
+                first[name] = index
+                used += _origins(schedule.starts[name])
     return first
 
 
@@ -90,7 +94,7 @@ def _columns(schedule: Schedule, left: float) -> list[_Column]:
         folded = fold.count > 1 and fold.first <= index < fold.first + fold.period
         title = phase.name if folded else phase.title
         copies = tuple(b for b, start in schedule.branches if start != BASE and first_use.get(b) == index)
-        slots = len(copies) + sum(len(update.opd) for update in phase.updates)
+        slots = sum(len(_origins(schedule.starts[b])) for b in copies) + sum(len(u.opd) for u in phase.updates)
         gutter = slots * min(_SLOT, 170 / slots) + 16 if slots else 6
         words = [_width(_label(s), 11) + 14 for u in phase.updates for s in u.signals]
         heads = _width(title) - gutter + 8, _width(_head(phase), 11) - gutter + 8

@@ -169,10 +169,15 @@ class Merge:
             object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
 
 
-def _pairs(branches: Mapping | Iterable) -> tuple[tuple[str, str], ...]:
+def _pairs(branches: Mapping | Iterable) -> tuple[tuple[str, str | Merge], ...]:
     "Branches and their starts as pairs; a bare name starts from the base."
     items = branches.items() if isinstance(branches, Mapping) else branches
     return tuple((item, BASE) if isinstance(item, str) else tuple(item) for item in items)
+
+
+def _origins(start: str | Merge) -> tuple[str, ...]:
+    "The policies that a branch is made of when it starts."
+    return start.branches if isinstance(start, Merge) else (start,)
 
 # %% ../../nbs/3_schedule/01_parts.ipynb #c017
 CONTROLS = {name: f"copd_nb.schedule.control:{name}"  # the built-in rules

@@ -5,16 +5,18 @@
 # %% ../../nbs/3_schedule/07_price.ipynb #c002
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 import pandas as pd
 
-from .core import Schedule
+from ..data.names import imported
+from .core import Schedule, Sync
 from .costs import Cost, Workload
-from .parts import BASE, OPD, RL, SFT, Signal, Update, _dealt, _require, split_prompts
+from .parts import BASE, OPD, RL, SFT, Merge, Signal, Update, _dealt, _origins, _require, split_prompts
 
 # %% auto #0
 __all__ = ['CriticalPath', 'critical_path', 'critical_steps', 'update_cost', 'price', 'total_cost', 'budget_table',
@@ -27,10 +29,10 @@ class CriticalPath(NamedTuple):
     curve: list[dict]  # phase_index, step, critical: the latest clock of any branch after that step
 
 
-def _clock(branch: str, clocks: dict[str, float], starts: dict[str, str]) -> float:
+def _clock(branch: str, clocks: dict[str, float], starts: dict[str, str | Merge]) -> float:
     "The clock of a branch; a branch used for the first time copies its origin, clock included."
     if branch not in clocks:
-        clocks[branch] = _clock(starts[branch], clocks, starts)
+        clocks[branch] = max(_clock(origin, clocks, starts) for origin in _origins(starts[branch]))
     return clocks[branch]
 
 
@@ -41,6 +43,9 @@ def critical_path(
     "Walks all steps with one clock per branch."
     clocks, curve = {BASE: 0}, []
     for index, phase in enumerate(schedule.phases):
+        if isinstance(phase, Sync):  # its branches wait for each other
+            latest = max(_clock(branch, clocks, schedule.starts) for branch in phase.branches)
+            clocks |= dict.fromkeys(phase.branches, latest)
         for step in range(phase.steps):
             ready = [max(_clock(b, clocks, schedule.starts) for b in (u.branch, *u.teachers)) for u in phase.updates]
             for update, start in zip(phase.updates, ready):
@@ -88,11 +93,23 @@ def _signal_costs(update: Update, workload: Workload, steps: int) -> Iterator[tu
         yield signal, cost + Cost(updates=0 if position else steps)
 
 # %% ../../nbs/3_schedule/07_price.ipynb #c011
+def _moved(schedule: Schedule, rows: list[dict], workload: Workload) -> list[dict]:
+    "Rows with the weights that syncs move, and a row for each sync, in the order of the phases."
+    size = math.nan if workload.shape.frozen else workload.shape.size
+    found = [row | {"moved": 0.0} for row in rows]
+    for index, sync in enumerate(schedule.phases):
+        if not isinstance(sync, Sync): continue
+        place = {"phase_index": index, "phase": sync.name, "cycle": sync.cycle, "steps": 0, "branch": None}
+        found.append(place | {"stream": "sync", "capability": None, "teacher": None} | asdict(Cost()) | {
+            "tokens": 0, "moved": imported("copd_nb.schedule.syncs:weights_moved")(sync, size)})
+    return sorted(found, key=itemgetter("phase_index"))
+
+
 def price(
     self: Schedule,
     workload: Workload,  # prompts, lengths and model shape
-) -> pd.DataFrame:  # phase_index, phase, cycle, steps, branch, stream, capability, teacher, fields of Cost, tokens
-    "The cost of every signal of every phase: one row each; every cost column can be summed."
+) -> pd.DataFrame:  # phase_index, phase, cycle, steps, branch, stream, capability, teacher, Cost, tokens; moved
+    "The cost of every signal of every phase: one row each; with syncs, a row each and the weights that they move."
     rows = []
     for index, phase in enumerate(self.phases):
         place = {"phase_index": index, "phase": phase.name, "cycle": phase.cycle, "steps": phase.steps}
@@ -101,7 +118,8 @@ def price(
                 teacher = signal.teacher if isinstance(signal, OPD) else None
                 who = {"branch": update.branch, "stream": signal.stream, "capability": signal.capability}
                 rows.append(place | who | {"teacher": teacher} | asdict(cost) | {"tokens": cost.tokens})
-    return pd.DataFrame(rows)
+    synced = any(isinstance(phase, Sync) for phase in self.phases)
+    return pd.DataFrame(_moved(self, rows, workload) if synced else rows)
 
 
 def total_cost(

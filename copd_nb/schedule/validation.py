@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 
-from ..data.names import meant
-from .core import Schedule
+from ..data.names import imported, meant
+from .core import Schedule, Sync
 from .parts import (
-    _OLD_ESTIMATORS, BASE, CONTROLS, ESTIMATORS, METHODS, OPD, Control, Merge, Phase, Signal, _require)
+    _OLD_ESTIMATORS, BASE, CONTROLS, ESTIMATORS, METHODS, OPD, Control, Merge, Phase, Signal, _origins, _require)
 
 # %% auto #0
 __all__ = ['validate']
@@ -36,17 +37,21 @@ def _check_branches(schedule: Schedule) -> None:
         _check_name("branch", branch)
         _require(branch != BASE, f"{BASE!r} is the frozen starting point and cannot be a branch name")
         _require(names.count(branch) == 1, f"branch {branch!r} is listed twice")
-        _require(start in (BASE, *names), f"branch {branch!r} starts from unknown {start!r}; allowed: {[BASE, *names]}")
-    for branch in names:
-        _check_ancestry(branch, schedule.starts)
+        allowed = names if isinstance(start, Merge) else [BASE, *names]
+        for origin in _origins(start):
+            _require(origin in allowed, f"branch {branch!r} starts from unknown {origin!r}; allowed: {allowed}")
+        if isinstance(start, Merge):
+            _check_merge(start)
+    _check_ancestry(schedule.starts)
 
 
-def _check_ancestry(branch: str, starts: dict[str, str]) -> None:
+def _check_ancestry(starts: dict[str, str | Merge]) -> None:
     "Following the starts must end at the base; unknown starts are reported elsewhere."
-    seen = [branch]
-    while (start := starts.get(seen[-1], BASE)) != BASE:
-        _require(start not in seen, f"starts form a circle: {' → '.join([*seen, start])}; a chain must end at {BASE!r}")
-        seen.append(start)
+    try:
+        TopologicalSorter({branch: _origins(start) for branch, start in starts.items()}).prepare()
+    except CycleError as error:
+        circle = " → ".join(reversed(error.args[1]))
+        raise ValueError(f"starts form a circle: {circle}; a chain must end at {BASE!r}") from error
 
 # %% ../../nbs/3_schedule/04_validation.ipynb #c007
 def _check_estimator(estimator: object, where: str) -> None:
@@ -152,7 +157,12 @@ def validate(
     _check_name("schedule", self.name)
     _check_branches(self)
     for index, phase in enumerate(self.phases):
+        if isinstance(phase, Sync):
+            imported("copd_nb.schedule.syncs:check_sync")(self, index)
+            continue
         _check_phase(phase, index, list(self.starts), None if capabilities is None else list(capabilities))
+    for index in range(len(self.phases) if any(isinstance(phase, Sync) for phase in self.phases) else 0):
+        imported("copd_nb.schedule.syncs:check_teachers")(self, index)
     _check_result(self)
     if self.control is not None:
         _check_control(self.control)

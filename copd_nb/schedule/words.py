@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
-from .core import Schedule
+from ..data.names import imported
+from .core import Schedule, Sync
 from .parts import OPD, RL, Merge, Phase, Signal
 
 # %% auto #0
@@ -32,7 +34,7 @@ def _repeats(keys: list, first: int, period: int) -> int:
 
 def _fold(phases: tuple[Phase, ...]) -> _Fold:
     "The repetition that covers most phases, the shortest block of those; count 1 if nothing repeats."
-    keys = [(phase.name, phase.steps, phase.updates, phase.lr) for phase in phases]
+    keys = [replace(phase, cycle=None) for phase in phases]
     found = [
         _Fold(first, period, _repeats(keys, first, period))
         for period in range(1, len(keys) // 2 + 1) for first in range(len(keys) - 2 * period + 1)
@@ -61,12 +63,19 @@ def _signal_words(signal: Signal, learners: set[str]) -> str:
     return f"{frozen}teacher {signal.teacher} on {signal.capability} (β {signal.beta:g}{kind})"
 
 
-def _phase_words(phase: Phase, title: str) -> str:
+def _phase_words(phase: Phase | Sync, title: str) -> str:
     "One phase as a sentence."
+    if isinstance(phase, Sync):
+        return imported("copd_nb.schedule.syncs:sync_words")(phase, title)
     learners = {update.branch for update in phase.updates}
     clauses = [f"{u.branch} learns from {_and(_signal_words(s, learners) for s in u.signals)}" for u in phase.updates]
     rate = "" if phase.lr == 1 else f", learning rate × {phase.lr:g}"
     return f"{title}, {_steps(phase.steps)}{rate}: {'; '.join(clauses)}."
+
+
+def _start_words(start: str | Merge) -> str:
+    "Where a branch starts, in few words."
+    return f"the {_result_words(start)}" if isinstance(start, Merge) else start
 
 
 def _result_words(result: str | Merge) -> str:
@@ -88,7 +97,7 @@ def _phase_lines(phases: tuple[Phase, ...]) -> list[str]:
 
 def describe(self: Schedule) -> str:  # one line for the whole, one per phase, one for the result
     "The schedule in plain words."
-    starts = _and(f"{branch} from {start}" for branch, start in self.branches)
+    starts = _and(f"{branch} from {_start_words(start)}" for branch, start in self.branches)
     head = f"{self.name}: {starts}; {self.total_steps} optimiser steps, longest chain {self.critical_steps}."
     between = [] if self.control is None else [f"After each cycle: {self.control.words}."]
     return "\n".join([head, *_phase_lines(self.phases), *between, f"Result: {_result_words(self.result)}."])

@@ -199,7 +199,7 @@ def state_of(
     steps, kept = [p.steps for p in run.schedule.phases], latest_checkpoint(run)
     phase, step = map(int, kept.name.split("-")) if kept else (0, 0)
     word = "running, kept" if run.status == "running" else "interrupted"
-    return f"{word} at step {sum(steps[:phase]) + step} of {sum(steps)}"
+    return f"{word} at step {sum(steps[:phase]) + min(step, steps[phase])} of {sum(steps)}"
 
 def reuse_table(
     jobs: Mapping[tuple[str, int], Job],  # (label, seed) → job, as from `Study.jobs`

@@ -181,7 +181,7 @@ def rehearsed(
 ) -> Schedule:
     "Its first cycle, with one step a phase."
     first = min((p.cycle for p in schedule.phases if p.cycle is not None), default=None)
-    phases = [replace(p, steps=1) for p in schedule.phases if p.cycle in (None, first)]
+    phases = [replace(p, steps=1) if p.updates else p for p in schedule.phases if p.cycle in (None, first)]
     return replace(schedule, phases=phases, control=None)  # a rule of control changes later cycles only
 
 def rehearsal_config(

@@ -18,7 +18,7 @@ from ..data.capability import Capability
 from ..data.yaml_files import changed_yaml
 from ..policy.core import Policy, weights_hash
 from ..policy.suites import load_suite
-from ..schedule.rows import FAMILIES, FORMER, Choice, Paradigm, choice_of, paradigms, shortened
+from ..schedule.rows import FORMER, KNOWN, Choice, Paradigm, choice_of, paradigms, shortened
 from ..engine.storage import write_text
 from .experiment import Experiment, settings_of
 from .experiment_schema import listed_paradigms
@@ -58,7 +58,7 @@ _RATES = [dict(rate=r) for r in (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)]
 _DISTIL = [dict(opd_lr=rate, share=share) for share in (0.25, 0.4) for rate in (0.5, 1.0, 2.0)]
 _CYCLES = [dict(rate=rate, beta=beta) for rate in (1.0, 2.0) for beta in (0.03, 0.3)]
 _CYCLES += [dict(rate=1.0, beta=0.1, cycle=share) for share in (0.8, 0.4)]
-TRIALS = dict(expert=_RATES, mixed=_RATES, merged=_RATES, opd=_DISTIL, mopd=_DISTIL, copd=_CYCLES)
+TRIALS = dict(expert=_RATES, mixed=_RATES, merged=_RATES, local=_RATES, opd=_DISTIL, mopd=_DISTIL, copd=_CYCLES)
 
 def _values(trial: Mapping, rate: float, choice: Choice | None) -> dict:
     "Arguments of a paradigm: a relative rate becomes a rate, a share of CoPD's cycle becomes its phases."
@@ -84,7 +84,7 @@ def trials(
     "The settings that a sweep tries; ValueError for lists of trials of different lengths."
     own, found, t = experiment.tuning.get("trials", {}), {}, experiment.tuning
     for (key, family), (_, choice) in zip(names_of(experiment).items(), listed_paradigms(experiment.paradigms)):
-        if family not in FAMILIES and key not in own: continue  # a paradigm of one's own without trials
+        if family not in KNOWN and key not in own: continue  # a paradigm of one's own without trials
         rate = expert_rate if family in ("opd", "mopd") and expert_rate else experiment.config.learning_rate
         fixed = dict(choice.more) | (dict(learning_rate=rate) if family in ("opd", "mopd") else {})
         phases = shortened(choice, t.get("steps", experiment.steps)) if family == "copd" else None

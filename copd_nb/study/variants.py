@@ -9,7 +9,7 @@ __all__ = ['with_signals', 'with_frozen_teachers']
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from ..schedule.core import Schedule
+from ..schedule.core import Schedule, Sync
 from ..schedule.parts import OPD, Signal, Update
 
 # %% ../../nbs/6_study/05_variants.ipynb #c024
@@ -20,7 +20,8 @@ def with_signals(
 ) -> Schedule:
     "A schedule with other signals; phases without updates are dropped."
     def changed(phase): return [Update(u.branch, s) for u in phase.updates if (s := tuple(change(u)))]
-    phases = [replace(phase, updates=updates) for phase in schedule.phases if (updates := changed(phase))]
+    phases = [p if isinstance(p, Sync) else replace(p, updates=changed(p)) for p in schedule.phases
+              if isinstance(p, Sync) or changed(p)]
     return replace(schedule, phases=phases, name=name or schedule.name)
 
 # %% ../../nbs/6_study/05_variants.ipynb #c026
@@ -30,6 +31,9 @@ def with_frozen_teachers(
     "The schedule with copies of the teachers, made at the start of each phase."
     phases, copies = [], {}
     for i, phase in enumerate(schedule.phases):
+        if isinstance(phase, Sync):
+            phases.append(phase)
+            continue
         def copy_of(teacher, place=phase.cycle or i): return f"{teacher}-{place}"
         def frozen(s, copy_of=copy_of):
             return replace(s, teacher=copy_of(s.teacher)) if isinstance(s, OPD) and s.teacher in schedule.starts else s

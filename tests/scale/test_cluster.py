@@ -21,6 +21,7 @@ from copd_nb.engine import executors as executors_module
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.scale import connection as connection_module
 from copd_nb.schedule.copd_schedules import copd
+from copd_nb.schedule.syncs import local_rlvr
 from copd_nb.engine.executors import Cluster, Lost, NoPlace
 from copd_nb.scale.cluster import RayExecutor
 from copd_nb.scale.connection import connect, ray_address
@@ -418,3 +419,14 @@ def test_a_branch_in_two_workers_gives_the_run_of_one(suite, start, alone, tmp_p
     for a, b in zip(Policy.load(alone.path / "result").parameters(),
                     Policy.load(run.path / "result").parameters()): assert torch.allclose(a, b, atol=1e-5)
     assert run.manifest["workers"]["text"]["ranks"] == 2
+
+
+def test_branches_in_workers_meet_as_in_one_process(suite, start, tmp_path, two_processors, breaking):
+    "A sync with an outer step and averaged moments; a worker killed while branches go on, and again while they meet."
+    schedule = local_rlvr(PAIR, 4, 2, moments="average", outer_lr=0.7, outer_momentum=0.9)
+    here = train(schedule, suite, start, TINY, tmp_path / "here", progress=False)
+    breaking({("_go_on", 1): die, ("_meet", 2): die})
+    there = train(schedule, suite, start, TINY, tmp_path / "there", progress=False,
+                  cluster=Cluster(shard_bytes=200_000))
+    assert len(restarts(there)) == 2
+    same(here, there)
