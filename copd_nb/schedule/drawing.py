@@ -73,11 +73,17 @@ def _hatch(color: str) -> str:
     return f'<pattern id="{_hatch_id(color)}" {size}>{stripe}</pattern>'
 
 
+def _sources(signal: Signal) -> list[tuple[str, str]]:
+    "From whose lanes arrows come: the teacher's, and a dotted one from whoever rolls out."
+    found = (getattr(signal, "teacher", None), ""), (getattr(signal, "roller", None), "2 3")
+    return [(name, dash) for name, dash in found if name is not None]
+
+
 def _draw_phase(
     column: _Column, lanes: dict[str, _Lane], starts: dict[str, str], colors: dict[str, str]
 ) -> Iterator[str]:
     "Blocks of one phase, its copies and its teacher arrows; each arrow has a slot of the gutter to itself."
-    slots = len(column.copies) + sum(len(update.opd) for update in column.phase.updates)
+    slots = len(column.copies) + sum(len(update.heard) + len(update.rolled) for update in column.phase.updates)
     slot_x = iter(column.left + 10 + i * (column.gutter - 16) / max(slots, 1) for i in range(slots))
     for branch in column.copies:
         x, start, end = next(slot_x), lanes[starts[branch]].middle, lanes[branch].middle
@@ -87,9 +93,9 @@ def _draw_phase(
         for row, signal in enumerate(update.signals):
             y, color = lanes[update.branch].top + 7 + row * height, colors[signal.capability]
             yield _draw_signal(signal, column.block, y + 1, column.right - column.block - 6, height - 2, color)
-            if isinstance(signal, OPD):
+            for source, dash in _sources(signal):
                 x, end = next(slot_x), y + height / 2
-                yield _arrow([(x, lanes[signal.teacher].middle), (x, end), (column.block, end)], color)
+                yield _arrow([(x, lanes[source].middle), (x, end), (column.block, end)], color, dash=dash)
 
 # %% ../../nbs/3_schedule/11_drawing.ipynb #c011
 def _result_lines(schedule: Schedule) -> list[str]:

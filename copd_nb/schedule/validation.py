@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from ..data.names import meant
+from ..data.names import imported, meant
 from .core import Schedule
 from .parts import (
     _OLD_ESTIMATORS, BASE, CONTROLS, ESTIMATORS, METHODS, OPD, Control, Merge, Phase, Signal, _require)
@@ -74,6 +74,7 @@ def _check_signal(
         _require(signal.teacher != learner, f"{where}: the branch cannot teach itself; choose another teacher")
         _require(0 < signal.beta < math.inf, f"{where}: beta must be > 0 and finite, not {signal.beta}")
         _check_estimator(signal.estimator, where)
+    imported("copd_nb.schedule.whose:check_source")(signal, where, learner, branches)
 
 
 def _counts(number: int) -> bool:
@@ -153,6 +154,7 @@ def validate(
     _check_branches(self)
     for index, phase in enumerate(self.phases):
         _check_phase(phase, index, list(self.starts), None if capabilities is None else list(capabilities))
+    imported("copd_nb.schedule.whose:check_order")(self)
     _check_result(self)
     if self.control is not None:
         _check_control(self.control)
