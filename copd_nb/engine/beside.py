@@ -74,9 +74,12 @@ def judge_teacher(training: Training, batch: Batch, signal: RL, given: Completio
     lengths = (mask.sum(1).long() - finished.long()).tolist()
     texts = completion_texts(policy.tokenizer, [row[:n] for row, n in zip(given.ids.tolist(), lengths)])
     examples = [e for a in given.addresses for e in a.examples(training.capabilities) for _ in range(config.group_size)]
-    scores = torch.tensor(score(training.capabilities[signal.capability], texts, examples, finished.tolist(),
-                                config.failed_reward, batch.failures.append, config.reward_seconds))
-    rates = scores.view(-1, config.group_size).mean(1)
+    scores = torch.zeros(len(texts))
+    def judge():
+        scores[:] = torch.tensor(score(training.capabilities[signal.capability], texts, examples, finished.tolist(),
+                                       config.failed_reward, batch.failures.append, config.reward_seconds))
+    policy.group.first(judge)
+    rates = policy.group.total(scores.to(out.ids.device)).view(-1, config.group_size).mean(1)
     rows = batch.rows_of(signal.capability)
     if batch.gates is None: batch.gates = torch.ones(len(out.ids), device=out.ids.device)
     batch.gates[rows] = (rates > signal.threshold).float().repeat_interleave(config.group_size).to(out.ids.device)

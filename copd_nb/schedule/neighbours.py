@@ -103,31 +103,56 @@ def reward_and_teacher(
 
 # %% ../../nbs/3_schedule/21_neighbours.ipynb #4a4a8b10
 def semi_opd_row(
-    capabilities: Iterable[str],
+    capabilities: Iterable[str],  # two or more
     total: int,  # steps of all branches together
     share: float = 0.25,  # of the total that distils
-    **more,  # further arguments of `semi_opd`
+    beta: float = 1.0,
+    estimator: str = "reverse",
+    lr: float = 1.0,
 ) -> Schedule:
     "Semi-OPD within a budget."
     names = tuple(capabilities)
-    return semi_opd(names, *equal_steps(len(names), total // len(names), share), **more)
+    return semi_opd(names, *equal_steps(len(names), total // len(names), share), beta, estimator, lr)
 
 
-def codistill_row(capabilities: Iterable[str], total: int, **more) -> Schedule:
+def codistill_row(
+    capabilities: Iterable[str],  # one or more
+    total: int,  # steps of both branches together
+    beta: float = 0.1,
+    lead: int = 0,  # of the total, before both learn
+    weight_clip: float = 2.0,
+    residual: str = "none",
+    result: str = SMALL,
+) -> Schedule:
     "CoDistill-GRPO within a budget: each branch gets half of the steps."
-    return codistill_grpo(capabilities, total // 2, **more)
+    return codistill_grpo(capabilities, (total - lead) // 2, beta, lead, weight_clip, residual, result)
 
 
-def camopd_row(capabilities: Iterable[str], total: int, share: float = 0.25, **more) -> Schedule | None:
-    "CaMOPD within a budget, for two capabilities: the first is recovered, the second is the domain."
-    names = tuple(capabilities)
+def camopd_row(
+    capabilities: Iterable[str],  # the first is recovered, the second is the domain
+    total: int,  # steps of all branches together
+    share: float = 0.25,  # of the total that distils, rounded to whole blocks
+    beta: float = 1.0,
+    recovery: int = 3,
+    preservation: int = 1,
+    estimator: str = "sampled",
+) -> Schedule | None:  # None for other than two capabilities
+    "CaMOPD within a budget."
+    names, block = tuple(capabilities), recovery + preservation
     if len(names) != 2: return None
-    block = more.get("recovery", 3) + more.get("preservation", 1)
-    distil = max(block, round(total * share / block) * block)
-    return camopd(*names, total - distil, distil, **more)
+    distil = max(1, round(total * share / block)) * block
+    return camopd(*names, total - distil, distil, beta, recovery, preservation, estimator=estimator)
 
 
-def reward_and_teacher_row(capabilities: Iterable[str], total: int, share: float = 0.25, **more) -> Schedule:
+def reward_and_teacher_row(
+    capabilities: Iterable[str],  # two or more
+    total: int,  # steps of all branches together
+    share: float = 0.25,  # of the total in which the student learns
+    beta: float = 0.1,
+    residual: str = "none",
+    gate: str = "none",
+    lr: float = 1.0,
+) -> Schedule:
     "Reward and teacher within a budget."
     names = tuple(capabilities)
-    return reward_and_teacher(names, *equal_steps(len(names), total // len(names), share), **more)
+    return reward_and_teacher(names, *equal_steps(len(names), total // len(names), share), beta, residual, gate, lr)

@@ -121,9 +121,9 @@ def check_order(
     for index, phase in enumerate(schedule.phases):
         for update in phase.updates:
             _check_there(schedule, index, update)
-            rollers = sorted({s.rollouts for s in update.rl})
+            rollers = sorted({(s.rollouts, s.weight_clip) for s in update.rl})
             _require(len(rollers) < 2, f"phase {index} {phase.title!r}, branch {update.branch!r}: RL signals of one "
-                     f"update share a batch, so they need the same rollouts, not {rollers}")
+                     f"update share a batch, so they need the same rollouts and weight_clip, not {rollers}")
 
 # %% ../../nbs/3_schedule/19_whose.ipynb #62a9ec97
 def _counts(signal: Signal, update: Update, workload: Workload, step: int) -> float:

@@ -21,7 +21,7 @@ from ..data.schema import TEXT, listed, mapped, record
 from ..data.tasks import TASKS
 from ..data.verifiers import named_reward
 from ..data.yaml_files import Place
-from ..schedule.rows import FAMILIES, FORMER, Choice, choice_of, cycles_of
+from ..schedule.rows import FAMILIES, FORMER, NEIGHBOURS, Choice, choice_of, cycles_of
 from ..engine.config import Config
 
 # %% ../../nbs/6_study/06_experiment_schema.ipynb #893e4106
@@ -130,11 +130,11 @@ def listed_paradigms(
     return found
 
 def _paradigm_faults(place: Place, written: list) -> Iterator[Fault]:
-    known = [*FAMILIES, *FORMER]
+    known = [*FAMILIES, *FORMER, *NEIGHBOURS]
     for i, entry in enumerate(written):
         name = next(iter(entry), None) if isinstance(entry, Mapping) else entry
         if name not in known and not own_name(name):
-            yield (*place, i), f"there is no paradigm {name!r}: {', '.join(FAMILIES)}, or package.module:name"
+            yield (*place, i), f"there is no paradigm {name!r}: {', '.join([*FAMILIES, *NEIGHBOURS])}, or package.module:name"
         else: yield from _tried((*place, i), listed_paradigms, [entry])
 
 # %% ../../nbs/6_study/06_experiment_schema.ipynb #004174eb
