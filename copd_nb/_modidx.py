@@ -3122,6 +3122,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'copd_nb/schedule/drawing.py'),
                                           'copd_nb.schedule.drawing._hatch_id': ( '3_schedule/drawing.html#_hatch_id',
                                                                                   'copd_nb/schedule/drawing.py'),
+                                          'copd_nb.schedule.drawing._legend': ( '3_schedule/drawing.html#_legend',
+                                                                                'copd_nb/schedule/drawing.py'),
                                           'copd_nb.schedule.drawing._repr_html_': ( '3_schedule/drawing.html#_repr_html_',
                                                                                     'copd_nb/schedule/drawing.py'),
                                           'copd_nb.schedule.drawing._result_lines': ( '3_schedule/drawing.html#_result_lines',
