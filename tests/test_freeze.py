@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from copd_nb.schedule.neighbours import camopd, codistill_grpo, reward_and_teacher, semi_opd
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability, Example
 from copd_nb.schedule.control import divergence_band
@@ -76,6 +77,10 @@ RUNS = {
     "two epochs in parts": (COPD, dict(epochs=2, micro_prompts=1, clip_high=0.02, clip_low=0.02)),
     "padded": (COPD, dict(pack=False, shared_prompt=False, keep_prefill=False, drop_finished=False, skip_flat=False)),
     "lora": (COPD, {}),
+    "semi-OPD": (semi_opd(PAIR, 1, 3), {}), "semi-OPD sampled": (semi_opd(PAIR, 1, 3, estimator="sampled"), {}),
+    "codistill": (codistill_grpo(PAIR, 2, lead=1), {}), "camopd": (camopd(*PAIR, 1, 4), {}),
+    "reward and teacher": (reward_and_teacher(PAIR, 1, 2, beta=0.5), {}),
+    "reward and teacher, gated": (reward_and_teacher(PAIR, 1, 2, 0.5, "bounded", "verified"), {}),
 }
 
 

@@ -194,8 +194,17 @@ class Capability:
         n: int,  # how many
     ) -> list[Example]:  # prompts start … start+n−1 of the stream
         "Training prompts at a position of the endless shuffled stream."
+        return [self.train[i] for i in self.positions(seed, start, n)]
+
+    def positions(
+        self,
+        seed: int,  # the run's seed
+        start: int,  # position in the stream, ≥ 0
+        n: int,  # how many
+    ) -> list[int]:  # of these prompts in `train`
+        "Which training prompts are at a position of the stream."
         size = len(self.train)
-        return [self.train[self._order(seed, p // size)[p % size]] for p in range(start, start + n)]
+        return [self._order(seed, p // size)[p % size] for p in range(start, start + n)]
 
     def _order(self, seed: int, epoch: int) -> list[int]:
         "The shuffle of one epoch; the last one used is kept."

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..data.fingerprints import own_code
 from ..policy.core import weights_hash
 from ..policy.templates import is_dated
+from ..schedule.as_json import stated
 from ..schedule.parts import Phase
 from .checkpoints import load_checkpoint, save_checkpoint
 from .measure import judged_on
@@ -25,7 +26,7 @@ def expert_key(training: Training, phase: Phase) -> str:
     config = training.config.content(("checkpoint_every",))
     update = phase.updates[0]
     names = judged_on(training, phase) if training.config.eval_every else [s.capability for s in update.signals]
-    signals = [(type(s).__name__, asdict(s)) for s in update.signals]
+    signals = [(type(s).__name__, stated(s)) for s in update.signals]
     fingerprints = [(n, training.capabilities[n].fingerprint) for n in names]
     if is_dated(training.base.processor): fingerprints += [{n: training.prompts["base"][n] for n in names}]
     own = {n: own_code(x) for n, x in (("sampler", training.sampler), ("learner", training.learner))}

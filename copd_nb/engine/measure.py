@@ -27,9 +27,9 @@ def probe_list(
 ) -> list[tuple[str, str, str]]:  # (branch, other, capability)
     "The pairs that are measured in a phase."
     learners = {u.branch for u in phase.updates}
-    links = [(u.branch, s.teacher, s.capability) for _, u in schedule.updates for s in u.opd]
+    links = [(u.branch, s.teacher, s.capability) for _, u in schedule.updates for s in u.heard]
     own = [(u.branch, "base", s.capability) for u in phase.updates for s in (u.rl or u.opd)]
-    taught = [(u.branch, s.teacher, s.capability) for u in phase.updates for s in u.opd]
+    taught = [(u.branch, s.teacher, s.capability) for u in phase.updates for s in u.heard]
     linked = [(branch, teacher, capability) for branch, teacher, capability in links if {branch, teacher} <= learners]
     return list(dict.fromkeys(own + taught + linked))
 

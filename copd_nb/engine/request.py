@@ -30,7 +30,9 @@ from .state import _same_architecture
 
 # %% ../../nbs/4_engine/22_request.ipynb #62247d45
 SCHEDULES = dict(copd="copd_nb.schedule.copd_schedules:copd") | {n: f"copd_nb.schedule.paradigms:{n}" for n in (
-    "expert", "mixed_rlvr", "static_opd", "mopd", "merged_experts")} | dict(
+    "expert", "mixed_rlvr", "static_opd", "mopd", "merged_experts")} | {
+    n: f"copd_nb.schedule.neighbours:{n}" for n in (
+        "semi_opd", "codistill_grpo", "camopd", "reward_and_teacher")} | dict(
         local_rlvr="copd_nb.schedule.syncs:local_rlvr")
 LEARNERS = dict(trl="copd_nb.scale.trl:TrlLearner")
 
@@ -89,6 +91,7 @@ def check(schedule: Schedule, capabilities: dict[str, Capability], base: Policy,
     check_control(schedule.validate(list(capabilities)), config)
     for signal in (s for _, u in schedule.updates for s in u.opd): estimator_named(signal.estimator)
     schedule.to_dict()  # ValueError for an object that has no name to be written by
+    imported("copd_nb.engine.beside:check_borrowed")(schedule, config)
     _check_config(config, schedule, base.width)
     check_moments(schedule, config)
     if isinstance(base, LoraPolicy): check_adapters(schedule)
@@ -103,6 +106,7 @@ def check_starts(schedule: Schedule, base: Policy, starts: dict[str, Policy]):
     "Refuse starts of unknown branches, policies of another vocabulary, and learners of another shape."
     if unknown := sorted(set(starts) - set(schedule.starts)):
         raise ValueError(f"starts of unknown branches {unknown}: the schedule has {list(schedule.starts)}")
+    imported("copd_nb.engine.beside:check_rollers")(schedule, base, starts)
     for name, policy in starts.items():
         check_same_vocabulary(base, policy)
         if name in needs_base(schedule):

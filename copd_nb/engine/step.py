@@ -9,16 +9,18 @@ __all__ = ['reward_row', 'learn', 'taught_by', 'rollouts', 'gradients', 'update'
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from torch import Tensor
 
+from ..data.names import imported
 from ..signals.estimators import TeacherScores, estimator_named
 from ..signals.objectives import clip_share, delta_stats
 from ..schedule.costs import Cost, ModelShape, Workload
 from ..schedule.parts import OPD, Phase, Update
-from .passes import hear, teacher_scores
-from .state import Batch, Step, Training, streams_of
+from ..schedule.whose import borrowed
+from .passes import _ASKED, listen, teacher_scores
+from .state import Batch, Step, Training, questions_of, streams_of
 from .streams import sample_update
 from .symptoms import repetition, sameness
 from .update import gradient_norm
@@ -33,7 +35,10 @@ def _cost(shape: ModelShape, batch: Batch, signal) -> Cost:
                     {capability: out.mask[rows].sum().item() / int(rows.sum())}, shape,
                     {capability: out.prompts.patches[at].sum().item() / n})
     if isinstance(signal, OPD): cost = estimator_named(signal.estimator).cost(load, capability, n)
-    else: cost = dict(rl=load.rl_cost, sft=load.sft_cost)[batch.stream](capability, n)
+    elif batch.stream == "sft": cost = load.sft_cost(capability, n)
+    else: cost = (load.opd_cost if signal.taught else load.rl_cost)(capability, n)
+    if batch.rolled_logp is not None: cost += load.unrolled_cost(capability, n)
+    cost += batch.borrowed.get(capability, Cost())
     return cost + Cost(seconds=batch.seconds * n / len(out.prompts))
 
 def _mean_known(values: Tensor, mask: Tensor) -> float:
@@ -73,8 +78,9 @@ def _signal_row(training: Training, batch: Batch, signal, rows: Tensor) -> dict:
     if batch.teacher is not None:
         stats = delta_stats(batch.teacher.logp[rows], old, mask, config.delta_clip)
         row |= {f"delta_{k}": v for k, v in stats.items()}
+    row |= imported("copd_nb.engine.beside:borrowed_row")(training.config, batch, signal, rows)
     if batch.advantages is not None:
-        row["clip_share"] = clip_share(logp, old, batch.advantages[rows], mask, config.clip_low,
+        row["clip_share"] = clip_share(logp, old, batch.credit(rows), mask, config.clip_low,
                                        config.clip_high).item()
     cost = asdict(_cost(training.shape, batch, signal))
     return row | {k: v for k, v in cost.items() if k != "updates"}
@@ -132,16 +138,22 @@ def learn(
 # %% ../../nbs/4_engine/16_step.ipynb #cb535685
 def taught_by(update: Update) -> list[OPD]:
     "The signals of an update that a teacher scores, one a stream."
-    return [s[0] for s in streams_of(update) if getattr(s[0], "taught", False)]
+    return [s for stream in streams_of(update) for s in questions_of(stream)]
 
-def rollouts(training: Training, update: Update,
-             step: int) -> list:  # completions in all, then Rollouts for each teacher
+def rollouts(
+    training: Training,
+    update: Update,
+    step: int,
+    lends: bool = False,  # its own RL batch serves others, too
+    *given,  # completions of others, one for each pair of `borrowed`
+) -> list:  # completions in all, then Rollouts for each teacher, then what is lent
     "Stage 1, where the learner lives: sample all streams and compute rewards."
-    branch = training.branch(update.branch)
+    branch, signals = training.branch(update.branch), [s for s, _ in borrowed(update)]
     branch.step = None
-    branch.step = Step(sample_update(training, update, step))
-    asked = [replace(b.rollouts, start=None) for b in branch.step.batches if b.taught]
-    return [sum(len(b.rollouts.ids) for b in branch.step.batches), *asked]
+    branch.step = Step(sample_update(training, update, step, dict(zip(signals, given, strict=True))))
+    asked = [x for b in branch.step.batches if b.taught for x in imported(_ASKED)(training, b, update.branch)]
+    lent = [imported("copd_nb.engine.whose:lend")(training, update)] if lends else []
+    return [sum(len(b.rollouts.ids) for b in branch.step.batches), *asked, *lent]
 
 def gradients(
     training: Training,
@@ -151,7 +163,8 @@ def gradients(
 ) -> dict[str, float]:  # stream → loss
     "Stage 3, where the learner lives: gradients from scores and rewards."
     step = training.branch(name).step
-    for batch, found in zip((b for b in step.batches if b.taught), scores, strict=True): hear(batch, found)
+    asked = [(b, s) for b in step.batches for s in b.questions]
+    for (batch, signal), found in zip(asked, scores, strict=True): listen(training, batch, signal, found)
     step.gradients, losses = training.learner.gradients(training, name, step.batches)
     return losses
 
@@ -171,11 +184,22 @@ def update(
     return notes, rows
 
 # %% ../../nbs/4_engine/16_step.ipynb #d67e2678
+def _sampled(training: Training, phase: Phase, updates: tuple, step: int) -> dict[str, list]:
+    "Handles of the first stage of each branch; those whose completions others learn from come first."
+    whose, found, lent = "copd_nb.engine.whose:", {}, {}
+    lenders = imported(f"{whose}lenders")(phase)
+    for u in sorted(updates, key=lambda u: u.branch not in lenders):
+        given = imported(f"{whose}borrow")(training, phase, u, step, lent) if borrowed(u) else []
+        asked, lends = len(taught_by(u)), u.branch in lenders
+        handles = training.executor.defer(u.branch, rollouts, u, step, lends, *given, parts=1 + asked + lends)
+        found[u.branch], lent[u.branch] = handles[:1 + asked], handles[-1]
+    return found
+
 def train_step(training: Training, phase: Phase, step: int) -> list[dict]:
     "One step of all branches of a phase; every signal comes from the branches as they were at its start."
     on, fence, moved = training.executor.defer, training.executor.fence, []
     for updates in [phase.updates] if training.config.updates == "simultaneous" else [(u,) for u in phase.updates]:
-        sampled = {u.branch: on(u.branch, rollouts, u, step, parts=1 + len(taught_by(u))) for u in updates}
+        sampled = _sampled(training, phase, updates, step)
         scores = {u.branch: [on(training.home(s.teacher, u.branch), teacher_scores, s, out)
                              for s, out in zip(taught_by(u), sampled[u.branch][1:])] for u in updates}
         losses = {u.branch: on(u.branch, gradients, u.branch, sampled[u.branch][0], *scores[u.branch]) for u in updates}

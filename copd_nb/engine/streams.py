@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..data.names import imported
 from ..data.scoring import score
 from ..policy.core import Policy
 from ..policy.prompts import Prompts
@@ -113,14 +114,29 @@ def _score_rewards(training: Training, batch: Batch):
     batch.rewards = training.base.group.total(rewards.to(out.ids.device))
     batch.advantages = grpo_advantages(batch.rewards, config.group_size, scale=config.advantage_scale)
 
-def sample_update(training: Training, update: Update, step: int) -> list[Batch]:
+def _borrowed(training: Training, update: Update, streams: list[tuple], step: int, given: dict) -> list[Batch]:
+    "The batches of streams whose completions somebody else sampled."
+    make = imported("copd_nb.engine.beside:borrowed_batch")
+    return [make(training, update, s, step, [given[x] for x in s]) for s in streams]
+
+def sample_update(
+    training: Training,
+    update: Update,
+    step: int,
+    given: dict | None = None,  # signal → completions that somebody else sampled, or the teacher's for its gate
+) -> list[Batch]:
     "Sample all streams of an update, and compute the rewards."
-    streams = list(streams_of(update))
-    sampled = [s for s in streams if not isinstance(s[0], SFT)]
+    streams, given = list(streams_of(update)), given or {}
+    sampled = [s for s in streams if not isinstance(s[0], SFT) and s[0].roller is None]
     batches = [_reference(training, update.branch, s, step) for s in streams if isinstance(s[0], SFT)]
-    if sampled: batches += sample_streams(training, update.branch, sampled, step)
-    for batch in batches:
+    made = sample_streams(training, update.branch, sampled, step) if sampled else []
+    others = [s for s in streams if getattr(s[0], "roller", None) is not None]
+    if others: made = sorted(made + _borrowed(training, update, others, step, given), key=lambda b: b.stream)
+    for batch in (batches := batches + made):
         began = time.perf_counter()
-        if isinstance(batch.signals[0], RL): _score_rewards(training, batch)
+        if isinstance(batch.signals[0], RL):
+            _score_rewards(training, batch)
+            for s in (s for s in batch.signals if s.gate != "none"):
+                imported("copd_nb.engine.beside:judge_teacher")(training, batch, s, given[s])
         batch.seconds += time.perf_counter() - began
     return batches

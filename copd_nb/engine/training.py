@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..data.capability import Capability
+from ..data.names import imported
 from ..policy.core import Policy
 from ..policy.templates import template_now
 from ..signals.rollouts import Sampler
@@ -58,6 +59,7 @@ def train(
     cluster = None if cluster is None else cluster_from(cluster)
     check(schedule, capabilities, base, config)
     check_starts(schedule, base, starts)
+    imported("copd_nb.engine.beside:check_learner")(schedule, parts["learner"])
     with locked(Path(out)):
         accelerator = accelerator_for(config if cluster is None else replace(config, device="cpu"))
         told = dict(machine=machine(accelerator), date=template_now().isoformat(timespec="seconds"))

@@ -17,6 +17,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from ..data.names import imported
 from ..policy.core import Policy
 from ..policy.groups import Group, full_tensor
 from ..policy.prompts import Prefill, Prompts
@@ -36,7 +37,9 @@ from .streams import count_pass
 class Grpo:
     "The loss of an RL stream: the clipped surrogate with group-relative advantages."
     def loss(self, inputs: LossInputs, config: Config) -> Tensor:
-        return clipped_surrogate(inputs.logp, inputs.old_logp, inputs.advantages, inputs.mask, config.clip_low,
+        advantages, weights = inputs.advantages, inputs.weights
+        if weights is not None: advantages = advantages.view(len(weights), -1) * weights
+        return clipped_surrogate(inputs.logp, inputs.old_logp, advantages, inputs.mask, config.clip_low,
                                  config.clip_high, config.reduction, inputs.denominator, config.max_new_tokens)
 
 class Supervised:
@@ -55,7 +58,7 @@ def _inputs(config: Config, batch: Batch, rows: Tensor, logp: Tensor, head: Head
     return LossInputs(
         logp, batch.old_logp[rows], mask, head, hidden, batch.denominator(config),
         beta=getattr(batch.signals[0], "beta", 1.0),
-        advantages=None if batch.advantages is None else batch.advantages[rows],
+        advantages=batch.credit(rows), weights=imported("copd_nb.engine.beside:weights_of")(batch, rows),
         top_ids=None if tops is None else tops[rows][mask.bool()],
         teacher=batch.teacher and batch.teacher.rows(rows, mask))
 

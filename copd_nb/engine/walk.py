@@ -56,9 +56,9 @@ def set_status(run: Run, status: str, reason: str | None = None, peak: float = 0
     return run
 
 def clear(run: Run) -> Run:
-    "Remove what a finished run no longer needs: its checkpoints, and a request to stop."
+    "Remove what a finished run no longer needs: checkpoints, kept completions, and a request to stop."
     withdraw_stop(run.path)
-    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", "rollouts"): shutil.rmtree(run.path / name, ignore_errors=True)
     return run
 
 @contextmanager

@@ -33,4 +33,5 @@ def workload(
         lengths[name], completions[name] = encoded.mask.sum().item() / prompts, out.lengths.mean().item()
         patches[name] = encoded.patches.sum().item() / prompts
     shape = model_shape(base)
-    return Workload(config.prompts, config.opd_prompts, config.group_size, lengths, completions, shape, patches)
+    sizes = {name: len(c.train) for name, c in by_name(capabilities).items()}
+    return Workload(config.prompts, config.opd_prompts, config.group_size, lengths, completions, shape, patches, sizes)

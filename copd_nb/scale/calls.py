@@ -114,6 +114,9 @@ def _streams(update: Update) -> int:
 # %% ../../nbs/9_scale/05_calls.ipynb #c012
 def _taught(update: Update) -> list[OPD]:
     "The signals of an update that a teacher scores, by stream."
+    if update.rolled or any(s.taught for s in update.rl):
+        raise ValueError(f"branch {update.branch!r} learns from others' completions or has a teacher beside a reward: "
+                         "the simulator knows neither; use Schedule.price")
     return sorted((s for s in update.opd if s.taught), key=lambda s: s.stream)
 
 def _replies(update: Update, config: Config, costs: Costs | None, step: int) -> tuple[tuple[str, float], ...]:

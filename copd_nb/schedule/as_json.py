@@ -17,15 +17,26 @@ from .core import Schedule, Sync
 from .parts import CONTROLS, OPD, RL, SCHEMA, SFT, Control, Merge, Phase, Signal, Update, _require
 
 # %% auto #0
-__all__ = ['to_dict', 'from_dict', 'content_hash']
+__all__ = ['stated', 'to_dict', 'from_dict', 'content_hash']
 
 # %% ../../nbs/3_schedule/03_as_json.ipynb #c004
 _KINDS = {"rl": RL, "opd": OPD, "sft": SFT}
 
 
+_LATER = {RL: {f.name for f in fields(RL)} - {"capability"}, OPD: {"rollouts", "weight_clip"}, SFT: set()}
+
+
+def stated(
+    signal: Signal,
+) -> dict:  # field → value
+    "The fields that describe a signal; those added since version 0.2 only where they differ from their default."
+    return {f.name: getattr(signal, f.name) for f in fields(signal)
+            if f.name not in _LATER[type(signal)] or getattr(signal, f.name) != f.default}
+
+
 def _signal_dict(signal: Signal) -> dict:
     "A signal with its kind."
-    data = {"kind": signal.stream.split(":")[0]} | {f.name: getattr(signal, f.name) for f in fields(signal)}
+    data = {"kind": signal.stream.split(":")[0]} | stated(signal)
     if isinstance(signal, OPD):
         data["estimator"] = reference(signal.estimator, {}, "estimator")
     return data
@@ -59,9 +70,17 @@ def _phase(data: dict) -> Phase | Sync:
 # %% ../../nbs/3_schedule/03_as_json.ipynb #c006
 _KIND = {"kind": {"enum": list(_KINDS)}}
 _PLAIN = record(_KIND | {"capability": TEXT})
-_TAUGHT = record(_KIND | {"capability": TEXT, "teacher": TEXT}, {"beta": REAL, "estimator": TEXT})
-_SIGNAL = {"type": "object", "properties": _KIND, "if": {"properties": {"kind": {"const": "opd"}}},
-           "then": _TAUGHT, "else": _PLAIN}
+_ROLLED = {"rollouts": TEXT, "weight_clip": REAL}
+_TAUGHT = record(_KIND | {"capability": TEXT, "teacher": TEXT}, {"beta": REAL, "estimator": TEXT} | _ROLLED)
+_REWARD = record(_KIND | {"capability": TEXT}, _ROLLED | {
+    "teacher": TEXT, "beta": REAL, "residual": TEXT, "bound": REAL, "gate": TEXT, "threshold": REAL})
+
+
+def _of_kind(kind: str) -> dict: return {"properties": {"kind": {"const": kind}}}
+
+
+_SIGNAL = {"type": "object", "properties": _KIND, "if": _of_kind("opd"), "then": _TAUGHT,
+           "else": {"if": _of_kind("rl"), "then": _REWARD, "else": _PLAIN}}
 _UPDATE = record({"branch": TEXT, "signals": listed(_SIGNAL)})
 _PHASE = record({"name": TEXT, "steps": {"type": "integer"}, "updates": listed(_UPDATE)},
                 {"cycle": {"type": ["integer", "null"]}, "lr": REAL})

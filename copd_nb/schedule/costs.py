@@ -110,6 +110,7 @@ class Workload:
     completion_tokens: dict[str, float]  # capability → completion tokens
     shape: ModelShape  # the model; all branches have the same shape
     patches: dict[str, float] = field(default_factory=dict)  # capability → vision patches per prompt, 0 if absent
+    train_prompts: dict[str, int] = field(default_factory=dict)  # capability → different ones; endless if absent
 
     def _forward(self, capability: str) -> tuple[float, float]:
         "Forward FLOPs of one prompt and of one completion. KeyError if the capability has no lengths."
@@ -131,6 +132,26 @@ class Workload:
         flops = prompts * (self.shape.passes * prefill + self.group_size * (1 + self.shape.passes) * completion)
         read = prompts * self.prompt_tokens[capability]
         return Cost(prompts=prompts, prompt_tokens=read, generated=tokens, trained=tokens, flops=flops)
+
+    def roll_cost(
+        self,
+        capability: str,  # whose prompts
+        prompts: float,  # how many of them; each is rolled out `group_size` times
+    ) -> Cost:  # of rollouts that somebody makes for another one's signal
+        "A prefill per group and one pass over its completions; nothing is trained."
+        prefill, completion = self._forward(capability)
+        tokens = prompts * self.group_size * self.completion_tokens[capability]
+        flops = prompts * (prefill + self.group_size * completion)
+        return Cost(prompt_tokens=prompts * self.prompt_tokens[capability], generated=tokens, flops=flops)
+
+    def unrolled_cost(
+        self,
+        capability: str,  # whose prompts
+        prompts: float,  # how many of them
+    ) -> Cost:  # negative: to be added to `rl_cost` or `opd_cost`
+        "What a signal saves whose completions are there already: sampling them, one pass."
+        tokens = prompts * self.group_size * self.completion_tokens[capability]
+        return Cost(generated=-tokens, flops=-prompts * self.group_size * self._forward(capability)[1])
 
     def sft_cost(
         self,

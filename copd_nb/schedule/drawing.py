@@ -86,12 +86,18 @@ def _draw_sync(column: _Column, lanes: dict[str, _Lane]) -> Iterator[str]:
         yield _dot(x, y, "#222222")
 
 
+def _sources(signal: Signal) -> list[tuple[str, str]]:
+    "From whose lanes arrows come: the teacher's, and a dotted one from whoever rolls out."
+    found = (getattr(signal, "teacher", None), ""), (getattr(signal, "roller", None), "2 3")
+    return [(name, dash) for name, dash in found if name is not None]
+
+
 def _draw_phase(
     column: _Column, lanes: dict[str, _Lane], starts: dict[str, str | Merge], colors: dict[str, str]
 ) -> Iterator[str]:
     "Blocks of one phase, its copies and its teacher arrows; each arrow has a slot of the gutter to itself."
     origins = [(branch, origin) for branch in column.copies for origin in _origins(starts[branch])]
-    slots = len(origins) + sum(len(update.opd) for update in column.phase.updates)
+    slots = len(origins) + sum(len(update.heard) + len(update.rolled) for update in column.phase.updates)
     slot_x = iter(column.left + 10 + i * (column.gutter - 16) / max(slots, 1) for i in range(slots))
     for branch, origin in origins:
         x, start, end = next(slot_x), lanes[origin].middle, lanes[branch].middle
@@ -103,9 +109,9 @@ def _draw_phase(
         for row, signal in enumerate(update.signals):
             y, color = lanes[update.branch].top + 7 + row * height, colors[signal.capability]
             yield _draw_signal(signal, column.block, y + 1, column.right - column.block - 6, height - 2, color)
-            if isinstance(signal, OPD):
+            for source, dash in _sources(signal):
                 x, end = next(slot_x), y + height / 2
-                yield _arrow([(x, lanes[signal.teacher].middle), (x, end), (column.block, end)], color)
+                yield _arrow([(x, lanes[source].middle), (x, end), (column.block, end)], color, dash=dash)
 
 # %% ../../nbs/3_schedule/11_drawing.ipynb #c011
 def _result_lines(schedule: Schedule) -> list[str]:
@@ -137,13 +143,19 @@ def _control_line(schedule: Schedule) -> str:
     return "" if schedule.control is None else f"after each cycle: {schedule.control.line}"
 
 
-def _draw_legend(y: float, colors: dict[str, str]) -> Iterator[str]:
+def _legend(schedule: Schedule) -> str:
+    "What blocks and arrows mean."
+    rolled = any(update.rolled for _, update in schedule.updates)
+    return "solid: own signal · hatched: OPD from the arrow's lane" + " · dotted: whose completions" * rolled
+
+
+def _draw_legend(y: float, colors: dict[str, str], words: str) -> Iterator[str]:
     "Which colour is which capability, and what solid and hatched mean."
     x = 16.0
     for capability, color in colors.items():
         yield _rect(x, y - 10, 12, 12, color) + _text(x + 17, y, capability, 11)
         x += 30 + _width(capability, 11)
-    yield _text(x, y, "solid: own signal · hatched: OPD from the arrow's lane", 11, color="#444444")
+    yield _text(x, y, words, 11, color="#444444")
 
 # %% ../../nbs/3_schedule/11_drawing.ipynb #c012
 def _sizes(schedule: Schedule, columns: list[_Column], node: float, legend: float) -> tuple[float, str]:
@@ -168,13 +180,14 @@ def svg(self: Schedule) -> str:  # a complete <svg> element
     columns = _columns(self, 40 + max(_width(words, 12) for words in names))
     bottom, right = max(lane.top + lane.height for lane in lanes.values()), columns[-1].right
     node, control = max(_width(line) + 16 for line in _result_lines(self)), _control_line(self)
-    width, summary = _sizes(self, columns, node, 30 + sum(30 + _width(c, 11) for c in colors) + 350)
+    legend = _legend(self)
+    width, summary = _sizes(self, columns, node, 30 + sum(30 + _width(c, 11) for c in colors) + max(350, 6.5 * len(legend)))
     height = bottom + (68 if control else 50)
     parts = [*_draw_frame(self, width, height, summary, colors),
              *_draw_columns(columns, bottom, sum(phase.steps for phase in self.phases)), *_draw_fold(self, columns),
              *_draw_lives(self, lanes, columns),
              *(part for column in columns for part in _draw_phase(column, lanes, self.starts, colors)),
-             *_draw_result(self, lanes, right, node), *_draw_legend(bottom + 38, colors),
+             *_draw_result(self, lanes, right, node), *_draw_legend(bottom + 38, colors, legend),
              *([_text(16, bottom + 56, control, 11, color="#444444")] if control else [])]
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     label = f'role="img" aria-label="{escape(f"schedule {self.name}", quote=True)}"'

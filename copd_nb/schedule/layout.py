@@ -51,10 +51,12 @@ class _Lane:
 # %% ../../nbs/3_schedule/10_layout.ipynb #c006
 def _label(signal: Signal) -> str:
     "The text of a block."
+    rolled = "" if getattr(signal, "roller", None) is None else f" · on {signal.roller}'s"
     if not isinstance(signal, OPD):
-        return f"{type(signal).__name__} {signal.capability}"
+        taught = f" + β {signal.beta:g}·δ" if getattr(signal, "taught", False) else ""
+        return f"{type(signal).__name__} {signal.capability}{taught}{rolled}"
     kind = "" if signal.estimator == "sampled" else f" · {signal.estimator_label}"
-    return f"OPD {signal.capability} · β {signal.beta:g}{kind}"
+    return f"OPD {signal.capability} · β {signal.beta:g}{kind}{rolled}"
 
 
 def _head(phase: Phase | Sync) -> str:
@@ -68,7 +70,7 @@ def _first_use(schedule: Schedule) -> dict[str, int]:
     "Branch → index of the phase that first uses it, as learner, teacher or origin of such a branch."
     first = {}
     for index, phase in enumerate(schedule.phases):
-        used = [name for update in phase.updates for name in (update.branch, *update.teachers)]
+        used = [name for update in phase.updates for name in (update.branch, *update.sources)]
         used += phase.branches if isinstance(phase, Sync) else ()
         while used:
             if (name := used.pop()) in schedule.starts and name not in first:
@@ -94,7 +96,8 @@ def _columns(schedule: Schedule, left: float) -> list[_Column]:
         folded = fold.count > 1 and fold.first <= index < fold.first + fold.period
         title = phase.name if folded else phase.title
         copies = tuple(b for b, start in schedule.branches if start != BASE and first_use.get(b) == index)
-        slots = sum(len(_origins(schedule.starts[b])) for b in copies) + sum(len(u.opd) for u in phase.updates)
+        slots = sum(len(_origins(schedule.starts[b])) for b in copies)
+        slots += sum(len(update.heard) + len(update.rolled) for update in phase.updates)
         gutter = slots * min(_SLOT, 170 / slots) + 16 if slots else 6
         words = [_width(_label(s), 11) + 14 for u in phase.updates for s in u.signals]
         heads = _width(title) - gutter + 8, _width(_head(phase), 11) - gutter + 8
@@ -107,7 +110,7 @@ def _columns(schedule: Schedule, left: float) -> list[_Column]:
 
 def _lanes(schedule: Schedule) -> dict[str, _Lane]:
     "The lanes from top to bottom; the base has one if it teaches."
-    teaches = any(teacher == BASE for _, teacher in schedule.links())
+    teaches = any(BASE in update.sources for _, update in schedule.updates)
     names = [BASE] * teaches + list(schedule.starts)
     rows = {name: max([len(u.signals) for _, u in schedule.updates if u.branch == name], default=1) for name in names}
     lanes, top = {}, float(_TOP)

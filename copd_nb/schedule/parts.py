@@ -31,13 +31,31 @@ SCHEMA = "copd_nb.schedule/1"
 
 @dataclass(frozen=True)
 class RL:
-    "Native signal: GRPO with the verifiable reward of a capability."
+    "Native signal: GRPO with the verifiable reward of a capability, and a teacher's term where it has one."
     capability: str  # whose prompts and reward
+    teacher: str | None = None  # adds β·δ of this branch, or of "base", to the advantage
+    beta: float = 0.1  # weight of the teacher's term, > 0
+    residual: str = "none"  # what becomes of δ: none | centred | bounded, see `signals.off_policy`
+    bound: float = 1.0  # of "bounded", nats
+    gate: str = "none"  # verified: the teacher's term only where its own success rate exceeds the threshold
+    threshold: float = 0.5  # of that gate, in [0, 1)
+    rollouts: str = "learner"  # whose completions are rewarded: the learner's, "base", or a branch
+    weight_clip: float = 2.0  # largest importance weight of a token that somebody else sampled
+
+    def __post_init__(self):
+        for name in ("beta", "bound", "threshold", "weight_clip"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def taught(self) -> bool: return self.teacher is not None
+
+    @property
+    def roller(self) -> str | None: return None if self.rollouts == "learner" else self.rollouts
 
     @property
     def stream(self) -> str:
         "RL signals of one update share a batch and its token denominator."
-        return "rl"
+        return "rl" if self.roller is None else f"rl:{self.roller}"
 
 
 def _estimator_name(value: object) -> object:
@@ -50,14 +68,17 @@ def _estimator_name(value: object) -> object:
 
 @dataclass(frozen=True)
 class OPD:
-    "Cross-branch signal: token-level distillation on the learner's own rollouts."
+    "Cross-branch signal: token-level distillation, on the learner's own rollouts or on somebody else's."
     capability: str  # whose prompts are rolled out
     teacher: str  # the branch that scores them, or "base"
     beta: float = 0.1  # weight of the OPD advantage, > 0
     estimator: object = "sampled"  # one of ESTIMATORS, "package.module:name", or an object, kept by name if it has one
+    rollouts: str = "learner"  # whose completions are scored: the learner's, the "teacher"'s, "base", or a branch
+    weight_clip: float = 2.0  # largest importance weight of a token that somebody else sampled
 
     def __post_init__(self):
         object.__setattr__(self, "beta", float(self.beta))
+        object.__setattr__(self, "weight_clip", float(self.weight_clip))
         object.__setattr__(self, "estimator", _estimator_name(self.estimator))
 
     @property
@@ -72,9 +93,14 @@ class OPD:
         return name.rpartition(":")[2] if isinstance(name, str) else type(name).__name__
 
     @property
+    def roller(self) -> str | None:  # None for the learner itself
+        "Whose completions are scored."
+        return {"learner": None, "teacher": self.teacher}.get(self.rollouts, self.rollouts)
+
+    @property
     def stream(self) -> str:
         "Each OPD signal is a batch of its own."
-        return f"opd:{self.capability}:{self.teacher}"
+        return f"opd:{self.capability}:{self.teacher}" + ("" if self.roller is None else f":{self.roller}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +115,7 @@ class SFT:
 
 
 Signal = RL | OPD | SFT
+
 
 # %% ../../nbs/3_schedule/01_parts.ipynb #c009
 @dataclass(frozen=True)
@@ -115,10 +142,16 @@ class Update:
         "The cross-branch signals."
         return tuple(s for s in self.signals if isinstance(s, OPD))
 
+    heard = later("copd_nb.schedule.whose:heard", "property")  # the signals with a teacher
+    rolled = later("copd_nb.schedule.whose:rolled", "property")  # those whose completions are somebody else's
+    sources = later("copd_nb.schedule.whose:sources", "property")  # whose weights it needs beside the learner's
+
     @property
     def teachers(self) -> tuple[str, ...]:  # without repeats
         "The branches that this update listens to."
-        return tuple(dict.fromkeys(s.teacher for s in self.opd))
+        return tuple(dict.fromkeys(s.teacher for s in self.heard))
+
+
 
 # %% ../../nbs/3_schedule/01_parts.ipynb #c010
 @dataclass(frozen=True)

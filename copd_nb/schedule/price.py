@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from operator import attrgetter, itemgetter
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pandas as pd
@@ -16,7 +17,7 @@ import pandas as pd
 from ..data.names import imported
 from .core import Schedule, Sync
 from .costs import Cost, Workload
-from .parts import BASE, OPD, RL, SFT, Merge, Signal, Update, _dealt, _origins, _require, split_prompts
+from .parts import BASE, OPD, SFT, Merge, Signal, Update, _dealt, _origins, _require, split_prompts
 
 # %% auto #0
 __all__ = ['CriticalPath', 'critical_path', 'critical_steps', 'update_cost', 'price', 'total_cost', 'budget_table',
@@ -47,7 +48,7 @@ def critical_path(
             latest = max(_clock(branch, clocks, schedule.starts) for branch in phase.branches)
             clocks |= dict.fromkeys(phase.branches, latest)
         for step in range(phase.steps):
-            ready = [max(_clock(b, clocks, schedule.starts) for b in (u.branch, *u.teachers)) for u in phase.updates]
+            ready = [max(_clock(b, clocks, schedule.starts) for b in (u.branch, *u.sources)) for u in phase.updates]
             for update, start in zip(phase.updates, ready):
                 clocks[update.branch] = start + cost(index, step, update)
             curve.append({"phase_index": index, "step": step, "critical": max(clocks.values())})
@@ -67,30 +68,37 @@ def _opd_cost(signal: OPD, workload: Workload, prompts: float) -> Cost:
     return estimator.cost(workload, signal.capability, prompts)
 
 
+def _signal_cost(signal: Signal, workload: Workload, prompts: float, fresh: Mapping[Signal, float]) -> Cost:
+    "The cost of a signal, without the update itself; `fresh`: prompts that somebody rolls out for it."
+    name = signal.capability
+    if isinstance(signal, OPD): cost = _opd_cost(signal, workload, prompts)
+    elif isinstance(signal, SFT): cost = workload.sft_cost(name, prompts)
+    else: cost = (workload.opd_cost if signal.taught else workload.rl_cost)(name, prompts)
+    borrowed = imported("copd_nb.schedule.whose:borrowed_cost")
+    return cost + borrowed(signal, workload, prompts, fresh.get(signal, prompts))
+
+
 def update_cost(
     update: Update,
     workload: Workload,  # prompts, lengths and model shape
     step: int,  # step within the phase: decides how RL signals share the prompts
+    fresh: Mapping[Signal, float] = MappingProxyType({}),  # prompts that others roll out for a signal; absent: all
 ) -> Cost:
     "The expected cost of one update in one step."
-    costs = [_opd_cost(signal, workload, workload.opd_prompts) for signal in update.opd]
-    for pool, cost in ((update.rl, workload.rl_cost), (update.sft, workload.sft_cost)):
-        shares = split_prompts(workload.prompts, len(pool), step)
-        costs += [cost(signal.capability, share) for signal, share in zip(pool, shares)]
-    return sum(costs, Cost(updates=1))
+    shares = {s: workload.opd_prompts for s in update.opd}
+    for pool in (update.rl, update.sft): shares |= zip(pool, split_prompts(workload.prompts, len(pool), step))
+    return sum((_signal_cost(s, workload, n, fresh) for s, n in shares.items()), Cost(updates=1))
 
 
-def _signal_costs(update: Update, workload: Workload, steps: int) -> Iterator[tuple[Signal, Cost]]:
+def _signal_costs(schedule: Schedule, index: int, update: Update, workload: Workload,
+                  rolled: Mapping) -> Iterator[tuple[Signal, Cost]]:
     "Each signal of an update with its cost over a whole phase; the first one carries the updates."
-    shares = {s: n for pool in (update.rl, update.sft)
-              for s, n in zip(pool, _dealt(steps * workload.prompts, len(pool)))}
+    steps = schedule.phases[index].steps
+    shares = {s: steps * workload.opd_prompts for s in update.opd}
+    for pool in (update.rl, update.sft): shares |= zip(pool, _dealt(steps * workload.prompts, len(pool)))
     for position, signal in enumerate(update.signals):
-        if isinstance(signal, OPD):
-            cost = _opd_cost(signal, workload, steps * workload.opd_prompts)
-        else:
-            kind = {RL: workload.rl_cost, SFT: workload.sft_cost}[type(signal)]
-            cost = kind(signal.capability, shares[signal])
-        yield signal, cost + Cost(updates=0 if position else steps)
+        fresh = {s: sum(counts) for s, counts in rolled.get((index, update.branch), {}).items()}
+        yield signal, _signal_cost(signal, workload, shares[signal], fresh) + Cost(updates=0 if position else steps)
 
 # %% ../../nbs/3_schedule/07_price.ipynb #c011
 def _moved(schedule: Schedule, rows: list[dict], workload: Workload) -> list[dict]:
@@ -103,6 +111,9 @@ def _moved(schedule: Schedule, rows: list[dict], workload: Workload) -> list[dic
         found.append(place | {"stream": "sync", "capability": None, "teacher": None} | asdict(Cost()) | {
             "tokens": 0, "moved": imported("copd_nb.schedule.syncs:weights_moved")(sync, size)})
     return sorted(found, key=itemgetter("phase_index"))
+def _rolled_out(schedule: Schedule, workload: Workload) -> dict[tuple[int, str], dict[Signal, list[float]]]:
+    "(phase index, branch) → signal → prompts that somebody else rolls out for it in each step."
+    return imported("copd_nb.schedule.whose:rolled_prompts")(schedule, workload)
 
 
 def price(
@@ -110,12 +121,12 @@ def price(
     workload: Workload,  # prompts, lengths and model shape
 ) -> pd.DataFrame:  # phase_index, phase, cycle, steps, branch, stream, capability, teacher, Cost, tokens; moved
     "The cost of every signal of every phase: one row each; with syncs, a row each and the weights that they move."
-    rows = []
+    rows, rolled = [], _rolled_out(self, workload)
     for index, phase in enumerate(self.phases):
         place = {"phase_index": index, "phase": phase.name, "cycle": phase.cycle, "steps": phase.steps}
         for update in phase.updates:
-            for signal, cost in _signal_costs(update, workload, phase.steps):
-                teacher = signal.teacher if isinstance(signal, OPD) else None
+            for signal, cost in _signal_costs(self, index, update, workload, rolled):
+                teacher = getattr(signal, "teacher", None)
                 who = {"branch": update.branch, "stream": signal.stream, "capability": signal.capability}
                 rows.append(place | who | {"teacher": teacher} | asdict(cost) | {"tokens": cost.tokens})
     synced = any(isinstance(phase, Sync) for phase in self.phases)
@@ -127,8 +138,10 @@ def total_cost(
     workload: Workload,  # prompts, lengths and model shape
 ) -> Cost:
     "The expected cost of the whole schedule."
-    updates = [cost for phase, update in schedule.updates for _, cost in _signal_costs(update, workload, phase.steps)]
-    return sum(updates, Cost())
+    rolled = _rolled_out(schedule, workload)
+    found = [cost for index, phase in enumerate(schedule.phases) for update in phase.updates
+             for _, cost in _signal_costs(schedule, index, update, workload, rolled)]
+    return sum(found, Cost())
 
 # %% ../../nbs/3_schedule/07_price.ipynb #c015
 def budget_table(
@@ -148,8 +161,11 @@ def budget_table(
 
 def _longest(schedule: Schedule, workload: Workload, unit: str) -> float:
     "Length of the critical path in tokens or flops."
-    value = attrgetter(unit)
-    return critical_path(schedule, lambda phase_index, step, update: value(update_cost(update, workload, step))).length
+    value, rolled = attrgetter(unit), _rolled_out(schedule, workload)
+    def cost(index: int, step: int, update: Update) -> float:
+        fresh = {s: counts[step] for s, counts in rolled.get((index, update.branch), {}).items()}
+        return value(update_cost(update, workload, step, fresh))
+    return critical_path(schedule, cost).length
 
 # %% ../../nbs/3_schedule/07_price.ipynb #c018
 _MEASURED = ("updates", "tokens", "flops", "seconds")

@@ -79,6 +79,7 @@ def _check_signal(
         _require(signal.teacher != learner, f"{where}: the branch cannot teach itself; choose another teacher")
         _require(0 < signal.beta < math.inf, f"{where}: beta must be > 0 and finite, not {signal.beta}")
         _check_estimator(signal.estimator, where)
+    imported("copd_nb.schedule.whose:check_source")(signal, where, learner, branches)
 
 
 def _counts(number: int) -> bool:
@@ -163,6 +164,7 @@ def validate(
         _check_phase(phase, index, list(self.starts), None if capabilities is None else list(capabilities))
     for index in range(len(self.phases) if any(isinstance(phase, Sync) for phase in self.phases) else 0):
         imported("copd_nb.schedule.syncs:check_teachers")(self, index)
+    imported("copd_nb.schedule.whose:check_order")(self)
     _check_result(self)
     if self.control is not None:
         _check_control(self.control)

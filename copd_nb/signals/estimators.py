@@ -51,10 +51,12 @@ class LossInputs:
     advantages: Tensor | None = None  # (n,) of an RL stream
     top_ids: Tensor | None = None  # (N, k) the learner's most likely ids, where the estimator keeps them
     teacher: TeacherScores | None = None  # of these rows
+    weights: Tensor | None = None  # (n, T) importance weights, where somebody else sampled the tokens
 
 # %% ../../nbs/2_signals/07_estimators.ipynb #7247af72
 class Estimator:
     "One way to learn from a teacher."
+    off_policy = False  # it is right for tokens that somebody else sampled
     teacher = True  # a teacher scores the rollouts
     sends_head = False  # the teacher's output head travels to the learner, once a step
 
@@ -108,6 +110,7 @@ class Estimator:
 # %% ../../nbs/2_signals/07_estimators.ipynb #77458b8e
 class AdvantageEstimator(Estimator):
     "An estimator by advantages: a subclass defines `advantages`."
+    off_policy = True  # its advantages are weighted
     def advantages(
         self,
         teacher_logp: Tensor | None,  # (n, T) of the sampled tokens, nats; None without a teacher
@@ -122,6 +125,7 @@ class AdvantageEstimator(Estimator):
         "The clipped surrogate, as for GRPO, averaged over tokens."
         teacher = inputs.teacher and inputs.teacher.logp
         advantages = self.advantages(teacher, inputs.old_logp, inputs.beta, config)
+        if inputs.weights is not None: advantages = advantages * inputs.weights
         return clipped_surrogate(inputs.logp, inputs.old_logp, advantages, inputs.mask, config.clip_low,
                                  config.clip_high, denominator=inputs.denominator)
 
@@ -139,6 +143,7 @@ class LowProbability(AdvantageEstimator):
 # %% ../../nbs/2_signals/07_estimators.ipynb #0eac008b
 class DivergenceEstimator(Estimator):
     "An estimator by a divergence of two distributions: a subclass defines `divergence`."
+    off_policy = True  # at every token it compares distributions, whoever drew it
     def divergence(self, inputs: LossInputs, config) -> Tensor:  # (N,) nats
         "Divergence of learner and teacher at every token, gradient to the learner."
         raise TypeError(f"estimator {type(self).__name__} has no divergence")

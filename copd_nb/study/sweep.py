@@ -18,7 +18,7 @@ from ..data.capability import Capability
 from ..data.yaml_files import changed_yaml
 from ..policy.core import Policy, weights_hash
 from ..policy.suites import load_suite
-from ..schedule.rows import FORMER, KNOWN, Choice, Paradigm, choice_of, paradigms, shortened
+from ..schedule.rows import FORMER, Choice, Paradigm, choice_of, paradigms, shortened
 from ..engine.storage import write_text
 from .experiment import Experiment, settings_of
 from .experiment_schema import listed_paradigms
@@ -84,7 +84,7 @@ def trials(
     "The settings that a sweep tries; ValueError for lists of trials of different lengths."
     own, found, t = experiment.tuning.get("trials", {}), {}, experiment.tuning
     for (key, family), (_, choice) in zip(names_of(experiment).items(), listed_paradigms(experiment.paradigms)):
-        if family not in KNOWN and key not in own: continue  # a paradigm of one's own without trials
+        if family not in TRIALS and key not in own: continue
         rate = expert_rate if family in ("opd", "mopd") and expert_rate else experiment.config.learning_rate
         fixed = dict(choice.more) | (dict(learning_rate=rate) if family in ("opd", "mopd") else {})
         phases = shortened(choice, t.get("steps", experiment.steps)) if family == "copd" else None

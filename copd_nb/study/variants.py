@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ..schedule.core import Schedule, Sync
-from ..schedule.parts import OPD, Signal, Update
+from ..schedule.parts import Signal, Update
 
 # %% ../../nbs/6_study/05_variants.ipynb #c024
 def with_signals(
@@ -36,7 +36,8 @@ def with_frozen_teachers(
             continue
         def copy_of(teacher, place=phase.cycle or i): return f"{teacher}-{place}"
         def frozen(s, copy_of=copy_of):
-            return replace(s, teacher=copy_of(s.teacher)) if isinstance(s, OPD) and s.teacher in schedule.starts else s
+            taught = getattr(s, "teacher", None) in schedule.starts
+            return replace(s, teacher=copy_of(s.teacher)) if taught else s
         copies |= {copy_of(t): t for u in phase.updates for t in u.teachers if t in schedule.starts}
         phases.append(replace(phase, updates=[Update(u.branch, map(frozen, u.signals)) for u in phase.updates]))
     return replace(schedule, branches=schedule.starts | copies, phases=phases)

@@ -12,6 +12,7 @@ from copd_nb.engine import step as step_module
 from copd_nb.engine import training as train_module
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
+from copd_nb.schedule.neighbours import codistill_grpo, reward_and_teacher
 from copd_nb.schedule.control import gradient_share
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.executors import Cluster, cluster_from, missing
@@ -84,11 +85,20 @@ FROZEN = Schedule("frozen", {"student": "base", "teacher": "base"},
                   [Phase("OPD", 2,
                          [Update("student", [RL("text"), OPD("text", "teacher", 0.5, "reverse"),
                                              OPD("image", "base", 0.5, "topk")])])], "student")
+BORROWED = Schedule("borrowed", {"student": "base", "frozen": "base", "live": "base"},
+                    [Phase("first", 1, [Update("frozen", [RL("text")])]),
+                     Phase("OPD", 2, [Update("student", [OPD("text", "frozen", 0.5, rollouts="teacher"),
+                                                         OPD("image", "base", 0.5, "topk", rollouts="live"),
+                                                         OPD("image", "frozen", 0.5, "reverse", rollouts="base")]),
+                                      Update("live", [RL("image")])])], "student")
 SCHEDULES = {
     "CoPD, topk, TIES": replace(copd(PAIR, cycles=1, s_rl=1, s_opd=2, beta=0.5, estimator="topk"),
                                 result=Merge(tuple(PAIR), "ties", density=0.5)),
     "one expert teaches the other": static_opd("text", "image", 1, 2),
     "the base and a frozen branch teach": FROZEN,
+    "completions of the base, of a frozen branch and of a live one": BORROWED,
+    "completions that are lent": codistill_grpo(PAIR, 2),
+    "a reward beside a teacher, gated": reward_and_teacher(PAIR, 1, 2, gate="verified", residual="centred"),
 }
 MORE = {
     "a control": copd(PAIR, cycles=2, s_rl=1, s_opd=1, control=gradient_share(0.3)),

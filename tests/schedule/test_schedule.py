@@ -389,7 +389,7 @@ PLACES = [
     (("phases", 0, "else"), 1),
     (("phases", 0, "updates", 0, "signals"), "rl"),
     (("phases", 0, "updates", 0, "signals", 0), {"kind": "rl"}),
-    (("phases", 0, "updates", 0, "signals", 0), {"kind": "rl", "capability": "a", "teacher": "b"}),
+    (("phases", 0, "updates", 0, "signals", 0), {"kind": "sft", "capability": "a", "teacher": "b"}),
     (("phases", 0, "updates", 0, "signals", 0), {"kind": ["rl"]}),
     (("phases", 0, "updates", 0, "signals", 0), {"kind": "opd", "capability": "a"}),
     (("phases", 0, "updates", 0, "signals", 0), {"kind": "opd", "capability": "a", "teacher": "b", "beta": "0.1"}),
