@@ -90,8 +90,7 @@ def manifest_of(
     own = {name: type(part).__name__ for name, part in parts.items() if part is not None}
     if starts: own["starts"] = {n: hash_of_weights(p) for n, p in sorted(starts.items())}
     if code := code_of(schedule, **parts): own["code"] = code
-    content = {k: v for k, v in asdict(config).items() if k not in NO_CONTENT}
-    identity = dict(schedule=schedule.content_hash(), config=content, capabilities=fingerprints)
+    identity = dict(schedule=schedule.content_hash(), config=config.content(NO_CONTENT), capabilities=fingerprints)
     identity |= dict(base=hash_of_weights(base)) | own
     about = dict(parts={n: c.parts | dict(train_size=len(c.train)) for n, c in capabilities.items()},
                  form=form_of(base, capabilities))

@@ -111,7 +111,7 @@ def run_phase(
 ) -> bool:  # whether the run may continue
     "Train one phase, or until somebody asks the run to stop."
     phase, path = training.schedule.phases[place["phase_index"]], training.run.path
-    begin(training, [n for u in phase.updates for n in (u.branch, *(s.teacher for s in u.opd))])
+    begin(training, [n for u in phase.updates for n in (u.branch, *u.sources)])
     if first == 0: _enter(training, phase, place)
     if first == 0 and store: first = take_expert(training, phase, store, place)
     for step in range(first, phase.steps):

@@ -23,9 +23,10 @@ from .state import Branch, Training
 
 # %% ../../nbs/4_engine/19_resume.ipynb #c004
 def _pack(training: Training, name: str) -> dict[str, dict[str, Tensor]]:
-    "Weights and moments of a branch that lives here, by file."
+    "Weights, followers and moments of a branch that lives here, by file."
     branch = training.branch(name)
     tensors = {f"{name}~weights": branch.policy.state_dict()}
+    tensors |= {n.replace("@", "~").replace("=", "-", 1): p.state_dict() for n, p in branch.followers.items()}
     for kind, optimizer in branch.optimizers.items():
         state = optimizer.state_dict()["state"].items()
         moments = {f"{i}/{k}": full_tensor(torch.as_tensor(v)) for i, s in state for k, v in s.items()}
@@ -57,6 +58,7 @@ def _restore(training: Training, name: str, files: dict[str, dict[str, Tensor]],
     branch = training.branches[name] = Branch(training.base.clone(name), **values)
     for kind, named in files.items():
         if kind == "weights": branch.policy.load_state(named)
+        elif "-" in kind: training.follower(f"{name}@{kind.replace('-', '=', 1)}").load_state(named)
         else: _moments(training, name, kind, named)
 
 def unpack(training: Training, tensors: dict[str, dict[str, Tensor]], values: dict):
@@ -86,11 +88,20 @@ def _limit(training: Training, limits: dict):
     "Apply limits from now on."
     training.limits = Limits(**limits)
 
+def _know(training: Training, schedule: Schedule):
+    "Follow a schedule from now on."
+    training.schedule = schedule
+
+def _tell(training: Training):
+    "Let every place know the schedule as it is now: rates depend on how many steps a branch has."
+    for place in training.places: training.executor.at(place, _know, training.schedule)
+
 def change_schedule(training: Training, schedule: Schedule):
     "Continue with a changed schedule, and note it in the manifest."
     if schedule == training.schedule: return
     training.schedule = schedule
     training.run.note(realised=schedule.to_dict())
+    _tell(training)
 
 def _replay(training: Training):
     "Repeat, from the log, the decisions at the ends of all cycles before that of the last row."
@@ -105,6 +116,7 @@ def resume(training: Training) -> tuple[int, int]:  # phase index and step to co
     training.begun.clear()
     if path is None:
         log.truncate(0)
+        _tell(training)
         return 0, 0
     tensors, state = load_checkpoint(path)
     if log.size < state["events"]:
@@ -114,4 +126,5 @@ def resume(training: Training) -> tuple[int, int]:  # phase index and step to co
     for place in training.places: training.executor.at(place, _limit, state["limits"])
     log.truncate(state["events"])
     _replay(training)
+    _tell(training)
     return state["phase_index"], state["step"]

@@ -89,7 +89,8 @@ def _draw_phase(
             yield _draw_signal(signal, column.block, y + 1, column.right - column.block - 6, height - 2, color)
             if isinstance(signal, OPD):
                 x, end = next(slot_x), y + height / 2
-                yield _arrow([(x, lanes[signal.teacher].middle), (x, end), (column.block, end)], color)
+                dash = "4 3" if "@" in signal.teacher else ""
+                yield _arrow([(x, lanes[signal.source].middle), (x, end), (column.block, end)], color, dash=dash)
 
 # %% ../../nbs/3_schedule/11_drawing.ipynb #c011
 def _result_lines(schedule: Schedule) -> list[str]:
@@ -121,13 +122,14 @@ def _control_line(schedule: Schedule) -> str:
     return "" if schedule.control is None else f"after each cycle: {schedule.control.line}"
 
 
-def _draw_legend(y: float, colors: dict[str, str]) -> Iterator[str]:
-    "Which colour is which capability, and what solid and hatched mean."
+def _draw_legend(y: float, colors: dict[str, str], dashed: bool) -> Iterator[str]:
+    "Which colour is which capability, and what solid, hatched and dashed mean."
     x = 16.0
     for capability, color in colors.items():
         yield _rect(x, y - 10, 12, 12, color) + _text(x + 17, y, capability, 11)
         x += 30 + _width(capability, 11)
-    yield _text(x, y, "solid: own signal · hatched: OPD from the arrow's lane", 11, color="#444444")
+    more = " · dashed: from a snapshot or an average" if dashed else ""
+    yield _text(x, y, "solid: own signal · hatched: OPD from the arrow's lane" + more, 11, color="#444444")
 
 # %% ../../nbs/3_schedule/11_drawing.ipynb #c012
 def _sizes(schedule: Schedule, columns: list[_Column], node: float, legend: float) -> tuple[float, str]:
@@ -152,13 +154,14 @@ def svg(self: Schedule) -> str:  # a complete <svg> element
     columns = _columns(self, 40 + max(_width(words, 12) for words in names))
     bottom, right = max(lane.top + lane.height for lane in lanes.values()), columns[-1].right
     node, control = max(_width(line) + 16 for line in _result_lines(self)), _control_line(self)
-    width, summary = _sizes(self, columns, node, 30 + sum(30 + _width(c, 11) for c in colors) + 350)
+    legend = 380 + 250 * bool(self.followers()) + sum(30 + _width(c, 11) for c in colors)
+    width, summary = _sizes(self, columns, node, legend)
     height = bottom + (68 if control else 50)
     parts = [*_draw_frame(self, width, height, summary, colors),
              *_draw_columns(columns, bottom, sum(phase.steps for phase in self.phases)), *_draw_fold(self, columns),
              *_draw_lives(self, lanes, columns),
              *(part for column in columns for part in _draw_phase(column, lanes, self.starts, colors)),
-             *_draw_result(self, lanes, right, node), *_draw_legend(bottom + 38, colors),
+             *_draw_result(self, lanes, right, node), *_draw_legend(bottom + 38, colors, bool(self.followers())),
              *([_text(16, bottom + 56, control, 11, color="#444444")] if control else [])]
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     label = f'role="img" aria-label="{escape(f"schedule {self.name}", quote=True)}"'

@@ -53,7 +53,8 @@ def _label(signal: Signal) -> str:
     if not isinstance(signal, OPD):
         return f"{type(signal).__name__} {signal.capability}"
     kind = "" if signal.estimator == "sampled" else f" · {signal.estimator_label}"
-    return f"OPD {signal.capability} · β {signal.beta:g}{kind}"
+    at = signal.teacher.partition("@")[2].replace("=", " ")
+    return f"OPD {signal.capability} · β {signal.beta:g}{kind}" + (f" · {at}" if at else "")
 
 
 def _head(phase: Phase) -> str:
@@ -65,7 +66,7 @@ def _first_use(schedule: Schedule) -> dict[str, int]:
     "Branch → index of the phase that first uses it, as learner, teacher or origin of such a branch."
     first = {}
     for index, phase in enumerate(schedule.phases):
-        used = [name for update in phase.updates for name in (update.branch, *update.teachers)]
+        used = [name for update in phase.updates for name in (update.branch, *update.sources)]
         for name in used:
             while name in schedule.starts:
                 first.setdefault(name, index)

@@ -52,13 +52,17 @@ def _estimator_name(value: object) -> object:
 class OPD:
     "Cross-branch signal: token-level distillation on the learner's own rollouts."
     capability: str  # whose prompts are rolled out
-    teacher: str  # the branch that scores them, or "base"
+    teacher: str  # the branch that scores them, or "base"; or a `Snapshot` or `Average` of a branch, kept by name
     beta: float = 0.1  # weight of the OPD advantage, > 0
     estimator: object = "sampled"  # one of ESTIMATORS, "package.module:name", or an object, kept by name if it has one
 
     def __post_init__(self):
         object.__setattr__(self, "beta", float(self.beta))
+        object.__setattr__(self, "teacher", getattr(self.teacher, "name", self.teacher))
         object.__setattr__(self, "estimator", _estimator_name(self.estimator))
+
+    source = later("copd_nb.schedule.live:source", "property")  # the branch that the teacher is, or follows
+    teacher_words = later("copd_nb.schedule.live:teacher_words", "property")  # for `describe`
 
     @property
     def taught(self) -> bool:
@@ -96,6 +100,7 @@ class Update:
     "What one branch learns from in one optimizer step."
     branch: str  # the learner
     signals: tuple[Signal, ...]  # lists are accepted
+    sources = later("copd_nb.schedule.live:sources", "property")  # the branches that its teachers are, or follow
 
     def __post_init__(self):
         object.__setattr__(self, "signals", tuple(self.signals))

@@ -39,12 +39,14 @@ def critical_path(
     cost: Callable[[int, int, Update], float],  # (phase index, step within the phase, update) → cost of that update
 ) -> CriticalPath:  # in the units of `cost`
     "Walks all steps with one clock per branch."
-    clocks, curve = {BASE: 0}, []
+    clocks, curve, followers = {BASE: 0}, [], schedule.follower_clocks()
     for index, phase in enumerate(schedule.phases):
         for step in range(phase.steps):
+            followers.begin(clocks, phase.updates, lambda branch: _clock(branch, clocks, schedule.starts))
             ready = [max(_clock(b, clocks, schedule.starts) for b in (u.branch, *u.teachers)) for u in phase.updates]
             for update, start in zip(phase.updates, ready):
                 clocks[update.branch] = start + cost(index, step, update)
+            followers.renew(clocks, phase.updates)
             curve.append({"phase_index": index, "step": step, "critical": max(clocks.values())})
     return CriticalPath(max(_clock(branch, clocks, schedule.starts) for branch in schedule.members), curve)
 

@@ -69,7 +69,7 @@ def _check_signal(
     _require(known, f"{where}: unknown capability {signal.capability!r}{hint}; allowed: {capabilities}")
     if isinstance(signal, OPD):
         allowed = [BASE, *branches]
-        known, hint = signal.teacher in allowed, meant(signal.teacher, allowed)
+        known, hint = signal.source in allowed, meant(signal.source, allowed)
         _require(known, f"{where}: unknown teacher {signal.teacher!r}{hint}; allowed: {allowed}")
         _require(signal.teacher != learner, f"{where}: the branch cannot teach itself; choose another teacher")
         _require(0 < signal.beta < math.inf, f"{where}: beta must be > 0 and finite, not {signal.beta}")
@@ -153,6 +153,7 @@ def validate(
     _check_branches(self)
     for index, phase in enumerate(self.phases):
         _check_phase(phase, index, list(self.starts), None if capabilities is None else list(capabilities))
+    self.check_followers()
     _check_result(self)
     if self.control is not None:
         _check_control(self.control)

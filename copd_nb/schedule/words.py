@@ -56,9 +56,9 @@ def _signal_words(signal: Signal, learners: set[str]) -> str:
     "One signal as part of a sentence."
     if not isinstance(signal, OPD):
         return f"{'the reward' if isinstance(signal, RL) else 'reference answers'} on {signal.capability}"
-    frozen = "" if signal.teacher in learners else "frozen "
+    frozen = "" if signal.source in learners else "frozen "
     kind = "" if signal.estimator == "sampled" else f", {signal.estimator_label}"
-    return f"{frozen}teacher {signal.teacher} on {signal.capability} (β {signal.beta:g}{kind})"
+    return f"{frozen}teacher {signal.teacher_words} on {signal.capability} (β {signal.beta:g}{kind})"
 
 
 def _phase_words(phase: Phase, title: str) -> str:
