@@ -27,7 +27,7 @@ class Snapshot:
     def name(self) -> str: return f"{self.branch}@every={self.every}"
 
     @property
-    def words(self) -> str: return f"a copy of {self.branch} every {self.every} steps"
+    def words(self) -> str: return f"{self.branch} (copied every {self.every} steps)"
 
     def renewed(
         self,
@@ -50,7 +50,7 @@ class Average:
     def name(self) -> str: return f"{self.branch}@decay={self.decay!r}"
 
     @property
-    def words(self) -> str: return f"a moving average of {self.branch}, decay {self.decay:g}"
+    def words(self) -> str: return f"{self.branch} (averaged, decay {self.decay:g})"
 
     def renewed(
         self,
@@ -111,7 +111,7 @@ def source(self: OPD) -> str:
 def teacher_words(self: OPD) -> str:
     "The teacher as part of a sentence."
     follower = follower_from(self.teacher)
-    return self.teacher if follower is None else f"({follower.words})"
+    return self.teacher if follower is None else follower.words
 
 
 def sources(self: Update) -> tuple[str, ...]:  # without repeats

@@ -163,7 +163,7 @@ def test_names_and_json():
     assert schedule.followers() == ("image@every=3", "text@every=3") and schedule.followers("text") == ("text@every=3",)
     assert data["phases"][1]["updates"][0]["signals"][1]["teacher"] == "image@every=3"
     assert OPD("text", Average("image", 0.5)) == OPD("text", "image@decay=0.5")
-    assert "a copy of image every 3 steps" in schedule.describe() and "stroke-dasharray" in schedule.svg()
+    assert "teacher image (copied every 3 steps) on" in schedule.describe() and "stroke-dasharray" in schedule.svg()
     assert Average("a", 1e-5).name == "a@decay=1e-05" and Average("a", "0.5") == Average("a", 0.5)
 
 
