@@ -27,6 +27,7 @@ _NAMES = {  # module → the public names that come from it
     "schedule.core": "Schedule",
     "schedule.merging": "merge",
     "schedule.paradigms": "expert merged_experts mixed_rlvr mopd schedule_from static_opd",
+    "schedule.live": "Average Snapshot",
     "schedule.parts": "OPD RL SFT Control Merge Phase Update",
     "schedule.rules": "Setting control_rule",
     "engine.config": "Config",
