@@ -28,6 +28,7 @@ _NAMES = {  # module → the public names that come from it
     "schedule.merging": "merge",
     "schedule.neighbours": "camopd codistill_grpo reward_and_teacher semi_opd",
     "schedule.paradigms": "expert merged_experts mixed_rlvr mopd schedule_from static_opd",
+    "schedule.live": "Average Snapshot",
     "schedule.parts": "OPD RL SFT Control Merge Phase Update",
     "schedule.rules": "Setting control_rule",
     "schedule.syncs": "local_rlvr",

@@ -38,7 +38,8 @@ def borrowed_batch(training: Training, update: Update, signals: tuple, step: int
     whole = len(given[0].addresses) == len(signals)  # a lent batch serves all signals of the stream
     every = joined(given[:1] if whole else given, training.base.eos[0])
     examples = [e for a in every.addresses for e in a.examples(training.capabilities) for _ in range(copies)]
-    if [*map(id, examples)] != [*map(id, prompts.examples)]: prompts = branch.policy.encode(examples, room=training.config.max_new_tokens)
+    if [*map(id, examples)] != [*map(id, prompts.examples)]:
+        prompts = branch.policy.encode(examples, room=training.config.max_new_tokens)
     k, device = every.tops.shape[2], branch.policy.device
     request = Request(prompts, training.config.group_size // copies, top_k=k,
                       address=_address(training, branch, signals, prompts))
@@ -170,8 +171,8 @@ def check_learner(schedule: Schedule, learner):
     if getattr(learner, "off_policy", False): return
     for _, update in schedule.updates:
         if update.rolled or any(s.taught for s in update.rl):
-            raise ValueError(f"learner {type(learner).__name__!r} computes its own gradients, without importance weights "
-                             f"and without a teacher beside a reward, as branch {update.branch!r} asks for: "
+            raise ValueError(f"learner {type(learner).__name__!r} computes its own gradients, without importance "
+                             f"weights and without a teacher beside a reward, as branch {update.branch!r} asks for: "
                              "take the built-in learner")
 
 
@@ -181,5 +182,6 @@ def check_rollers(schedule: Schedule, base: Policy, starts: dict[str, Policy]):
     for name in sorted(rollers):
         check_same_vocabulary(base, starts[name])
         if sorted(starts[name].eos) != sorted(base.eos):
-            raise ValueError(f"branch {name!r} rolls out for others and ends completions with {sorted(starts[name].eos)}, "
-                             f"the base with {sorted(base.eos)}: they need the same end tokens")
+            raise ValueError(f"branch {name!r} rolls out for others and ends completions with "
+                             f"{sorted(starts[name].eos)}, the base with {sorted(base.eos)}: they need the same "
+                             "end tokens")

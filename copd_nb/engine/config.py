@@ -23,12 +23,14 @@ class Limits:
 
 _CHOICES = dict(optimizer=("adamw", "sgd"), optimizer_state=("keep", "reset", "separate"),
                 advantage_scale=("std", "none"), reduction=("token", "sequence", "constant"),
-                updates=("simultaneous", "sequential"), precision=("fp32", "bf16"))
-_LATER = dict(optimizer="adamw")  # fields of later versions: the value that changes nothing
+                updates=("simultaneous", "sequential"), precision=("fp32", "bf16"),
+                rate=("constant", "linear", "cosine"))
+_LATER = dict(optimizer="adamw", rate="constant", rate_floor=0.0, average=0.0)  # newer fields: what changes nothing
 _POSITIVE = ("prompts", "opd_prompts", "group_size", "max_new_tokens", "temperature", "learning_rate", "epochs",
              "checkpoint_every", "max_grad_norm", "probe_prompts", "opd_top_k", "eval_prompts")
 _NOT_NEGATIVE = ("warmup", "weight_decay", "clip_low", "clip_high", "skip_limit", "probe_every", "eval_every",
                  "eval_samples")
+_SHARES = ("rate_floor", "average")  # in [0, 1)
 _POSITIVE_OR_NONE = ("delta_clip", "micro_prompts", "micro_tokens", "rollout_rows", "reward_seconds")
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ class Config:
     max_new_tokens: int = 10  # length limit of a completion
     temperature: float = 1.0  # of sampling and of every compared distribution
     learning_rate: float = 4e-5  # of AdamW, after the warm-up
-    warmup: int = 10  # steps of linear warm-up of each branch, then constant
+    warmup: int = 10  # steps of linear warm-up of each branch
+    rate: str = "constant"  # over all steps of a branch in its schedule; or "linear" or "cosine" to `rate_floor`
+    rate_floor: float = 0.0  # share of the learning rate at the end of a rate that falls, in [0, 1)
+    average: float = 0.0  # decay of a moving average of each branch's weights, judged beside them; 0 for none
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     weight_decay: float = 0.0  # of AdamW
     max_grad_norm: float = 1.0  # the whole gradient of an update is clipped to this norm
@@ -82,13 +87,23 @@ class Config:
     def __post_init__(self):
         check_kinds(Config, vars(self), "config")
         self._check()
+        self._check_shares()
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.warn is not None: object.__setattr__(self, "warn", thresholds_from(self.warn).changed)
         if not isinstance(self.probe_k, int): object.__setattr__(self, "probe_k", tuple(self.probe_k))
 
+    def _refuse(self, name: str, must: str): raise ValueError(f"config {name}={getattr(self, name)!r}: {must}")
+
+    def _check_shares(self):
+        "ValueError for a share that is none, or that does nothing."
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) < 1: self._refuse(name, "must be 0 or more and less than 1")
+        if self.rate_floor and self.rate == "constant":
+            self._refuse("rate_floor", "only a rate that falls has a floor, set rate to linear or cosine")
+
     def _check(self):
         "ValueError for a field that is out of range."
-        def refuse(name: str, must: str): raise ValueError(f"config {name}={getattr(self, name)!r}: {must}")
+        refuse = self._refuse
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0: refuse(name, "must be 0 or more")
         for name in (*_POSITIVE, *_POSITIVE_OR_NONE):

@@ -7,8 +7,9 @@ __all__ = ['Difference', 'differences_of']
 
 # %% ../../nbs/4_engine/28_differences.ipynb #2832677c
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from .config import Config
 from .manifest import NO_CONTENT
 
 # %% ../../nbs/4_engine/28_differences.ipynb #d67dbcd9
@@ -48,8 +49,9 @@ def _capabilities(new: Mapping, old: Mapping) -> Iterator[Difference]:
 
 def _config(new: Mapping, old: Mapping) -> Iterator[Difference]:
     "Settings that differ; one that a version did not know had its default."
+    defaults = asdict(Config())
     for key, value in new["config"].items():
-        was = old["config"].get(key, value)
+        was = old["config"].get(key, defaults.get(key, value))
         same = (list(value) if isinstance(value, tuple) else value) == (list(was) if isinstance(was, tuple) else was)
         if key not in NO_CONTENT and not same: yield Difference(f"config {key}", f"{value}, was {was}")
 

@@ -6,7 +6,6 @@
 __all__ = ['expert_key', 'take_expert', 'keep_expert']
 
 # %% ../../nbs/4_engine/20_experts.ipynb #a9cd31f4
-from dataclasses import asdict
 from pathlib import Path
 
 from ..data.fingerprints import own_code
@@ -22,15 +21,16 @@ from .state import Training
 
 # %% ../../nbs/4_engine/20_experts.ipynb #c009
 def expert_key(training: Training, phase: Phase) -> str:
-    "Hash of everything that the state after a phase depends on, except its length."
-    config = training.config.content(("checkpoint_every",))
-    update = phase.updates[0]
+    "Hash of everything that the state after a phase depends on, except its length where the rate is constant."
+    config, update = training.config.content(("checkpoint_every",)), phase.updates[0]
     names = judged_on(training, phase) if training.config.eval_every else [s.capability for s in update.signals]
     signals = [(type(s).__name__, stated(s)) for s in update.signals]
     fingerprints = [(n, training.capabilities[n].fingerprint) for n in names]
     if is_dated(training.base.processor): fingerprints += [{n: training.prompts["base"][n] for n in names}]
     own = {n: own_code(x) for n, x in (("sampler", training.sampler), ("learner", training.learner))}
     parts = [p for p in (training.parts, {n: code for n, code in own.items() if code}) if p]
+    if copies := training.schedule.followers(update.branch): parts.append(dict(followers=copies))
+    if training.config.rate != "constant": parts.append(dict(steps=training.schedule.steps_of(update.branch)))
     weights = training.run.manifest.get("base") or weights_hash(training.base)
     return content_hash(weights, config, fingerprints, update.branch, signals, phase.lr, *parts)
 

@@ -31,17 +31,20 @@ def _pieces(state: dict[str, Tensor], most: int) -> list[list[str]]:
     return pieces
 
 def _piece(training: Training, name: str, names: list[str]) -> dict[str, Tensor]:
-    "Some weights of a branch that lives here."
-    return training.branch(name).policy.part_of_state(names)
+    "Some weights of a branch, or of what follows it, that lives here."
+    return training.policy(name).part_of_state(names)
+
+def _here(training: Training, name: str) -> bool: return training.home(name) in training.branches
 
 def handles_of(training: Training, names: Iterable[str]) -> dict[str, list]:
-    "Handles of the weights, piece by piece, of the branches that don't live here."
+    "Handles of the weights, piece by piece, of the branches and their followers that don't live here."
     executor, pieces = training.executor, _pieces(training.base.state_dict(), training.executor.shard_bytes)
-    return {n: [executor.at(n, _piece, n, part) for part in pieces] for n in names if n not in training.branches}
+    def handles(n): return [executor.at(training.home(n), _piece, n, part) for part in pieces]
+    return {n: handles(n) for n in names if not _here(training, n)}
 
 def _part(training: Training, name: str, names: list, number: int, elsewhere: dict[str, list]) -> dict[str, Tensor]:
     "Some weights of a branch, wherever it lives."
-    if name in training.branches: return _piece(training, name, names)
+    if _here(training, name): return _piece(training, name, names)
     return training.executor.get(elsewhere[name][number])
 
 # %% ../../nbs/4_engine/17_gather.ipynb #c007
@@ -52,8 +55,8 @@ def _whole(base: Policy, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: state[n] if n in state else first[x.data_ptr(), x.shape] for n, x in own.items()}
 
 def visiting(training: Training, name: str, elsewhere: dict[str, list]) -> Policy:
-    "The policy of a branch; a copy if it lives elsewhere."
-    if name in training.branches: return training.branch(name).policy
+    "The policy of a branch, or of what follows it; a copy if it lives elsewhere."
+    if _here(training, name): return training.policy(name)
     state = {k: x for piece in elsewhere[name] for k, x in training.executor.get(piece).items()}
     return training.base.with_state(_whole(training.base, state), name)
 
@@ -61,15 +64,16 @@ def visiting(training: Training, name: str, elsewhere: dict[str, list]) -> Polic
 def merged(
     training: Training,
     elsewhere: dict[str, list] | None = None,  # branch → handles of its weights, for branches that live elsewhere
+    label: str = "result",  # or "result (average)": made of moving averages
 ) -> Policy:
     "The result as it is now: a branch, or the merge of its branches."
-    result, base = training.schedule.result, training.base
-    if not isinstance(result, Merge): return training.policy(result)
+    result, base, names = training.schedule.result, training.base, training.parts_of(label)
+    if not isinstance(result, Merge): return training.policy(names[0])
     how, elsewhere = dict(method=result.method, weights=result.weights, density=result.density), elsewhere or {}
     if isinstance(base, LoraPolicy):
-        return merge([visiting(training, b, elsewhere) for b in result.branches], base=base, **how)
+        return merge([visiting(training, b, elsewhere) for b in names], base=base, **how)
     state, own, source = {}, base.state_dict(), torch.Generator().manual_seed(0)
-    for number, names in enumerate(_pieces(own, training.executor.shard_bytes)):
-        parts = [_part(training, b, names, number, elsewhere) for b in result.branches]
-        state |= merge(parts, base={n: own[n] for n in names}, seed=source, **how)
-    return base.with_state(_whole(base, state), "result")
+    for number, keys in enumerate(_pieces(own, training.executor.shard_bytes)):
+        parts = [_part(training, b, keys, number, elsewhere) for b in names]
+        state |= merge(parts, base={n: own[n] for n in keys}, seed=source, **how)
+    return base.with_state(_whole(base, state), label)

@@ -18,6 +18,7 @@ from .evaluation import evaluate, summary
 from .gather import handles_of, merged
 from .config import Limits
 from .memory import retry_on_oom
+from .runs import AVERAGE
 from .state import Training, _alone
 
 # %% ../../nbs/4_engine/18_measure.ipynb #c004
@@ -69,7 +70,8 @@ def _scores(training: Training, policy: Policy, on: list[str], limits: Limits) -
 
 def _score(training: Training, name: str, on: list[str], elsewhere: dict[str, list]) -> tuple[list[dict], list[dict]]:
     "Notes that were made on the way, and evaluation rows of the result or of a branch that lives here."
-    c, policy = training.config, merged(training, elsewhere) if name == "result" else training.policy(name)
+    result, c = name.removesuffix(AVERAGE) == "result", training.config
+    policy = merged(training, elsewhere, name) if result else training.policy(training.parts_of(name)[0])
     most = dict(rollout_rows=c.eval_prompts * (1 + c.eval_samples) * len(on))
     for attempt in retry_on_oom(training, "evaluation", most):
         with attempt as limits: scores = summary(_scores(training, policy, on, limits))
@@ -79,14 +81,14 @@ def _score(training: Training, name: str, on: list[str], elsewhere: dict[str, li
 
 def judge(
     training: Training,
-    names: Iterable[str],  # branches, or "result"
+    names: Iterable[str],  # branches, or "result"; the moving averages that are kept are judged beside them
     on: Iterable[str] | None = None,  # capabilities, None for all
 ) -> list[dict]:
     "Evaluation rows: accuracy of each capability, and their mean."
     rows, asked = [], list(training.capabilities if on is None else on)
-    for name in names:
-        first, *others = training.schedule.members if name == "result" else [name]
-        work = training.executor.at(first, _score, name, asked, handles_of(training, others))
+    for name in training.labels_of(names):
+        first, *others = training.parts_of(name)
+        work = training.executor.at(training.home(first), _score, name, asked, handles_of(training, others))
         notes, found = training.executor.get(work)
         training.notes += notes
         rows += found

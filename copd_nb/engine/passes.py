@@ -132,7 +132,8 @@ def _scored(training: Training, teacher: Policy, head: Head, out: Rollouts, esti
 def teacher_scores(training: Training, signal: OPD, out: Rollouts) -> TeacherScores:
     "Stage 2, where the teacher lives: its scores of a learner's rollouts."
     began, teacher = time.perf_counter(), training.policy(signal.teacher)
-    estimator, out = estimator_named(getattr(signal, "estimator", "sampled")), out.complete(teacher, training.capabilities)
+    estimator = estimator_named(getattr(signal, "estimator", "sampled"))
+    out = out.complete(teacher, training.capabilities)
     head = teacher.head(training.config.temperature)
     for attempt in retry_on_oom(training, "teacher scores", *pass_sizes(out)):
         with attempt as limits: found = _scored(training, teacher, head, out, estimator, limits)

@@ -32,9 +32,10 @@ def _moments_of(training: Training, name: str) -> dict[str, dict[str, Tensor]]:
     return found
 
 def _pack(training: Training, name: str) -> dict[str, dict[str, Tensor]]:
-    "Weights and moments of a branch that lives here, by file."
+    "Weights, followers and moments of a branch that lives here, by file."
     branch = training.branch(name)
     tensors = {f"{name}~weights": branch.policy.state_dict()}
+    tensors |= {n.replace("@", "~").replace("=", "-", 1): p.state_dict() for n, p in branch.followers.items()}
     tensors |= {f"{name}~{kind}": moments for kind, moments in _moments_of(training, name).items()}
     return tensors | {f"{name}~sync-{what}": named for what, named in branch.outer.items()}
 
@@ -42,7 +43,7 @@ def counters(training: Training, name: str) -> tuple[dict, dict]:
     "Counters of a branch that lives here, and the limits in force."
     b = training.branch(name)
     limits = {k: getattr(training.limits, k) for k in LIMITS}
-    return dict(updates=b.updates, cursors=b.cursors, skipped=b.skipped), limits
+    return dict(updates=b.updates, syncs=b.syncs, cursors=b.cursors, skipped=b.skipped), limits
 
 def packed(training: Training, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     "Files of tensors of some branches, one branch at a time."
@@ -64,6 +65,7 @@ def _restore(training: Training, name: str, files: dict[str, dict[str, Tensor]],
     for kind, named in files.items():
         if kind == "weights": branch.policy.load_state(named)
         elif kind.startswith("sync-"): branch.outer[kind.removeprefix("sync-")] = named
+        elif "-" in kind: training.follower(f"{name}@{kind.replace('-', '=', 1)}").load_state(named)
         else: _moments(training, name, kind, named)
 
 def unpack(training: Training, tensors: dict[str, dict[str, Tensor]], values: dict):
@@ -93,11 +95,20 @@ def _limit(training: Training, limits: dict):
     "Apply limits from now on."
     training.limits = Limits(**limits)
 
+def _know(training: Training, schedule: Schedule):
+    "Follow a schedule from now on."
+    training.schedule = schedule
+
+def _tell(training: Training):
+    "Let every place know the schedule as it is now: rates depend on how many steps a branch has."
+    for place in training.places: training.executor.at(place, _know, training.schedule)
+
 def change_schedule(training: Training, schedule: Schedule):
     "Continue with a changed schedule, and note it in the manifest."
     if schedule == training.schedule: return
     training.schedule = schedule
     training.run.note(realised=schedule.to_dict())
+    _tell(training)
 
 def _replay(training: Training):
     "Repeat, from the log, the decisions at the ends of all cycles before that of the last row."
@@ -112,6 +123,7 @@ def resume(training: Training) -> tuple[int, int]:  # phase index and step to co
     training.begun.clear()
     if path is None:
         log.truncate(0)
+        _tell(training)
         return 0, 0
     tensors, state = load_checkpoint(path)
     if log.size < state["events"]:
@@ -121,4 +133,5 @@ def resume(training: Training) -> tuple[int, int]:  # phase index and step to co
     for place in training.places: training.executor.at(place, _limit, state["limits"])
     log.truncate(state["events"])
     _replay(training)
+    _tell(training)
     return state["phase_index"], state["step"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data.capability import Capability
-from ..data.names import imported
+from ..data.names import imported, later
 from ..data.scoring import Failure
 from ..policy.core import Policy
 from ..policy.lora_branches import LoraPolicy
@@ -24,6 +24,7 @@ from ..signals.objectives import loss_denominator
 from ..signals.rollouts import Rollouts, Sampler
 from ..schedule.core import Schedule
 from ..schedule.costs import ModelShape
+from ..schedule.live import source_of
 from ..schedule.parts import OPD, RL, Merge, Phase, Update, split_prompts
 from .accelerator import Accelerator
 from .config import Config, Limits
@@ -87,8 +88,8 @@ class Batch:
 
     def credit(self, rows: Tensor) -> Tensor | None:  # (n,), or (n, T) where a teacher adds its term
         "Advantages of some rows of an RL stream."
-        if self.advantages is None or self.term is None: return None if self.advantages is None else self.advantages[rows]
-        return self.advantages[rows, None] + self.term[rows]
+        if self.advantages is None: return None
+        return self.advantages[rows] if self.term is None else self.advantages[rows, None] + self.term[rows]
 
     @property
     def mask(self) -> Tensor: return self.rollouts.mask
@@ -144,7 +145,9 @@ class Branch:
     policy: Policy
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # one, or one for each kind of stream
     updates: int = 0  # optimiser steps so far
+    syncs: int = 0  # how often it went on from a merge
     cursors: dict[str, int] = field(default_factory=dict)  # stream and capability → position in the prompt stream
+    followers: dict[str, Policy] = field(default_factory=dict)  # its snapshots and averages, by name
     skipped: int = 0  # latest updates in a row that were skipped
     step: Step | None = None  # between the stages of a step
     outer: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # origin and momentum, of syncs that it leads
@@ -192,6 +195,11 @@ class Training:
     prompts: dict[str, dict] = field(default_factory=dict)  # policy → capability → example → fingerprint of its ids
     learner: object | None = None  # a `Learner`: finds and applies gradients; None for the built-in one
     limits: Limits | None = None  # in force; None for the configuration's
+    rate_share = later("copd_nb.engine.live:rate_share")  # factor of the next update's rate
+    follower = later("copd_nb.engine.live:follower")  # a snapshot or an average of a branch
+    following = later("copd_nb.engine.live:following")  # around a step of a branch
+    labels_of = later("copd_nb.engine.live:labels_of")  # what is judged
+    parts_of = later("copd_nb.engine.live:parts_of")  # and of what it is made
 
     def __post_init__(self):
         if self.executor is None: self.executor = LocalExecutor(self)
@@ -242,10 +250,12 @@ class Training:
         return name in self.starts and not _same_architecture(self.starts[name], self.base)
 
     def home(self, name: str, asker: str | None = None) -> str:
-        "Where a policy lives: a branch at its own place, the base at everyone's."
-        return name if name in self.schedule.starts else asker or next(iter(self.schedule.starts))
+        "Where a policy lives: a branch and what follows it at its own place, the base at everyone's."
+        branch = source_of(name)
+        return branch if branch in self.schedule.starts else asker or next(iter(self.schedule.starts))
 
     def policy(self, name: str) -> Policy:
-        "The policy of a branch that lives here, or the base."
+        "The policy of a branch that lives here, or of what follows it, or the base."
+        if source_of(name) != name: return self.follower(name)
         if self.only_teaches(name): return self.starts[name]
         return self.base if name == "base" else self.branch(name).policy

@@ -125,7 +125,7 @@ def learn(
         gradients, losses = first if known else training.learner.gradients(training, name, batches)
         began, fault = time.perf_counter(), _fault(gradients, losses)
         if fault: total, rate = _skip(training, name, fault)
-        else: total, rate = training.learner.optimizer_step(training, name, gradients, lr)
+        else: total, rate = training.learner.optimizer_step(training, name, gradients, lr * training.rate_share(name))
         done += not fault
         batches[0].seconds += time.perf_counter() - began
     common = dict(branch=name, total_gradient_norm=total, learning_rate=rate, updates=done)
@@ -179,7 +179,8 @@ def update(
     step, branch.step = branch.step, None
     if step is None or step.gradients is None:
         raise RuntimeError(f"no gradients for branch {name!r}: its teacher's scores never arrived (worker lost)")
-    rows, notes = learn(training, name, step.batches, lr, (step.gradients, losses)), training.notes
+    with training.following(name): rows = learn(training, name, step.batches, lr, (step.gradients, losses))
+    notes = training.notes
     training.notes = []
     return notes, rows
 

@@ -137,6 +137,7 @@ def _go_on(training: Training, name: str, sync: Sync, averaged: dict | None, *pi
     "Where a branch lives: take over the new weights, and what is to become of the moments."
     branch, state = training.branch(name), {n: x for piece in pieces for n, x in piece.items()}
     branch.policy.load_state(_whole(training.base, state))
+    branch.syncs += 1
     if sync.moments == "reset": branch.optimizers.clear()
     for kind, named in (averaged or {}).items():
         _moments(training, name, kind, {k: x.clone() for k, x in named.items()})

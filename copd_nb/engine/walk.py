@@ -25,7 +25,7 @@ from .gather import handles_of, merged, visiting
 from .measure import judge
 from .phase import begin, log_rows, place_of, run_phase
 from .resume import change_schedule, resume
-from .runs import Run, withdraw_stop
+from .runs import AVERAGE, Run, withdraw_stop
 from .state import Training, _alone
 from .storage import WriteError, locked, new_folder
 
@@ -79,6 +79,17 @@ def _keep_base(base: Policy, path: Path):
     with new_folder(path / "base") as folder: base.shared.base.save(folder)
     base.shared.base.origin = str(path / "base")
 
+def _keep_averages(training: Training):
+    "Save the moving averages of the branches that learned, and the result of them."
+    path, schedule, label = training.run.path, training.schedule, "result" + AVERAGE
+    for name in (n for n in training.begun if schedule.steps_of(n)):
+        average = training.parts_of(name + AVERAGE)
+        with new_folder(path / "branches-average" / name) as folder:
+            visiting(training, *average, handles_of(training, average)).save(folder)
+    if isinstance(schedule.result, Merge):
+        with new_folder(path / "result-average") as folder:
+            merged(training, handles_of(training, training.parts_of(label)), label).save(folder)
+
 def finish(training: Training):
     "Save branches and result, mark the run as finished, drop the checkpoints."
     path, schedule, executor = training.run.path, training.schedule, training.executor
@@ -90,6 +101,7 @@ def finish(training: Training):
     if isinstance(schedule.result, Merge):
         with new_folder(path / "result") as folder:
             merged(training, handles_of(training, schedule.members)).save(folder)
+    if training.config.average: _keep_averages(training)
     set_status(training.run, "finished", peak=max(executor.get(executor.at(p, peak)) for p in training.places))
     clear(training.run)
 

@@ -161,8 +161,8 @@ def _positions(training: Training, address: Address) -> list[int]:
 
 
 def age_of(training: Training, name: str) -> int:
-    "Optimiser steps of a policy that lives here; 0 for one that never learns."
-    return training.branches[name].updates if name in training.branches else 0
+    "How often a policy that lives here has changed, by steps and syncs; 0 for one that never learns."
+    return training.branches[name].updates + training.branches[name].syncs if name in training.branches else 0
 
 
 def _kept(training: Training, learner: str, signal: Signal, roller: str, address) -> Completions:

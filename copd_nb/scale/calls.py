@@ -140,7 +140,7 @@ def _teacher_calls(update: Update, config: Config, costs: Costs | None, step: in
     for s in _taught(update):
         work = ((f"teacher scores/{s.estimator_label}/{s.capability}", config.opd_prompts),)
         asked = ((f"{step}/rollouts/{update.branch}", costs.question(s, config) if costs else 0.0),)
-        worker = update.branch if s.teacher == BASE else s.teacher
+        worker = update.branch if s.teacher == BASE else s.source
         yield Call(f"{step}/teacher scores/{update.branch}/{s.stream}", worker, "teacher scores",
                    costs.price(work) if costs else 0.0, asked, work, step)
 

@@ -63,6 +63,9 @@ class Schedule:
     validate = later("copd_nb.schedule.validation:validate")
     price = later("copd_nb.schedule.price:price")
     critical_steps = later("copd_nb.schedule.price:critical_steps", "property")
+    followers = later("copd_nb.schedule.live:followers")  # snapshots and averages that teach
+    follower_clocks = later("copd_nb.schedule.live:FollowerClocks")
+    check_followers = later("copd_nb.schedule.live:check_followers")
     describe = later("copd_nb.schedule.words:describe")
     svg = later("copd_nb.schedule.drawing:svg")
     _repr_html_ = later("copd_nb.schedule.drawing:_repr_html_")

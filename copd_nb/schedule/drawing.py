@@ -146,11 +146,13 @@ def _control_line(schedule: Schedule) -> str:
 def _legend(schedule: Schedule) -> str:
     "What blocks and arrows mean."
     rolled = any(update.rolled for _, update in schedule.updates)
-    return "solid: own signal · hatched: OPD from the arrow's lane" + " · dotted: whose completions" * rolled
+    more = " · dotted: whose completions" * rolled
+    more += " · dashed: from a snapshot or an average" * bool(schedule.followers())
+    return "solid: own signal · hatched: OPD from the arrow's lane" + more
 
 
 def _draw_legend(y: float, colors: dict[str, str], words: str) -> Iterator[str]:
-    "Which colour is which capability, and what solid and hatched mean."
+    "Which colour is which capability, and what the kinds of lines and blocks mean."
     x = 16.0
     for capability, color in colors.items():
         yield _rect(x, y - 10, 12, 12, color) + _text(x + 17, y, capability, 11)
@@ -180,8 +182,8 @@ def svg(self: Schedule) -> str:  # a complete <svg> element
     columns = _columns(self, 40 + max(_width(words, 12) for words in names))
     bottom, right = max(lane.top + lane.height for lane in lanes.values()), columns[-1].right
     node, control = max(_width(line) + 16 for line in _result_lines(self)), _control_line(self)
-    legend = _legend(self)
-    width, summary = _sizes(self, columns, node, 30 + sum(30 + _width(c, 11) for c in colors) + max(350, 6.5 * len(legend)))
+    legend, named = _legend(self), sum(30 + _width(c, 11) for c in colors)
+    width, summary = _sizes(self, columns, node, 30 + named + max(350, 6.5 * len(legend)))
     height = bottom + (68 if control else 50)
     parts = [*_draw_frame(self, width, height, summary, colors),
              *_draw_columns(columns, bottom, sum(phase.steps for phase in self.phases)), *_draw_fold(self, columns),

@@ -56,7 +56,8 @@ def _label(signal: Signal) -> str:
         taught = f" + β {signal.beta:g}·δ" if getattr(signal, "taught", False) else ""
         return f"{type(signal).__name__} {signal.capability}{taught}{rolled}"
     kind = "" if signal.estimator == "sampled" else f" · {signal.estimator_label}"
-    return f"OPD {signal.capability} · β {signal.beta:g}{kind}{rolled}"
+    at = signal.teacher.partition("@")[2].replace("=", " ")
+    return f"OPD {signal.capability} · β {signal.beta:g}{kind}{rolled}" + (f" · {at}" if at else "")
 
 
 def _head(phase: Phase | Sync) -> str:

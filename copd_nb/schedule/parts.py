@@ -33,7 +33,7 @@ SCHEMA = "copd_nb.schedule/1"
 class RL:
     "Native signal: GRPO with the verifiable reward of a capability, and a teacher's term where it has one."
     capability: str  # whose prompts and reward
-    teacher: str | None = None  # adds β·δ of this branch, or of "base", to the advantage
+    teacher: str | None = None  # adds β·δ of a branch, "base", a `Snapshot` or an `Average`
     beta: float = 0.1  # weight of the teacher's term, > 0
     residual: str = "none"  # what becomes of δ: none | centred | bounded, see `signals.off_policy`
     bound: float = 1.0  # of "bounded", nats
@@ -45,6 +45,10 @@ class RL:
     def __post_init__(self):
         for name in ("beta", "bound", "threshold", "weight_clip"):
             object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "teacher", getattr(self.teacher, "name", self.teacher))
+
+    source = later("copd_nb.schedule.live:source", "property")  # the branch that the teacher is, or follows
+    teacher_words = later("copd_nb.schedule.live:teacher_words", "property")  # for `describe`
 
     @property
     def taught(self) -> bool: return self.teacher is not None
@@ -70,7 +74,7 @@ def _estimator_name(value: object) -> object:
 class OPD:
     "Cross-branch signal: token-level distillation, on the learner's own rollouts or on somebody else's."
     capability: str  # whose prompts are rolled out
-    teacher: str  # the branch that scores them, or "base"
+    teacher: str  # the branch that scores them, or "base"; or a `Snapshot` or `Average` of a branch, kept by name
     beta: float = 0.1  # weight of the OPD advantage, > 0
     estimator: object = "sampled"  # one of ESTIMATORS, "package.module:name", or an object, kept by name if it has one
     rollouts: str = "learner"  # whose completions are scored: the learner's, the "teacher"'s, "base", or a branch
@@ -79,7 +83,11 @@ class OPD:
     def __post_init__(self):
         object.__setattr__(self, "beta", float(self.beta))
         object.__setattr__(self, "weight_clip", float(self.weight_clip))
+        object.__setattr__(self, "teacher", getattr(self.teacher, "name", self.teacher))
         object.__setattr__(self, "estimator", _estimator_name(self.estimator))
+
+    source = later("copd_nb.schedule.live:source", "property")  # the branch that the teacher is, or follows
+    teacher_words = later("copd_nb.schedule.live:teacher_words", "property")  # for `describe`
 
     @property
     def taught(self) -> bool:
@@ -116,7 +124,6 @@ class SFT:
 
 Signal = RL | OPD | SFT
 
-
 # %% ../../nbs/3_schedule/01_parts.ipynb #c009
 @dataclass(frozen=True)
 class Update:
@@ -144,14 +151,13 @@ class Update:
 
     heard = later("copd_nb.schedule.whose:heard", "property")  # the signals with a teacher
     rolled = later("copd_nb.schedule.whose:rolled", "property")  # those whose completions are somebody else's
-    sources = later("copd_nb.schedule.whose:sources", "property")  # whose weights it needs beside the learner's
+    asked = later("copd_nb.schedule.whose:asked", "property")  # teachers, and whoever rolls out
+    sources = later("copd_nb.schedule.whose:sources", "property")  # the branches that these are, or follow
 
     @property
     def teachers(self) -> tuple[str, ...]:  # without repeats
         "The branches that this update listens to."
         return tuple(dict.fromkeys(s.teacher for s in self.heard))
-
-
 
 # %% ../../nbs/3_schedule/01_parts.ipynb #c010
 @dataclass(frozen=True)

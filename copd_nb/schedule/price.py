@@ -42,17 +42,19 @@ def critical_path(
     cost: Callable[[int, int, Update], float],  # (phase index, step within the phase, update) → cost of that update
 ) -> CriticalPath:  # in the units of `cost`
     "Walks all steps with one clock per branch."
-    clocks, curve = {BASE: 0}, []
+    clocks, curve, followers = {BASE: 0}, [], schedule.follower_clocks()
+    def clock(branch: str) -> float: return _clock(branch, clocks, schedule.starts)
     for index, phase in enumerate(schedule.phases):
         if isinstance(phase, Sync):  # its branches wait for each other
-            latest = max(_clock(branch, clocks, schedule.starts) for branch in phase.branches)
-            clocks |= dict.fromkeys(phase.branches, latest)
+            clocks.update(dict.fromkeys(phase.branches, max(map(clock, phase.branches))))
         for step in range(phase.steps):
-            ready = [max(_clock(b, clocks, schedule.starts) for b in (u.branch, *u.sources)) for u in phase.updates]
+            followers.begin(clocks, phase.updates, clock)
+            ready = [max(map(clock, (u.branch, *u.asked))) for u in phase.updates]
             for update, start in zip(phase.updates, ready):
                 clocks[update.branch] = start + cost(index, step, update)
+            followers.renew(clocks, phase.updates)
             curve.append({"phase_index": index, "step": step, "critical": max(clocks.values())})
-    return CriticalPath(max(_clock(branch, clocks, schedule.starts) for branch in schedule.members), curve)
+    return CriticalPath(max(map(clock, schedule.members)), curve)
 
 
 def critical_steps(self: Schedule) -> int:  # ≤ total_steps

@@ -74,7 +74,7 @@ def _check_signal(
     _require(known, f"{where}: unknown capability {signal.capability!r}{hint}; allowed: {capabilities}")
     if isinstance(signal, OPD):
         allowed = [BASE, *branches]
-        known, hint = signal.teacher in allowed, meant(signal.teacher, allowed)
+        known, hint = signal.source in allowed, meant(signal.source, allowed)
         _require(known, f"{where}: unknown teacher {signal.teacher!r}{hint}; allowed: {allowed}")
         _require(signal.teacher != learner, f"{where}: the branch cannot teach itself; choose another teacher")
         _require(0 < signal.beta < math.inf, f"{where}: beta must be > 0 and finite, not {signal.beta}")
@@ -165,6 +165,7 @@ def validate(
     for index in range(len(self.phases) if any(isinstance(phase, Sync) for phase in self.phases) else 0):
         imported("copd_nb.schedule.syncs:check_teachers")(self, index)
     imported("copd_nb.schedule.whose:check_order")(self)
+    self.check_followers()
     _check_result(self)
     if self.control is not None:
         _check_control(self.control)

@@ -21,7 +21,7 @@ from ..policy.suites import load_suite
 from ..schedule.rows import Paradigm
 from ..engine.config import Config
 from ..engine.evaluation import pass_at_k
-from ..engine.runs import Run
+from ..engine.runs import AVERAGE, Run
 from ..signals.sampling import sample
 from ..analysis.results import learning_curve, score_arrays
 from .grid import Outcome
@@ -83,6 +83,7 @@ def late_gains(
         events = outcome.events(p.label)
         if p.family != "expert" or not (events.kind == "eval").any(): continue
         mine = events[(events.kind == "eval") & (events.capability == p.schedule.capabilities()[0])]
+        mine = mine[~mine.model.str.endswith(AVERAGE)]
         own = mine.groupby("step").sampled.mean()
         early = own[own.index <= 0.75 * own.index[-1]]
         if len(early): found[p.label] = float(100 * (own.iloc[-1] - early.iloc[-1]))

@@ -19,6 +19,7 @@ from ..data.names import check_names
 from ..policy.suites import load_suite
 from ..schedule.core import Schedule
 from ..schedule.paradigms import expert
+from ..schedule.parts import Phase
 from ..engine.config import Config
 from ..engine.runs import Run
 from ..analysis.results import main_table, score_arrays
@@ -117,9 +118,15 @@ class Study:
         return run_studies({"": (self, arms)})[""]
 
 # %% ../../nbs/6_study/02_grid.ipynb #1e00803d
+def _is_shared(job: Job, phase: Phase) -> bool:
+    "Whether a phase is what a run of that expert alone does; with a rate that falls it has all steps of its branch."
+    if job.schedule.followers(phase.updates[0].branch): return False  # they are part of what is stored
+    whole = job.config.rate == "constant" or job.schedule.steps_of(phase.updates[0].branch) == phase.steps
+    return phase.name.startswith("expert ") and whole
+
 def _experts_of(job: Job) -> list[Job]:
     "The experts that a job trains first, as jobs of their own that are not judged."
-    phases = [p for p in job.schedule.phases if p.name.startswith("expert ")]
+    phases = [p for p in job.schedule.phases if _is_shared(job, p)]
     return [replace(job, schedule=expert(p.updates[0].branch, p.steps, p.lr), prompts=0) for p in phases]
 
 def _steps(job: Job) -> int:
@@ -140,7 +147,8 @@ def job_plan(
     for e in sorted(shared.values(), key=_steps):
         phase = e.schedule.phases[0]
         made = e.made_of["base"], *e.made_of["capabilities"].values()
-        chains.setdefault((e.config, made, phase.name, phase.lr), []).append(e)
+        length = 0 if e.config.rate == "constant" else phase.steps  # else a shorter one is no beginning of a longer one
+        chains.setdefault((e.config, made, phase.name, phase.lr, length), []).append(e)
     first = [(e, chain[i - 1:i] if i else []) for chain in chains.values() for i, e in enumerate(chain)]
     rest = [(j, [shared[e.name] for e in _experts_of(j)]) for j in sorted(jobs, key=_work, reverse=True)]
     alone, waiting = ([x for x in rest if bool(x[1]) == needs] for needs in (False, True))

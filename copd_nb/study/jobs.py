@@ -22,7 +22,7 @@ from ..schedule.parts import Merge
 from ..engine.config import Config
 from ..engine.evaluation import evaluate, kept_scores, scores_file, write_scores
 from ..engine.manifest import form_of, hash_of_weights, manifest_of
-from ..engine.runs import Run, content_hash, latest_checkpoint
+from ..engine.runs import AVERAGE, Run, content_hash, latest_checkpoint
 from ..engine.storage import locked
 from ..engine.training import train
 from ..engine.differences import Difference, differences_of
@@ -93,9 +93,10 @@ class Job:
 
 # %% ../../nbs/6_study/00_jobs.ipynb #ef4534b4
 def _judged(run: Run) -> dict[str, Policy]:
-    "The result of a run and, if it merges co-trained branches, the branches; their prompts show the run's date."
+    "The result of a run, co-trained branches that it merges, and their averages; prompts show the run's date."
     names = run.schedule.result.branches if isinstance(run.schedule.result, Merge) and run.schedule.links() else ()
     found = {"result": run.result} | {n: run.branch(n) for n in names}
+    if run.manifest["config"].get("average"): found |= {n + AVERAGE: run.average(n) for n in list(found)}
     for policy in found.values(): policy.date = run.date
     return found
 

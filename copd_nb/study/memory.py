@@ -22,6 +22,7 @@ from ..policy.suites import SUITES, load_suite
 from ..data.recipes import RECIPES
 from ..signals.heads import CHUNK
 from ..schedule.core import Schedule
+from ..schedule.live import Average
 from ..schedule.costs import ModelShape, Workload
 from ..schedule.price import total_cost
 from ..engine.config import Config
@@ -48,10 +49,18 @@ def _streams(schedule: Schedule) -> tuple[int, int]:
     return max(k for k, _ in counts), max(s for _, s in counts)
 
 # %% ../../nbs/6_study/11_memory.ipynb #f6ca9faa
-def _learning_items(shape: ModelShape, schedule: Schedule, learns: int, weight_bytes: int, full: bool) -> list[tuple]:
+def _followers(schedule: Schedule, config: Config) -> int:
+    "Number of snapshots and moving averages that are kept beside the branches."
+    judged = [Average(n, config.average).name for n in schedule.starts if config.average and schedule.steps_of(n)]
+    return len({*schedule.followers(), *judged})
+
+def _learning_items(shape: ModelShape, schedule: Schedule, config: Config, learns: int, weight_bytes: int,
+                    full: bool) -> list[tuple]:
     "Base, branches, gradients, moments and the merged result: item, bytes, what decides it."
-    learning, streams = _streams(schedule)
+    (learning, streams), copies = _streams(schedule), _followers(schedule, config)
+    kept = [("followers", learns * 4 * copies, f"{copies} snapshots and averages of branches, fp32")] * bool(copies)
     return [("base", shape.size * weight_bytes, "held once"), ("branches", learns * 4 * len(schedule.starts), "fp32"),
+            *kept,
             ("gradients", learns * 4 * (streams + 1), f"of {streams} streams at once"),
             ("AdamW", learns * 8 * learning, "two moments, fp32"),
             ("merged result", learns * 4 * (1 if full else len(schedule.members)), "at evaluations")]
@@ -80,7 +89,7 @@ def memory_plan(
     weight_bytes: int = 4,  # of a weight of the base
 ) -> pd.DataFrame:  # item, GiB, decided by
     "Peak memory of a training, item by item, and the sum."
-    items = _learning_items(shape, schedule, adapter or shape.size, weight_bytes, not adapter)
+    items = _learning_items(shape, schedule, config, adapter or shape.size, weight_bytes, not adapter)
     items += _token_items(text, config, _streams(schedule)[1], prompt)
     rows = [(n, b / 2 ** 30, w) for n, b, w in [*items, ("sum", sum(b for _, b, _ in items), "")]]
     return pd.DataFrame(rows, columns=["item", "GiB", "decided by"])

@@ -12,12 +12,14 @@ from copd_nb.engine import step as step_module
 from copd_nb.engine import training as train_module
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
+from copd_nb.schedule.control import capability_progress, gradient_share
 from copd_nb.schedule.neighbours import codistill_grpo, reward_and_teacher
-from copd_nb.schedule.control import gradient_share
 from copd_nb.schedule.copd_schedules import copd
+from copd_nb.schedule.live import follow
 from copd_nb.engine.executors import Cluster, cluster_from, missing
 from copd_nb.engine.training import train
 from copd_nb.policy.toys import minis_base, minis
+from copd_nb.policy.core import weights_hash
 from copd_nb.policy.lora_branches import lora
 from copd_nb.engine.runs import request_stop
 from copd_nb.schedule.core import Schedule
@@ -159,6 +161,18 @@ def test_the_date_of_a_run_goes_where_its_branches_go(suite, start, tmp_path, ap
     same(*runs)
     assert [run.date for run in runs] == [datetime(2026, 5, 1)] * 2
     assert runs[0].manifest["prompts"] == runs[1].manifest["prompts"]
+
+
+def test_followers_averages_and_rates_apart(suite, start, tmp_path, apart):
+    "Teachers that follow a branch live where it does; all hear of a control that moves steps, so rates are the same."
+    control = capability_progress(power=20.0, floor=0.25)
+    schedule = follow(copd(PAIR, cycles=2, s_rl=4, s_opd=1, beta=0.5, control=control), every=2)
+    config = replace(TINY, rate="linear", average=0.5, checkpoint_every=1)
+    runs = [train(schedule, suite, start, config, tmp_path / f"{cluster is None}", progress=False, cluster=cluster)
+            for cluster in (None, Cluster(shard_bytes=200_000))]
+    same(*runs)
+    assert runs[0].schedule.steps_of("text") != schedule.steps_of("text")
+    for name in ("result", *PAIR): assert len({weights_hash(run.average(name)) for run in runs}) == 1
 
 
 @SLOW

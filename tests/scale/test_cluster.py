@@ -21,6 +21,7 @@ from copd_nb.engine import executors as executors_module
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.scale import connection as connection_module
 from copd_nb.schedule.copd_schedules import copd
+from copd_nb.schedule.live import follow
 from copd_nb.schedule.syncs import local_rlvr
 from copd_nb.engine.executors import Cluster, Lost, NoPlace
 from copd_nb.scale.cluster import RayExecutor
@@ -29,7 +30,7 @@ from copd_nb.engine.training import train
 from copd_nb.study.jobs import Job, run_of, scores_of
 from copd_nb.study.workers import do_all
 from copd_nb.policy.toys import minis_base, minis
-from copd_nb.policy.core import Policy
+from copd_nb.policy.core import Policy, weights_hash
 from copd_nb.scale.sharding import join_group
 from copd_nb.report.command import main
 from copd_nb.engine.runs import Run
@@ -124,6 +125,18 @@ def test_workers_give_the_events_of_one_process_though_one_is_killed(suite, star
     same(alone, run)
     assert len(restarts(run)) == 1 and "teacher_scores of" in restarts(run)[0]
     assert run.manifest["workers"] == {n: dict(cpus=1, gpus=0, ranks=1) for n in PAIR}
+
+
+def test_followers_and_averages_live_on_workers(suite, start, tmp_path, two_processors, breaking):
+    "Snapshots, moving averages and a rate that falls; a worker is killed in between: bit for bit the same."
+    schedule = follow(copd(PAIR, cycles=1, s_rl=1, s_opd=2, beta=0.5), every=2)
+    config = replace(SMALL, rate="cosine", average=0.5)
+    here = train(schedule, suite, start, config, tmp_path / "here", progress=False)
+    breaking({("update", 3): die})
+    there = train(schedule, suite, start, config, tmp_path / "there", progress=False, cluster="ray")
+    same(here, there)
+    assert len(restarts(there)) == 1
+    for name in ("result", *PAIR): assert weights_hash(here.average(name)) == weights_hash(there.average(name))
 
 
 def test_what_is_missing_is_said_before_anything_is_trained(suite, start, tmp_path, two_processors):
