@@ -23,6 +23,7 @@ from .state import Training
 def expert_key(training: Training, phase: Phase) -> str:
     "Hash of everything that the state after a phase depends on, except its length."
     config = {k: v for k, v in asdict(training.config).items() if k != "checkpoint_every"}
+    if not training.config.signals_every: del config["signals_every"]  # keys of before it was there
     update = phase.updates[0]
     names = judged_on(training, phase) if training.config.eval_every else [s.capability for s in update.signals]
     signals = [(type(s).__name__, asdict(s)) for s in update.signals]

@@ -28,6 +28,13 @@ def _every(interval: int, step: int, steps: int) -> bool:
     "Whether something due every `interval` steps is due after this step; always at the end."
     return bool(interval) and ((step + 1) % interval == 0 or step + 1 == steps)
 
+def _signals_due(training: Training, index: int, step: int) -> bool:
+    "Whether gradients are watched in a step of a phase: in the first, and every n steps of phases like it."
+    every, phases = training.config.signals_every, training.schedule.phases
+    def likeness(phase): return phase.name, {u.branch for u in phase.updates}
+    before = sum(p.steps for p in phases[:index] if likeness(p) == likeness(phases[index]))
+    return bool(every) and (before + step) % every == 0
+
 def place_of(schedule: Schedule, index: int) -> dict:
     "The columns that place the rows of a phase in the schedule."
     phase, before = schedule.phases[index], sum(p.steps for p in schedule.phases[:index])
@@ -92,9 +99,11 @@ def _show(bar: tqdm, phase: Phase, step: int, rows: list[dict]):
     if shown: bar.set_postfix(shown)
     bar.update()
 
-def _step(training: Training, phase: Phase, step: int) -> list[dict]:
+def _step(training: Training, place: dict, step: int) -> list[dict]:
     "One step, and the measurements that are due after it."
-    c, rows = training.config, train_step(training, phase, step)
+    c, index = training.config, place["phase_index"]
+    phase = training.schedule.phases[index]
+    rows = train_step(training, phase, step, _signals_due(training, index, step))
     if _every(c.probe_every, step, phase.steps):
         with timed("probe"): rows += probe(training, phase)
     if _every(c.eval_every, step, phase.steps):
@@ -115,7 +124,7 @@ def run_phase(
     if first == 0: _enter(training, phase, place)
     if first == 0 and store: first = take_expert(training, phase, store, place)
     for step in range(first, phase.steps):
-        rows = _step(training, phase, step)
+        rows = _step(training, place, step)
         with timed("record"): log_rows(training, place, step, rows)
         _show(bar, phase, step, rows)
         stop = stop_requested(path)
