@@ -1943,6 +1943,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'copd_nb/engine/watching.py'),
                                          'copd_nb.engine.watching._gradient_row': ( '4_engine/watching.html#_gradient_row',
                                                                                     'copd_nb/engine/watching.py'),
+                                         'copd_nb.engine.watching._moving': ( '4_engine/watching.html#_moving',
+                                                                              'copd_nb/engine/watching.py'),
                                          'copd_nb.engine.watching._sketch_of': ( '4_engine/watching.html#_sketch_of',
                                                                                  'copd_nb/engine/watching.py'),
                                          'copd_nb.engine.watching.halves': ('4_engine/watching.html#halves', 'copd_nb/engine/watching.py'),

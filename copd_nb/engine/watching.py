@@ -30,10 +30,13 @@ def halves(
     return [part for part in (rows[turn == 0], rows[turn == 1]) if len(part)]
 
 # %% ../../nbs/4_engine/32_watching.ipynb #0928f37c
+def _moving(training: Training, batch: Batch, rows: Tensor) -> Tensor:
+    "Those of some rows that have a gradient."
+    if batch.advantages is not None: return rows[batch.advantages[rows] != 0]
+    return rows[torch.isin(rows, batch.learning_rows(training.config))]
+
 def _sketch_of(training: Training, name: str, batch: Batch, rows: Tensor) -> Tensor:
     "The sketch of what some rows add to the gradient of their stream."
-    rows = rows[torch.isin(rows, batch.learning_rows(training.config))]
-    if not len(rows): return sketch([])
     for attempt in retry_on_oom(training, "signals", *batch.sizes):
         with attempt as limits: found = part_gradient(training, training.branch(name).policy, batch, rows, limits)
     return sketch(found)
@@ -45,11 +48,12 @@ def stream_parts(
     gradient: list[Tensor | None],  # that gradient
 ) -> list[dict]:  # branch, stream, capability, teacher, counts, parts (≤ 2, m), tokens, seconds: one each capability
     "Sketches of the halves of every capability of a stream."
-    size, whole, found = training.config.group_size, sketch(gradient), []
+    size, began, found = training.config.group_size, time.perf_counter(), []
     units = [(s, rows) for s in batch.signals for rows in halves(batch, s.capability, size)]
-    began = time.perf_counter()
-    sketches = [_sketch_of(training, name, batch, rows) for _, rows in units[:-1]]
-    sketches.append(whole - sum(sketches))
+    moving = [_moving(training, batch, rows) for _, rows in units]
+    sketches, active = [sketch([]) for _ in units], [i for i, rows in enumerate(moving) if len(rows)]
+    for i in active[:-1]: sketches[i] = _sketch_of(training, name, batch, moving[i])
+    if active: sketches[active[-1]] = sketch(gradient) - sum(sketches)
     seconds = (time.perf_counter() - began) / len(units)
     for signal in batch.signals:
         own = [(rows, x) for (s, rows), x in zip(units, sketches) if s is signal]
