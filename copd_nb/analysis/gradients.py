@@ -17,11 +17,12 @@ from scipy import stats
 from torch import Tensor
 
 from ..data.capability import Capability, by_name
+from ..data.names import check_names
 from ..policy.core import Policy
 from ..signals.coherence import random_projection
 from ..signals.rollouts import generator
 from ..schedule.core import Schedule
-from ..schedule.parts import RL, Update
+from ..schedule.parts import OPD, RL, Signal, Update
 from ..engine.config import Config
 from ..engine.passes import collect
 from ..engine.state import Branch, Training
@@ -34,15 +35,16 @@ def _measuring(policy: Policy, capabilities: dict[str, Capability], config: Conf
     schedule = Schedule("measure", list(capabilities), (), next(iter(capabilities)))
     return Training(schedule, capabilities, policy, replace(config, warmup=0), accelerator_for(config), run=None)
 
-def _batches(training: Training, policy: Policy, name: str, capability: str, start: int) -> list:
-    "The GRPO batch of a branch that is this policy, from a place in the prompt stream."
-    training.branches[name] = Branch(policy, cursors={f"rl/{capability}": start})
-    return collect(training, Update(name, [RL(capability)]), 0)
+def _batches(training: Training, policy: Policy, name: str, signal: Signal, start: int) -> list:
+    "The batch of a branch that is this policy, from a place in the prompt stream."
+    training.branches[name] = Branch(policy, cursors={f"{signal.stream}/{signal.capability}": start})
+    return collect(training, Update(name, [signal]), 0)
 
-def _rl_gradient(training: Training, policy: Policy, name: str, capability: str, start: int) -> list[Tensor | None]:
+def _signal_gradient(training: Training, policy: Policy, name: str, signal: Signal, start: int) -> list[Tensor | None]:
     "The gradient of such a batch; ValueError if there is nothing to learn from it."
-    batches = _batches(training, policy, name, capability, start)
-    if batches[0].advantages.any(): return gradients_of(training, name, batches)[0]["rl"]
+    batches, capability = _batches(training, policy, name, signal, start), signal.capability
+    learns = batches[0].advantages is None or batches[0].advantages.any()
+    if learns: return gradients_of(training, name, batches)[0][signal.stream]
     raise ValueError(f"capability {capability!r}: the rollouts of every group have one reward in a batch of "
                      f"{training.config.prompts} prompts, so it has no gradient; "
                      "take more prompts, larger groups or another temperature")
@@ -138,21 +140,30 @@ def gradient_conflict(
     config: Config = Config(),  # prompts and group size of a batch, temperature, the loss
     batches: int = 4,  # independent batches of each capability, ≥ 2
     project: int | None = None,  # numbers that are kept of each layer's gradient; None keeps all
-) -> pd.DataFrame:  # capability, other, layer ("all" first), and the columns above
-    "Cosines of the capabilities' GRPO gradients, noise floors, opposing signs and PCGrad's share, for each layer."
+    teachers: dict[str, Policy] | None = None,  # capability → teacher, whose distillation on it is compared as well
+    estimator: object = "sampled",  # of that distillation
+) -> pd.DataFrame:  # capability, other, layer ("all" first), kind and other_kind (rl | opd), and the columns above
+    "Cosines of the signals' gradients, noise floors, opposing signs and PCGrad's share, for each layer."
     if batches < 2:
         raise ValueError(f"batches={batches}: a noise floor needs two independent batches of each capability")
     if project is not None and project < 1: raise ValueError(f"project={project}: must be positive, or None")
     named = by_name(capabilities)
+    check_names(teachers or {}, named, "capability of a teacher")
     training, kept = _measuring(policy, named, config), []
-    for name in named:
+    training.branches |= {f"teacher of {name}": Branch(teacher) for name, teacher in (teachers or {}).items()}
+    signals = {(name, "rl"): RL(name) for name in named}
+    signals |= {(name, "opd"): OPD(name, f"teacher of {name}", 1.0, estimator) for name in teachers or {}}
+    for (name, kind), signal in signals.items():
+        prompts = config.prompts if kind == "rl" else config.opd_prompts
         for i in range(batches):
-            kept.append(_kept(policy, _rl_gradient(training, policy, f"{name}-{i}", name, i * config.prompts), project))
-    return _conflict_table(_grams(kept), {name: np.arange(batches) + n * batches for n, name in enumerate(named)})
+            branch = f"{name}-{i}" if kind == "rl" else f"{name}-{kind}-{i}"
+            kept.append(_kept(policy, _signal_gradient(training, policy, branch, signal, i * prompts), project))
+    return _conflict_table(_grams(kept), {key: np.arange(batches) + n * batches for n, key in enumerate(signals)})
 
-def _conflict_table(grams: dict[str, np.ndarray], rows: dict[str, np.ndarray]) -> pd.DataFrame:
-    "One row for each pair of capabilities and each layer that both touch."
-    def touched(layer: str, name: str) -> bool: return bool((np.diag(grams[layer][0])[rows[name]] > 0).all())
-    return pd.DataFrame([dict(capability=i, other=j, layer=layer, **_pair_numbers(grams[layer], rows[i], rows[j]))
+def _conflict_table(grams: dict[str, np.ndarray], rows: dict[tuple[str, str], np.ndarray]) -> pd.DataFrame:
+    "One row for each pair of signals, (capability, kind), and each layer that both touch."
+    def touched(layer: str, key: tuple) -> bool: return bool((np.diag(grams[layer][0])[rows[key]] > 0).all())
+    return pd.DataFrame([dict(capability=i[0], other=j[0], layer=layer, kind=i[1], other_kind=j[1],
+                              **_pair_numbers(grams[layer], rows[i], rows[j]))
                          for layer in grams for i, j in combinations_with_replacement(rows, 2)
                          if touched(layer, i) and touched(layer, j)])
