@@ -30,7 +30,7 @@ def read_pairs(
     for column in (*FEATURES, "gain"):
         values = pd.to_numeric(table[column], errors="coerce")
         bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad): raise ValueError(f"{name}, row {bad[0] + 2}, {column}: {table[column].iloc[bad[0]]!r} "
+        if len(bad): raise ValueError(f"{name}, row {bad[0] + 2}, {column}: {str(table[column].iloc[bad[0]])!r} "
                                       "is no finite number")
         table[column] = values.astype(float)
     return table[[*PAIR_COLUMNS]]
