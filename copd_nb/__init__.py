@@ -39,6 +39,7 @@ _NAMES = {  # module → the public names that come from it
     "analysis.absorption_ratio": "absorption",
     "analysis.audits": "audit",
     "analysis.gradients": "gradient_conflict",
+    "analysis.outlook": "preflight",
     "analysis.token_gap": "behavior_gap",
     "study.experiment": "Experiment read_experiment",
     "study.jobs": "Job reuse_table",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['borrowed_batch', 'judge_teacher', 'asked_of', 'hear_beside', 'weights_of', 'borrowed_row', 'check_borrowed',
-           'check_learner', 'check_rollers']
+           'check_off_policy_learner', 'check_rollers']
 
 # %% ../../nbs/4_engine/33_beside.ipynb #82f21012
 from dataclasses import replace
@@ -165,7 +165,7 @@ def check_borrowed(schedule: Schedule, config: Config):
                 raise ValueError(f"{where}: a teacher beside a reward needs group_size of at least 2")
 
 
-def check_learner(schedule: Schedule, learner):
+def check_off_policy_learner(schedule: Schedule, learner):
     "Refuse a learner with gradients of its own where it would leave out a weight or a teacher's term."
     if learner is None or type(learner).gradients is Learner.gradients: return
     if getattr(learner, "off_policy", False): return

@@ -25,11 +25,12 @@ _CHOICES = dict(optimizer=("adamw", "sgd"), optimizer_state=("keep", "reset", "s
                 advantage_scale=("std", "none"), reduction=("token", "sequence", "constant"),
                 updates=("simultaneous", "sequential"), precision=("fp32", "bf16"),
                 rate=("constant", "linear", "cosine"))
-_LATER = dict(optimizer="adamw", rate="constant", rate_floor=0.0, average=0.0)  # newer fields: what changes nothing
+_LATER = dict(optimizer="adamw", rate="constant", rate_floor=0.0, average=0.0,
+              signals_every=0)  # newer fields: what changes nothing
 _POSITIVE = ("prompts", "opd_prompts", "group_size", "max_new_tokens", "temperature", "learning_rate", "epochs",
              "checkpoint_every", "max_grad_norm", "probe_prompts", "opd_top_k", "eval_prompts")
 _NOT_NEGATIVE = ("warmup", "weight_decay", "clip_low", "clip_high", "skip_limit", "probe_every", "eval_every",
-                 "eval_samples")
+                 "eval_samples", "signals_every")
 _SHARES = ("rate_floor", "average")  # in [0, 1)
 _POSITIVE_OR_NONE = ("delta_clip", "micro_prompts", "micro_tokens", "rollout_rows", "reward_seconds")
 
@@ -81,6 +82,7 @@ class Config:
     eval_every: int = 20  # steps between evaluations of the result, 0 for none
     eval_prompts: int = 128  # held-out prompts of each capability in them
     eval_samples: int = 2  # sampled completions a prompt in them
+    signals_every: int = 0  # steps between rows on signal, noise and conflict of the gradients; 0 for none
     checkpoint_every: int = 1  # steps between checkpoints, the most that a crash can cost; and at the end of a phase
     warn: tuple | Mapping | None = ()  # thresholds of monitors that differ from the defaults; None for no monitors
 

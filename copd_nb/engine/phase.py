@@ -30,6 +30,13 @@ def _every(interval: int, step: int, steps: int) -> bool:
     "Whether something due every `interval` steps is due after this step; always at the end."
     return bool(interval) and ((step + 1) % interval == 0 or step + 1 == steps)
 
+def _signals_due(training: Training, index: int, step: int) -> bool:
+    "Whether gradients are watched in a step of a phase: in the first, and every n steps of phases like it."
+    every, phases = training.config.signals_every, training.schedule.phases
+    def likeness(phase): return phase.name, {u.branch for u in phase.updates}
+    before = sum(p.steps for p in phases[:index] if likeness(p) == likeness(phases[index]))
+    return bool(every) and (before + step) % every == 0
+
 def place_of(schedule: Schedule, index: int) -> dict:
     "The columns that place the rows of a phase in the schedule."
     phase, before = schedule.phases[index], sum(p.steps for p in schedule.phases[:index])
@@ -111,7 +118,8 @@ def _rounds(schedule: Schedule, index: int) -> tuple[int, bool]:
 def _step(training: Training, index: int, step: int) -> list[dict]:
     "One step, and the measurements that are due after it; rounds between syncs are measured like one long phase."
     phase, (before, follows) = training.schedule.phases[index], _rounds(training.schedule, index)
-    c, rows, end = training.config, train_step(training, phase, step), -1 if follows else before + phase.steps
+    c, end = training.config, -1 if follows else before + phase.steps
+    rows = train_step(training, phase, step, _signals_due(training, index, step))
     if _every(c.probe_every, before + step, end):
         with timed("probe"): rows += probe(training, phase)
     if _every(c.eval_every, before + step, end):

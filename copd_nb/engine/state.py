@@ -113,9 +113,14 @@ class Batch:
         "Numbers of the rows with a gradient: all, but for groups of an RL stream whose rewards are all equal."
         rows = torch.arange(len(self.rollouts.ids), device=self.rollouts.ids.device)
         if not (config.skip_flat and isinstance(self.signals[0], RL)) or self.rolled_logp is not None: return rows
-        some = self.advantages != 0
-        if self.term is not None: some = some | (self.term != 0).any(1)
+        some = self.moving
         return rows[some] if some.any() else rows
+
+    @property
+    def moving(self) -> Tensor:
+        "Whether a row of an RL stream has a gradient, (B,) bool."
+        some = self.advantages != 0
+        return some if self.term is None else some | (self.term != 0).any(1)
 
 def questions_of(signals: tuple) -> list:
     "The signals of a stream that a teacher scores: each of an RL stream that has one, or that of an OPD stream."

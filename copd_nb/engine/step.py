@@ -196,18 +196,29 @@ def _sampled(training: Training, phase: Phase, updates: tuple, step: int) -> dic
         found[u.branch], lent[u.branch] = handles[:1 + asked], handles[-1]
     return found
 
-def train_step(training: Training, phase: Phase, step: int) -> list[dict]:
+def train_step(
+    training: Training,
+    phase: Phase,
+    step: int,  # of the phase
+    signals: bool = False,  # also rows of kind `signal`, on the gradients of this step
+) -> list[dict]:  # rows of the log
     "One step of all branches of a phase; every signal comes from the branches as they were at its start."
-    on, fence, moved = training.executor.defer, training.executor.fence, []
+    on, fence, moved, seen = training.executor.defer, training.executor.fence, [], []
+    watch = imported("copd_nb.engine.watching:watch_gradients") if signals else None
     for updates in [phase.updates] if training.config.updates == "simultaneous" else [(u,) for u in phase.updates]:
         sampled = _sampled(training, phase, updates, step)
         scores = {u.branch: [on(training.home(s.teacher, u.branch), teacher_scores, s, out)
                              for s, out in zip(taught_by(u), sampled[u.branch][1:])] for u in updates}
         losses = {u.branch: on(u.branch, gradients, u.branch, sampled[u.branch][0], *scores[u.branch]) for u in updates}
         for handle in losses.values(): fence(handle)  # nobody moves before everybody has gradients
+        watched = [on(u.branch, watch, u.branch, losses[u.branch]) for u in updates] if signals else []
+        for handle in watched: fence(handle)  # before anybody moves, too
         handles = [on(u.branch, update, u.branch, losses[u.branch], phase.lr) for u in updates]
         for handle in handles: fence(handle)
-        moved += handles
+        moved, seen = moved + handles, seen + watched
     notes, rows = zip(*map(training.executor.get, moved))
     training.notes += [note for part in notes for note in part]
-    return [row for part in rows for row in part]
+    rows = [row for part in rows for row in part]
+    if not signals: return rows
+    parts = [part for handle in seen for part in training.executor.get(handle)]
+    return rows + imported("copd_nb.engine.watching:signal_rows")(parts)

@@ -21,7 +21,8 @@ from .config import Config
 from .executors import Cluster, cluster_from
 from .manifest import keep_prompts, manifest_of
 from .recovery import on_cluster, persist
-from .request import LEARNERS, check, check_starts, part_from, placed, schedule_from, suite_from
+from .request import (LEARNERS, check, check_learner, check_starts, part_from, placed, schedule_from,
+                                    suite_from)
 from .runs import Run, create_run, interruptible, withdraw_stop
 from .state import Training
 from .storage import locked
@@ -59,7 +60,8 @@ def train(
     cluster = None if cluster is None else cluster_from(cluster)
     check(schedule, capabilities, base, config)
     check_starts(schedule, base, starts)
-    imported("copd_nb.engine.beside:check_learner")(schedule, parts["learner"])
+    check_learner(config, parts["learner"])
+    imported("copd_nb.engine.beside:check_off_policy_learner")(schedule, parts["learner"])
     with locked(Path(out)):
         accelerator = accelerator_for(config if cluster is None else replace(config, device="cpu"))
         told = dict(machine=machine(accelerator), date=template_now().isoformat(timespec="seconds"))

@@ -27,7 +27,7 @@ GROUPS = {
     "Experiment": (experiments.init, checks.check, commands.train, experiments.compare, experiments.sweep),
     "Runs": (commands.runs, commands.track),
     "Report": (commands.report, commands.reports, commands.index),
-    "Measure": (checks.gap, checks.audit),
+    "Measure": (checks.gap, checks.preflight, checks.audit),
     "Models": (commands.fetch,),
 }
 COMMANDS = {f.__name__: f for group in GROUPS.values() for f in group}
@@ -41,6 +41,7 @@ Examples
   copd train copd -p capabilities '["text", "image"]' -p cycles 2 --out runs/first
   copd check data.jsonl --column prompt=question --reward numeric
   copd gap runs/a/result runs/b/result --prompts prompts.jsonl
+  copd preflight models/student models/teacher --prompts prompts.jsonl
 """
 
 def overview() -> str:

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..engine.runs import Run, request_stop, stop_requested
-from .dynamics import dynamics, probe_values, training_curves, warnings_table
+from .dynamics import SIGNALS, dynamics, probe_values, signal_curves, training_curves, warnings_table
 from .gap_explorer import GAPS
 from .pages import Explorer, card, choose, figure, table
 
@@ -51,7 +51,8 @@ class Tail:
         return had
 
 # %% ../../nbs/7_view/14_monitor.ipynb #c008
-WATCHED = ("reward", "loss", "gradient_norm", "entropy", "length", "repetition", "sameness", "overlap", "symmetric_kl")
+WATCHED = ("reward", "loss", "gradient_norm", "entropy", "length", "repetition", "sameness", "overlap", "symmetric_kl",
+           *SIGNALS)
 LATEST = ["phase", "global_step", "branch", "stream", "reward", "loss", "gradient_norm", "entropy", "length", "seconds"]
 
 class MonitorState:
@@ -96,6 +97,7 @@ class MonitorState:
         events = pd.DataFrame(self.tail.rows)
         if self.metric not in events: raise ValueError(f"nothing of {self.metric!r} is logged yet")
         if self.metric in GAPS: dynamics(probe_values(events, self.metric), self.metric, ax)
+        elif self.metric in SIGNALS: signal_curves(events, self.metric, ax)
         else: training_curves(events, self.metric, ax)
 
     def latest(self) -> pd.DataFrame:  # columns `LATEST`

@@ -817,3 +817,15 @@ def test_copd_gap_refuses_bad_files_and_too_few_checkpoints(checkpoints, capsys)
     said = refused(capsys, gap(checkpoints, "one/result", "two/result", "--out", "refused", prompts="stray.jsonl"))
     assert "row 1 of stray.jsonl" in said and "outside of the data file's folder" in said
     with pytest.raises(SystemExit): parser().parse_args(["gap", "a", "b"])
+
+
+def test_conflict_of_a_teacher_is_that_of_its_gradients(a):
+    "OPD gradients of batches beside GRPO's, and a teacher of a capability that is not there."
+    teacher = nudged(a, "teacher")
+    table = gradient_conflict(a, dict(text=SUITE["text"]), TINY, batches=2, teachers=dict(text=teacher))
+    rows = table[table.layer == "all"].set_index(["kind", "other_kind"])
+    assert list(rows.index) == [("rl", "rl"), ("rl", "opd"), ("opd", "opd")]
+    alone = gradient_conflict(a, dict(text=SUITE["text"]), TINY, batches=2)
+    assert rows.cosine["rl", "rl"] == pytest.approx(alone[alone.layer == "all"].cosine.iloc[0], abs=1e-9)
+    assert rows.floor["rl", "opd"] == pytest.approx((rows.cosine["rl", "rl"] + rows.cosine["opd", "opd"]) / 2)
+    with pytest.raises(ValueError, match="txt"): gradient_conflict(a, [SUITE["text"]], TINY, teachers=dict(txt=teacher))

@@ -40,7 +40,7 @@ from ray import cloudpickle  # noqa: E402
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import this file
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.integration]
-SMALL = replace(TINY, probe_every=2, eval_every=2, checkpoint_every=1)
+SMALL = replace(TINY, probe_every=2, eval_every=2, checkpoint_every=1, signals_every=2)
 COPD = copd(PAIR, cycles=2, s_rl=1, s_opd=2, beta=0.5)
 
 

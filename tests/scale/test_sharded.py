@@ -96,11 +96,12 @@ def trained(group: Group, folder: Path, case: str) -> dict:
         return rows
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_module, "learn", noted)
-        rows = [row for step in range(3) for row in train_step(training, phase, step)]
+        rows = [row for step in range(3) for row in train_step(training, phase, step, signals=True)]
+    signals, rows = ([r for r in rows if (r.get("kind") == "signal") == kind] for kind in (True, False))
     tensors, counters = packed(training), {n: resume_module.counters(training, n)[0] for n in training.begun}
     if group.rank == 0 and case == "sampled":
         save_checkpoint(folder / f"on{group.size}", tensors, dict(branches=counters))
-    return dict(rows=rows, batches=[numbers(b) for b in batches], tensors=tensors)
+    return dict(rows=rows, signals=signals, batches=[numbers(b) for b in batches], tensors=tensors)
 
 
 def resumed(group: Group, folder: Path, path: Path) -> dict:
@@ -192,6 +193,10 @@ def test_two_processes_learn_what_one_does(runs, case):
     for a, b in zip(one["rows"], first["rows"], strict=True):
         assert abs(a["loss"] - b["loss"]) < 1e-5
         assert math.isclose(a["total_gradient_norm"], b["total_gradient_norm"], rel_tol=1e-3)
+    for a, b in zip(one["signals"], first["signals"], strict=True):
+        assert all(a[k] == b[k] for k in ("what", "stream", "capability"))
+        for k in ("norm", "norm_squared", "noise_squared", "floor", "cosine"):
+            assert b.get(k, 0) == pytest.approx(a.get(k, 0), rel=1e-2, abs=1e-2, nan_ok=True), k
     assert all(row["total_gradient_norm"] > 1e-3 for row in one["rows"])
     assert any(abs(row["loss"]) > 1e-3 for row in one["rows"] if row["stream"] == "rl")
     assert furthest(one["tensors"], first["tensors"]) < 1e-4
@@ -201,6 +206,7 @@ def test_two_processes_learn_what_one_does(runs, case):
 def test_both_processes_hold_the_same(runs, case):
     _, first, second = (run[case] for run in runs)
     assert untimed(first["rows"]) == untimed(second["rows"])
+    assert str(untimed(first["signals"])) == str(untimed(second["signals"]))  # NaN as text is equal to itself
     assert furthest(first["tensors"], second["tensors"]) == 0
     assert all(torch.equal(x, b[k]) for a, b in zip(first["batches"], second["batches"]) for k, x in a.items()
                if isinstance(x, torch.Tensor))
