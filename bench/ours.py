@@ -21,7 +21,8 @@ from copd_nb.data.capability import Capability, Example, by_name
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.costs import Workload
 from copd_nb.engine.config import Config
-from copd_nb.engine.state import Batch, Branch, Training
+from copd_nb.engine.batches import Batch
+from copd_nb.engine.state import Branch, Training
 from copd_nb.engine.step import learn, train_step
 from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.analysis.token_gap import behavior_gap

@@ -18,7 +18,8 @@ from ..signals.rollouts import Rollouts
 from ..engine.config import Config, Limits
 from ..engine.memory import retry_on_oom
 from ..engine.passes import by_length
-from ..engine.state import Batch, Training
+from ..engine.batches import Batch
+from ..engine.state import Training
 from ..engine.update import Learner, first_notes, optimizer_step
 from .trl_model import (
     OPTIONS, has_advantages, lent, make_trainer, pass_inputs, token_advantages, trl_package)

@@ -22,7 +22,7 @@ from ..signals.estimators import AdvantageEstimator, estimator_named
 from ..signals.rollouts import Rollouts
 from ..schedule.parts import RL
 from ..engine.config import Config
-from ..engine.state import Batch
+from ..engine.batches import Batch
 
 # %% ../../nbs/9_scale/03_trl_model.ipynb #c8671449
 OURS = dict(loss_type="dapo", beta=0.0, importance_sampling_level="token", num_iterations=1, delta=None,

@@ -12,7 +12,8 @@ from copd_nb.scale.trl import TrlLearner
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.passes import collect, hear, teacher_scores
-from copd_nb.engine.state import Batch, Training, model_shape
+from copd_nb.engine.batches import Batch
+from copd_nb.engine.state import Training, model_shape
 from copd_nb.engine.step import train_step
 from copd_nb.engine.training import train
 from copd_nb.engine.update import gradients_of

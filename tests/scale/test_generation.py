@@ -15,7 +15,8 @@ from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.schedule.paradigms import expert
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
-from copd_nb.engine.state import Batch, Training
+from copd_nb.engine.batches import Batch
+from copd_nb.engine.state import Training
 from copd_nb.engine.training import train
 from copd_nb.engine.update import gradients_of
 from copd_nb.scale.vllm import VllmSampler, named_weights, row_seeds, weights_fingerprint

@@ -25,7 +25,8 @@ from copd_nb.policy.toys import minis_base, minis
 from copd_nb.engine.log import EventLog
 from copd_nb.engine.runs import Run, request_stop
 from copd_nb.schedule.core import Schedule
-from copd_nb.schedule.parts import CONTROLS, OPD, RL, Control, Phase, Update
+from copd_nb.schedule.adaptive import CONTROLS, Control
+from copd_nb.schedule.parts import OPD, RL, Phase, Update
 from copd_nb.schedule.price import budget_curve
 from copd_nb.schedule.rules import Rule, Setting, control_from, control_rule, rule_of
 

@@ -32,7 +32,8 @@ from copd_nb.signals.divergences import (
 )
 from copd_nb.engine.config import Config
 from copd_nb.engine.passes import collect, hear, teacher_scores
-from copd_nb.engine.state import Batch, Training
+from copd_nb.engine.batches import Batch
+from copd_nb.engine.state import Training
 from copd_nb.engine.update import gradients_of
 from copd_nb.signals.compare import compare_tokens
 from copd_nb.signals.heads import token_scores
