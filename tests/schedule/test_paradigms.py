@@ -358,7 +358,7 @@ def test_a_schedule_is_named_in_four_ways(value, values, expected, tmp_path):
             "grpo",
             {},
             ValueError,
-            "unknown paradigm 'grpo': copd, .*merged_experts, a .json file, or package.module:name",
+            "unknown paradigm 'grpo': copd, .*merged_experts, .*a .json file, or package.module:name",
         ),
         ("copd", dict(capabilities=["a", "b"], branches=2), ValueError, "parameter of copd 'branches': .*topology"),
         ("copd", dict(capabilities=["a", "b"], cycels=2), ValueError, r"'cycels' \(did you mean 'cycles'\?\): cycles"),
