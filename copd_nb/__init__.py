@@ -32,7 +32,7 @@ _NAMES = {  # module → the public names that come from it
     "schedule.adaptive": "Control",
     "schedule.parts": "OPD RL SFT Merge Phase Update",
     "schedule.rules": "Setting control_rule",
-    "schedule.syncs": "local_rlvr",
+    "schedule.local": "local_rlvr synced",
     "engine.config": "Config",
     "engine.evaluation": "evaluate",
     "engine.runs": "Run list_runs",

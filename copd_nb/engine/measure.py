@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..policy.core import Policy
 from ..signals.compare import probe_at
-from ..schedule.core import Schedule
+from ..schedule.core import Schedule, Sync
 from ..schedule.parts import Phase
 from .evaluation import evaluate, summary
 from .gather import handles_of, merged
@@ -31,7 +31,9 @@ def probe_list(
     links = [(u.branch, s.teacher, s.capability) for _, u in schedule.updates for s in u.heard]
     own = [(u.branch, "base", s.capability) for u in phase.updates for s in (u.rl or u.opd)]
     taught = [(u.branch, s.teacher, s.capability) for u in phase.updates for s in u.heard]
-    linked = [(branch, teacher, capability) for branch, teacher, capability in links if {branch, teacher} <= learners]
+    links += [(b, other, c) for p in schedule.phases if isinstance(p, Sync) for b, _, c in own for other in p.branches
+              if b in p.branches and b != other]  # how far branches are apart that meet
+    linked = [(branch, other, capability) for branch, other, capability in links if {branch, other} <= learners]
     return list(dict.fromkeys(own + taught + linked))
 
 # %% ../../nbs/4_engine/19_measure.ipynb #c005

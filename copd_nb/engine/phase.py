@@ -120,7 +120,8 @@ def _step(training: Training, index: int, step: int) -> list[dict]:
     phase, (before, follows) = training.schedule.phases[index], _rounds(training.schedule, index)
     c, end = training.config, -1 if follows else before + phase.steps
     rows = train_step(training, phase, step, _signals_due(training, index, step))
-    if _every(c.probe_every, before + step, end):
+    read = training.schedule.control is not None and step + 1 == phase.steps  # a rule reads the end of a round
+    if _every(c.probe_every, before + step, end) or c.probe_every and read:
         with timed("probe"): rows += probe(training, phase)
     if _every(c.eval_every, before + step, end):
         with timed("evaluate"): rows += judge(training, judged(training, phase), judged_on(training, phase))

@@ -34,7 +34,7 @@ SCHEDULES = dict(copd="copd_nb.schedule.copd_schedules:copd") | {n: f"copd_nb.sc
     "expert", "mixed_rlvr", "static_opd", "mopd", "merged_experts")} | {
     n: f"copd_nb.schedule.neighbours:{n}" for n in (
         "semi_opd", "codistill_grpo", "camopd", "reward_and_teacher")} | dict(
-        local_rlvr="copd_nb.schedule.syncs:local_rlvr")
+        local_rlvr="copd_nb.schedule.local:local_rlvr")
 LEARNERS = dict(trl="copd_nb.scale.trl:TrlLearner")
 
 def _call(function: Callable, names: list[str] | str, query: str) -> object:

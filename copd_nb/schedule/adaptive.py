@@ -17,6 +17,7 @@ __all__ = ['CONTROLS', 'Control']
 # %% ../../nbs/3_schedule/02_adaptive.ipynb #c017
 CONTROLS = {name: f"copd_nb.schedule.control:{name}"  # the built-in rules
             for name in ("divergence_band", "gradient_share", "capability_progress", "token_share")}
+CONTROLS["drift"] = "copd_nb.schedule.drift:drift"
 
 
 def _by_name(rule: object) -> object:

@@ -35,6 +35,7 @@ def check_control(
     if schedule.validate().control is None:
         return schedule
     rule, settings = rule_of(schedule.control.rule), schedule.control.check()
+    if rule.suits: rule.suits(_cycles(schedule))
     for phases in _cycles(schedule):
         if any(isinstance(a, Sync) and not isinstance(b, Sync) for a, b in pairwise(phases)):
             raise ValueError(f"control {schedule.control.name!r} can't change cycle {phases[0].cycle}: it has a "

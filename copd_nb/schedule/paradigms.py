@@ -129,7 +129,7 @@ def equal_steps(
 
 # %% ../../nbs/3_schedule/17_paradigms.ipynb #own2
 PARADIGMS = {f.__name__: f for f in (copd, expert, mixed_rlvr, static_opd, mopd, merged_experts)}
-PARADIGMS |= {"local_rlvr": "copd_nb.schedule.syncs:local_rlvr"}  # of later notebooks
+PARADIGMS |= {"local_rlvr": "copd_nb.schedule.local:local_rlvr"}  # of later notebooks
 PARADIGMS |= {name: f"copd_nb.schedule.neighbours:{name}"
               for name in ("semi_opd", "codistill_grpo", "camopd", "reward_and_teacher")}
 

@@ -54,6 +54,7 @@ USES = dict(expert=(), mixed=(), opd=("beta", "opd_lr", "share"), mopd=("beta", 
 FAMILIES = tuple(USES)[:6]  # those of a comparison that names none
 NEIGHBOURS = {name: f"copd_nb.schedule.neighbours:{maker}_row" for name, maker in dict(
     semi_opd="semi_opd", codistill_grpo="codistill", camopd="camopd", reward_and_teacher="reward_and_teacher").items()}
+NEIGHBOURS["synced_copd"] = "copd_nb.schedule.local:synced_copd"
 KNOWN = (*USES, *NEIGHBOURS)  # built-in rows
 FORMER = dict(mixed_rlvr="mixed", static_opd="opd", merged_experts="merged",
               local_rlvr="local")  # functions that make the schedules

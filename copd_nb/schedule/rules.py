@@ -86,10 +86,11 @@ class Rule:
         needs: tuple[str, ...] = (),  # keys of NEEDS
         check: Callable[[dict], None] | None = None,  # raises ValueError for settings that don't go together
         fits: Callable[[list[Phase], dict], None] | None = None,  # raises ValueError for a cycle it can't change
+        suits: Callable[[list[list[Phase]]], None] | None = None,  # raises ValueError for cycles it can't change
         words: str = "",  # what it does, with settings in braces; empty: first line of the docstring
         line: str = "",  # for the drawing, likewise; empty: name and settings
     ):
-        self.change, self.needs, self.check, self.fits = change, tuple(needs), check, fits
+        self.change, self.needs, self.check, self.fits, self.suits = change, tuple(needs), check, fits, suits
         self.words, self.line = words or (inspect.getdoc(change) or "").split("\n")[0].rstrip("."), line
         self.__name__, self.__module__, self.__doc__ = change.__name__, change.__module__, inspect.getdoc(change)
         parameters = list(inspect.signature(change).parameters.values())[3:]
@@ -134,7 +135,7 @@ class Rule:
 # %% ../../nbs/3_schedule/06_rules.ipynb #r010
 def control_rule(
     change: Callable | None = None,  # the function; without one, the decorator for it
-    **parts,  # needs, check, fits, words, line of a `Rule`
+    **parts,  # needs, check, fits, suits, words, line of a `Rule`
 ) -> Rule | Callable:
     "Decorator that makes a function a control rule."
     return (lambda function: Rule(function, **parts)) if change is None else Rule(change, **parts)

@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from ..data.names import meant
 from .core import MOMENTS, Schedule, Sync
-from .parts import BASE, METHODS, RL, Merge, Phase, Update, _require
+from .parts import BASE, Merge, Phase, _require
 from .validation import _check_merge, _counts
 from .words import _and
 
 # %% auto #0
 __all__ = ['NEEDS_ORIGIN', 'one_origin', 'needs_origin', 'check_sync', 'check_teachers', 'check_moments', 'met', 'needs_base',
-           'check_adapters', 'sync_words', 'sync_lines', 'weights_moved', 'local_rlvr']
+           'check_adapters', 'sync_words', 'sync_lines', 'weights_moved']
 
 # %% ../../nbs/3_schedule/19_syncs.ipynb #4a278255
 NEEDS_ORIGIN = ("task_arithmetic", "ties", "dare")  # methods that merge changes
@@ -194,38 +194,3 @@ def weights_moved(
 ) -> float:
     "How many numbers a sync sends from branch to branch, at most."
     return 2 * (len(sync.branches) - 1) * size * (3 if sync.moments == "average" else 1)
-
-# %% ../../nbs/3_schedule/19_syncs.ipynb #7ff2dd52
-def _rounds(steps: int, period: int) -> Iterator[int]:
-    "The lengths of the rounds; the last one may be shorter."
-    yield from [period] * (steps // period)
-    if steps % period: yield steps % period
-
-
-def local_rlvr(
-    capabilities: Iterable[str],  # two or more distinct names; branches are named after them
-    steps: int,  # of each branch, ≥ 1
-    period: int = 5,  # H ≥ 1: steps between two syncs; from `steps` on, experts are merged once
-    method: str = "linear",  # linear | task_arithmetic | ties | dare | slerp
-    weights: Iterable[float] | None = None,  # one per capability; None means equal
-    moments: str = "reset",  # of AdamW at a sync: reset | keep | average
-    outer_lr: float = 1.0,  # rate of the outer step on the averaged change
-    outer_momentum: float = 0.0,  # its Nesterov momentum, in [0, 1)
-    density: float = 1.0,  # share of each tensor that ties and dare keep, in (0, 1]
-    lr: float = 1.0,  # multiplies the configured learning rate
-) -> Schedule:  # named "local-<period>"
-    "RLVR of one branch per capability, averaged every `period` steps (local updates, DiLoCo)."
-    names = tuple(capabilities)
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"capabilities must be at least 2 distinct names, not {list(names)}")
-    if not (_counts(steps) and _counts(period)):
-        raise ValueError(f"steps and period must be integers ≥ 1, not {steps!r} and {period!r}")
-    if method not in METHODS:
-        raise ValueError(f"unknown merge method {method!r}{meant(method, METHODS)}; allowed: {list(METHODS)}")
-    merge, lengths, phases = Merge(names, method, weights, density), list(_rounds(steps, period)), []
-    for n, length in enumerate(lengths, 1):
-        sync = Sync(names, method, merge.weights, moments, outer_lr, outer_momentum, density, cycle=n)
-        phases += [Phase("local RLVR", length, [Update(name, [RL(name)]) for name in names], n, lr), sync]
-    if sync.plain and (method == "linear" or len(lengths) == 1): phases.pop()
-    else: merge = Merge(names)  # of equal branches
-    return Schedule(f"local-{period}", names, phases, merge).validate(names)

@@ -22,7 +22,7 @@ from copd_nb.schedule.core import Schedule, Sync
 from copd_nb.schedule.costs import Workload
 from copd_nb.schedule.parts import OPD, RL, Merge, Phase, Update
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr
-from copd_nb.schedule.syncs import local_rlvr
+from copd_nb.schedule.local import local_rlvr
 from copd_nb.signals.rollouts import generator
 from copd_nb.signals.sampling import sample_many
 

@@ -22,7 +22,7 @@ from copd_nb.scale import cluster as cluster_module
 from copd_nb.scale import connection as connection_module
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.live import follow
-from copd_nb.schedule.syncs import local_rlvr
+from copd_nb.schedule.local import local_rlvr
 from copd_nb.engine.executors import Cluster, Lost, NoPlace
 from copd_nb.scale.cluster import RayExecutor
 from copd_nb.scale.connection import connect, ray_address

@@ -10,7 +10,7 @@ from copd_nb.schedule.costs import ModelShape, Workload
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr, mopd, schedule_from
 from copd_nb.schedule.parts import OPD, RL, Merge, Phase, Update
 from copd_nb.schedule.rows import FAMILIES, KNOWN, choice_of, paradigms, settings_of
-from copd_nb.schedule.syncs import local_rlvr
+from copd_nb.schedule.local import local_rlvr
 from copd_nb.study.rehearsal import rehearsed
 from copd_nb.study.variants import with_frozen_teachers, with_signals
 
