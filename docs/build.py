@@ -17,6 +17,7 @@ from copd_nb.report.driver import inert
 from copd_nb.report.overview import STUDIES, Entry, entries
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.core import Schedule
+from copd_nb.schedule.local import local_rlvr, synced
 from copd_nb.schedule.neighbours import camopd, codistill_grpo, reward_and_teacher, semi_opd
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 
@@ -39,7 +40,7 @@ DRAWINGS: dict[str, Schedule] = {
     "mopd": mopd(PAIR, 48, 64), "merged": merged_experts(PAIR, 80),
     "copd": copd(PAIR, cycles=2), "hub": copd(THREE, cycles=1, topology="hub", hub="text"),
     "student": copd(PAIR, cycles=1, topology="student"),
-    "semi": semi_opd(PAIR, 48, 64), "codistill": codistill_grpo(["text"], 80, lead=20),
+    "local": local_rlvr(PAIR, 80, 5), "synced": synced(copd(PAIR, 4, 3, 2)), "semi": semi_opd(PAIR, 48, 64), "codistill": codistill_grpo(["text"], 80, lead=20),
     "camopd": camopd("text", "image", 48, 64),
     "joint": reward_and_teacher(PAIR, 48, 64, residual="bounded", gate="verified")}
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?!\d)", re.S)

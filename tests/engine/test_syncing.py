@@ -18,11 +18,13 @@ from copd_nb.policy.core import weights_hash
 from copd_nb.policy.lora_branches import lora
 from copd_nb.policy.toys import minis, minis_base
 from copd_nb.scale import cluster as cluster_module
+from copd_nb.schedule.controllers import realised
 from copd_nb.schedule.core import Schedule, Sync
 from copd_nb.schedule.costs import Workload
+from copd_nb.schedule.drift import drift
 from copd_nb.schedule.parts import OPD, RL, Merge, Phase, Update
 from copd_nb.schedule.paradigms import merged_experts, mixed_rlvr
-from copd_nb.schedule.local import local_rlvr
+from copd_nb.schedule.local import local_rlvr, synced_copd
 from copd_nb.signals.rollouts import generator
 from copd_nb.signals.sampling import sample_many
 
@@ -162,7 +164,9 @@ COPD = Schedule("mine", dict(text="base", image="base", both=Merge(PAIR)), [
     Sync(PAIR, "dare", density=0.5, cycle=2),
     Phase("III", 1, [Update("both", [OPD("text", "text"), OPD("image", "base")])], 3)], "both")
 ADAPTERS = local_rlvr(PAIR, 3, 1, outer_lr=0.7, outer_momentum=0.5)
-CASES = dict(outer=OUTER, mine=COPD, adapters=ADAPTERS)
+DRIFT = local_rlvr(PAIR, 8, 2, control=drift(target=1e-5))
+SCALED = synced_copd(PAIR, 24, 2, 1, control=drift(target=1e-5, beta="scale"))
+CASES = dict(outer=OUTER, mine=COPD, adapters=ADAPTERS, drift=DRIFT, scaled=SCALED)
 
 
 def base_of(name, start): return lora(start.clone("base"), 2) if name == "adapters" else start
@@ -224,6 +228,16 @@ def test_branches_apart_meet_as_they_do_together(name, suite, start, tmp_path, a
     assert "meet" in {work.strip("_") for work, _ in apart[0].sent}
 
 
+def test_the_period_follows_the_drift(suite, start, tmp_path):
+    "Branches that are always too far apart meet more often, with the same steps in all; decisions are in the log."
+    run = go(DRIFT, suite, start, replace(QUIET, probe_every=1), tmp_path / "run")
+    rows, apart = run.events.query("kind == 'control'"), run.events.query("kind == 'probe' and b == 'image'")
+    assert list(rows.setting) == ["period"] * len(rows) and (rows.measured > rows.target).all()
+    lengths = [p.steps for p in run.schedule.phases if isinstance(p, Phase)]
+    assert sum(lengths) == 8 and lengths[0] == 2 and set(lengths[1:]) == {1}
+    assert run.schedule == realised(DRIFT, run.events.to_dict("records")) and (apart.symmetric_kl > 0).any()
+
+
 def test_the_log_tells_how_far_branches_were(suite, start, tmp_path):
     "Distance before the sync, and the outer step; the price has the weights that moved."
     run = go(local_rlvr(PAIR, 4, 2, outer_lr=0.5), suite, start, QUIET, tmp_path / "run")
@@ -248,7 +262,7 @@ def test_rounds_are_measured_as_one_phase(suite, start, tmp_path):
     config = replace(TINY, probe_every=2, eval_every=3)
     run = go(local_rlvr(PAIR, 5, 1), suite, start, config, tmp_path / "run")
     assert sorted(set(run.events.query("kind == 'eval'").global_step)) == [3, 5]
-    assert sorted(set(run.events.query("kind == 'probe'").global_step)) == [2, 4, 5]
+    assert sorted(set(run.events.query("kind == 'probe'").global_step)) == [0, 2, 4, 5]
 
 
 @pytest.mark.parametrize("moments", ["reset", "keep", "average"])
