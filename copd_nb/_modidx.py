@@ -4144,6 +4144,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'copd_nb/study/memory.py'),
                                       'copd_nb.study.memory._loaded': ('6_study/memory.html#_loaded', 'copd_nb/study/memory.py'),
                                       'copd_nb.study.memory._measured': ('6_study/memory.html#_measured', 'copd_nb/study/memory.py'),
+                                      'copd_nb.study.memory._meetings': ('6_study/memory.html#_meetings', 'copd_nb/study/memory.py'),
                                       'copd_nb.study.memory._pictured': ('6_study/memory.html#_pictured', 'copd_nb/study/memory.py'),
                                       'copd_nb.study.memory._streams': ('6_study/memory.html#_streams', 'copd_nb/study/memory.py'),
                                       'copd_nb.study.memory._token_items': ('6_study/memory.html#_token_items', 'copd_nb/study/memory.py'),

@@ -40,7 +40,8 @@ DRAWINGS: dict[str, Schedule] = {
     "mopd": mopd(PAIR, 48, 64), "merged": merged_experts(PAIR, 80),
     "copd": copd(PAIR, cycles=2), "hub": copd(THREE, cycles=1, topology="hub", hub="text"),
     "student": copd(PAIR, cycles=1, topology="student"),
-    "local": local_rlvr(PAIR, 80, 5), "synced": synced(copd(PAIR, 4, 3, 2)), "semi": semi_opd(PAIR, 48, 64), "codistill": codistill_grpo(["text"], 80, lead=20),
+    "local": local_rlvr(PAIR, 80, 5), "synced": synced(copd(PAIR, 4, 3, 2)),
+    "semi": semi_opd(PAIR, 48, 64), "codistill": codistill_grpo(["text"], 80, lead=20),
     "camopd": camopd("text", "image", 48, 64),
     "joint": reward_and_teacher(PAIR, 48, 64, residual="bounded", gate="verified")}
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?!\d)", re.S)

@@ -40,6 +40,9 @@ def _refuse_run(config: Config, accelerator):
     if config.optimizer_state == "separate":
         raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimiser, allowed are "
                          "'keep' and 'reset'")
+    if config.optimizer != "adamw":
+        raise ValueError(f"config optimizer={config.optimizer!r}: a trainer of TRL has the optimiser of its own "
+                         "arguments, allowed is 'adamw'")
     if accelerator.distributed_type == "DEEPSPEED":
         raise ValueError("DeepSpeed keeps gradients in buffers of its own, where streams can't be told apart: shard "
                          "the model with FSDP2 (torch's fully_shard), or use one process")

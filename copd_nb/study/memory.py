@@ -21,7 +21,7 @@ from ..policy.lora_branches import LoraPolicy, adapted_layers
 from ..policy.suites import SUITES, load_suite
 from ..data.recipes import RECIPES
 from ..signals.heads import CHUNK
-from ..schedule.core import Schedule
+from ..schedule.core import Schedule, Sync
 from ..schedule.live import Average
 from ..schedule.costs import ModelShape, Workload
 from ..schedule.price import total_cost
@@ -54,15 +54,21 @@ def _followers(schedule: Schedule, config: Config) -> int:
     judged = [Average(n, config.average).name for n in schedule.starts if config.average and schedule.steps_of(n)]
     return len({*schedule.followers(), *judged})
 
+def _meetings(schedule: Schedule, learns: int) -> list[tuple]:
+    "What syncs keep beside the branches: the merge, the point that it came from, and the outer momentum."
+    syncs = [p for p in schedule.phases if isinstance(p, Sync)]
+    kept = ["merge", "origin", *["outer momentum"] * any(s.outer_momentum for s in syncs)]
+    return [("syncs", learns * 4 * len(kept), ", ".join(kept))] if syncs else []
+
 def _learning_items(shape: ModelShape, schedule: Schedule, config: Config, learns: int, weight_bytes: int,
                     full: bool) -> list[tuple]:
     "Base, branches, gradients, moments and the merged result: item, bytes, what decides it."
     (learning, streams), copies = _streams(schedule), _followers(schedule, config)
     kept = [("followers", learns * 4 * copies, f"{copies} snapshots and averages of branches, fp32")] * bool(copies)
     return [("base", shape.size * weight_bytes, "held once"), ("branches", learns * 4 * len(schedule.starts), "fp32"),
-            *kept,
+            *kept, *_meetings(schedule, learns),
             ("gradients", learns * 4 * (streams + 1), f"of {streams} streams at once"),
-            ("AdamW", learns * 8 * learning, "two moments, fp32"),
+            ("AdamW", learns * 8 * learning * (config.optimizer == "adamw"), "two moments, fp32"),
             ("merged result", learns * 4 * (1 if full else len(schedule.members)), "at evaluations")]
 
 def _token_items(text, config: Config, streams: int, prompt: int) -> list[tuple]:

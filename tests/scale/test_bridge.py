@@ -269,6 +269,8 @@ def test_what_trl_can_not_express_is_refused(tmp_path):
     refused(r"options \['beta', 'use_vllm'\]", lambda: TrlLearner(beta=0.1, use_vllm=True))
     training.config = replace(CONFIG, optimizer_state="separate")
     refused("allowed are 'keep' and 'reset'", lambda: TrlLearner().gradients(training, "text", [batch]))
+    training.config = replace(CONFIG, optimizer="sgd")
+    refused("optimizer='sgd': .* allowed is 'adamw'", lambda: TrlLearner().gradients(training, "text", [batch]))
 
 
 def test_models_that_trl_would_compute_otherwise_are_refused(tmp_path):

@@ -13,6 +13,8 @@ from copd_nb.policy.lora_branches import _targets, lora
 from copd_nb.policy.toys import image, minis_base
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.costs import ModelShape
+from copd_nb.schedule.live import follow
+from copd_nb.schedule.local import local_rlvr
 from copd_nb.study.experiment import Experiment, rows_of
 from copd_nb.study.memory import _pictured, lengths_of, lora_size, memory_plan, plan_for, planned_model, priced
 from copd_nb.study.rehearsal import shrunk
@@ -52,11 +54,11 @@ def test_adapters_of_a_mixture_of_experts_with_a_dense_layer_have_the_size_that_
     assert lora_size(planned, 4) == adapters > 0
 
 
-def plan_of(large, **options):
+def plan_of(large, schedule=None, **options):
     text = qwen3_vl_4b().get_text_config()
     shape = ModelShape(sum(p.numel() for p in large.parameters()), 0, text.num_hidden_layers, text.hidden_size)
     config = replace(PAPER, **options.pop("config", {}))
-    table = memory_plan(text, shape, HUB, config, **options).set_index("item")["GiB"]
+    table = memory_plan(text, shape, schedule or HUB, config, **options).set_index("item")["GiB"]
     assert table["sum"] == pytest.approx(table.drop("sum").sum())
     return table
 
@@ -76,6 +78,17 @@ def test_what_changes_a_memory_plan(large):
     assert adapters["sum"] < 80 < full["sum"] and adapters["base"] == full["base"] / 2
     assert plan_of(large, config=dict(recompute=False))["backward pass"] > 5 * full["backward pass"]
     assert plan_of(large, config=dict(rollout_rows=24))["keys and values"] == pytest.approx(2 * full["keys and values"])
+
+
+def test_a_memory_plan_knows_syncs_followers_and_the_optimiser(large):
+    "Merge, origin and outer momentum; copies of teachers; no moments for plain SGD."
+    one = plan_of(large, HUB)["branches"] / 3
+    local = plan_of(large, local_rlvr(["text", "image"], 20, 5))
+    assert local["syncs"] == pytest.approx(2 * one) and "syncs" not in plan_of(large)
+    assert plan_of(large, local_rlvr(["text", "image"], 20, 5, outer_momentum=0.9))["syncs"] == pytest.approx(3 * one)
+    assert plan_of(large, follow(HUB, every=5))["followers"] == pytest.approx(3 * one)
+    assert plan_of(large, config=dict(average=0.9))["followers"] == pytest.approx(3 * one)
+    assert plan_of(large, config=dict(optimizer="sgd"))["AdamW"] == 0
 
 
 @pytest.mark.parametrize("rank", [None, 4])
