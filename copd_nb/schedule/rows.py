@@ -46,11 +46,14 @@ class Choice:
     share: float = 0.25  # part of the total steps that distils
     s_rl: int = 12  # steps of CoPD's Phase I
     s_opd: int = 8  # steps of CoPD's Phase II
+    prompts: int | None = None  # of mixed RLVR: prompts a step, None takes the configuration's
+    steps: int | None = None  # of mixed RLVR: its steps, None for as many as all branches of the others have together
     label: str | None = None  # of the row in tables; None takes the paradigm's
     more: Mapping = field(default_factory=dict)  # further arguments of the schedule: estimator, topology, method …
 
-USES = dict(expert=(), mixed=(), opd=("beta", "opd_lr", "share"), mopd=("beta", "opd_lr", "share"), merged=(),
-            copd=("beta", "s_rl", "s_opd"), local=())  # fields of a Choice beside learning rate and label
+USES = dict(  # fields of a Choice beside learning rate and label
+    expert=(), mixed=("prompts", "steps"), opd=("beta", "opd_lr", "share"), mopd=("beta", "opd_lr", "share"), merged=(),
+    copd=("beta", "s_rl", "s_opd"), local=())
 FAMILIES = tuple(USES)[:6]  # those of a comparison that names none
 NEIGHBOURS = {name: f"copd_nb.schedule.neighbours:{maker}_row" for name, maker in dict(
     semi_opd="semi_opd", codistill_grpo="codistill", camopd="camopd", reward_and_teacher="reward_and_teacher").items()}
@@ -90,8 +93,9 @@ def choice_of(
     if family in USES and (unknown := sorted(set(values) - set(_takes(family)))):
         raise ValueError(f"paradigm {name!r} has no argument {unknown[0]!r}{_close(unknown[0], _takes(family))}: "
                          f"it takes {', '.join(_takes(family))}")
-    for key in ("learning_rate", "beta", "opd_lr", "share", "s_rl", "s_opd"):
-        if key in values: _number(name, key, values[key], int if key.startswith("s_") else float)
+    for key in ("learning_rate", "beta", "opd_lr", "share", "s_rl", "s_opd", *USES["mixed"]):
+        whole = key.startswith("s_") or key in USES["mixed"]
+        if values.get(key) is not None: _number(name, key, values[key], int if whole else float)
     mine = {k: v for k, v in values.items() if k in own and (family in USES or k in ("learning_rate", "label"))}
     return Choice(**mine, more={k: v for k, v in values.items() if k not in mine})
 
@@ -125,11 +129,13 @@ class Paradigm:
     family: str  # one of USES; "own" for every other
     schedule: Schedule
     learning_rate: float | None  # None takes the configuration's
+    prompts: int | None = None  # a step; None takes the configuration's
 
     @property
     def changes(self) -> dict:
         "Fields of Config that differ from the comparison's."
-        return {} if self.learning_rate is None else dict(learning_rate=self.learning_rate)
+        own = dict(learning_rate=self.learning_rate, prompts=self.prompts)
+        return {name: value for name, value in own.items() if value is not None}
 
 Rows = Iterator[tuple[str, Schedule]]  # (label, schedule)
 
@@ -138,7 +144,8 @@ def _experts(setting: Setting, n: int, c: Choice) -> Rows:
     for k in setting.capabilities: yield f"{k} expert", expert(k, n)
 
 def _mixed(setting: Setting, n: int, c: Choice) -> Rows:
-    yield "mixed RLVR", mixed_rlvr(setting.capabilities, n * len(setting.capabilities))
+    label = "mixed RLVR" + (f", {c.prompts} prompts" if c.prompts else "")
+    yield label, mixed_rlvr(setting.capabilities, c.steps or n * len(setting.capabilities))
 
 def _opd(setting: Setting, n: int, c: Choice) -> Rows:
     if len(setting.capabilities) != 2: return  # the paper, too, has it for two branches only
@@ -222,5 +229,7 @@ def paradigms(
         family = w if isinstance(w, str) and w in _MAKERS else "own"
         choice = given or choices.get("copd" if family == "own" else family, Choice())
         found = _own(w, setting, n, choice) if family == "own" else _MAKERS[family](setting, n, choice)
-        rows += [Paradigm(label, family, s, choice.learning_rate) for label, s in _labelled(choice.label, list(found))]
+        prompts = choice.prompts if family == "mixed" else None
+        rows += [Paradigm(label, family, s, choice.learning_rate, prompts)
+                 for label, s in _labelled(choice.label, list(found))]
     return _named_once(rows)

@@ -120,3 +120,13 @@ def test_bad_paradigms_are_named(wanted, error, words):
 
 def test_two_rows_of_one_name_are_refused():
     with pytest.raises(ValueError, match=r"two rows are called \['apart'\]"): labels([apart, apart])
+
+
+def test_mixed_rlvr_may_have_a_larger_batch_and_fewer_steps():
+    "The same prompts in all, so the same tokens."
+    rows = paradigms(settings_of()["two_branch"], 80, {}, [("mixed", choice_of("mixed", v)) for v in (
+        {}, dict(prompts=64, steps=80))])
+    assert [(p.label, p.schedule.total_steps, p.changes) for p in rows] == [
+        ("mixed RLVR", 160, {}), ("mixed RLVR, 64 prompts", 80, dict(prompts=64))]
+    with pytest.raises(ValueError, match="prompts is 1.5: a positive whole"): choice_of("mixed", dict(prompts=1.5))
+    with pytest.raises(ValueError, match="copd' has no argument 'prompts'"): choice_of("copd", dict(prompts=3))
