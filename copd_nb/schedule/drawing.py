@@ -87,8 +87,9 @@ def _draw_sync(column: _Column, lanes: dict[str, _Lane]) -> Iterator[str]:
 
 
 def _sources(signal: Signal) -> list[tuple[str, str]]:
-    "From whose lanes arrows come: the teacher's, and a dotted one from whoever rolls out."
-    found = (getattr(signal, "teacher", None), ""), (getattr(signal, "roller", None), "2 3")
+    "From whose lanes arrows come: the teacher's, and a dotted one from whoever rolls out; dashed for a follower."
+    followed = "4 3" if "@" in (getattr(signal, "teacher", None) or "") else ""
+    found = (getattr(signal, "source", None), followed), (getattr(signal, "roller", None), "2 3")
     return [(name, dash) for name, dash in found if name is not None]
 
 
