@@ -2040,7 +2040,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'copd_nb.engine.update._inputs': ('4_engine/update.html#_inputs', 'copd_nb/engine/update.py'),
                                        'copd_nb.engine.update._kind': ('4_engine/update.html#_kind', 'copd_nb/engine/update.py'),
                                        'copd_nb.engine.update._own': ('4_engine/update.html#_own', 'copd_nb/engine/update.py'),
-                                       'copd_nb.engine.update._run': ('4_engine/update.html#_run', 'copd_nb/engine/update.py'),
                                        'copd_nb.engine.update.first_notes': ( '4_engine/update.html#first_notes',
                                                                               'copd_nb/engine/update.py'),
                                        'copd_nb.engine.update.gradient_norm': ( '4_engine/update.html#gradient_norm',

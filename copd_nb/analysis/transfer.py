@@ -19,6 +19,7 @@ from ..engine.evaluation import evaluate
 from ..engine.state import Training
 from ..engine.step import learn
 from ..engine.update import stream_gradient
+from ..schedule.parts import RL
 from .gradients import _batches, _measuring
 from .intervals import macro_difference
 from .tests import t_interval
@@ -29,7 +30,7 @@ def _drops(training: Training, policy: Policy, learners: dict[str, Policy], repe
     "(trained, measured) → fall of the loss without clipping, on fresh rollouts of the policy before the step."
     judging, found = replace(training, config=replace(training.config, clip_low=1.0, clip_high=1e30)), {}
     for j in training.capabilities:
-        [batch] = _batches(judging, policy, f"judge-{j}-{repeat}", j, first)
+        [batch] = _batches(judging, policy, f"judge-{j}-{repeat}", RL(j), first)
         before = stream_gradient(judging, policy, batch)[1]
         found |= {(i, j): before - stream_gradient(judging, learner, batch)[1] for i, learner in learners.items()}
     return found
@@ -39,7 +40,7 @@ def _stepped(training: Training, policy: Policy, capability: str, repeat: int, s
     name, learner = f"{capability}-{repeat}", policy.clone(f"{policy.name} after {capability}")
     for step in range(steps):
         before = training.branches.get(name)
-        batches = _batches(training, learner, name, capability, (repeat * steps + step) * training.config.prompts)
+        batches = _batches(training, learner, name, RL(capability), (repeat * steps + step) * training.config.prompts)
         if before:
             training.branches[name].optimizers, training.branches[name].updates = before.optimizers, before.updates
         learn(training, name, batches, 1.0)

@@ -107,33 +107,29 @@ def first_notes(batch: Batch, unknown: float = math.nan):
     batch.entropy = torch.full_like(out.mask, unknown) if out.entropy is None else out.entropy.clone()
     batch.old_logp = batch.logp.clone()
 
-def _run(training: Training, policy: Policy, batch: Batch, rows: Tensor, limits: Limits, start: Prefill | None,
-         first: bool) -> tuple[list[Tensor | None], list[Tensor]]:
-    "Forward and backward passes of some rows: their part of the stream's gradient, and the losses."
-    policy.zero_grad()
-    losses, plan = [], portions(limits, batch.rollouts, rows, policy.group.size)[policy.group.rank]
-    with policy.learning():
-        for prompts, began, parts in passes(training, policy, batch.rollouts, plan, limits, start):
-            leaf = began.leaf()
-            for mine, owner in parts:
-                losses.append(_backward(training, policy, batch, prompts, leaf, mine, owner, first))
-            began.backward(leaf)
-    gradient = [p.grad for p in policy.parameters()]
-    policy.zero_grad()
-    return gradient, losses
-
 def stream_gradient(
     training: Training,
     policy: Policy,  # the learner
     batch: Batch,  # of one stream, scored; notes log-probs and entropies if all goes well
     limits: Limits | None = None,  # None for those in force
+    rows: Tensor | None = None,  # (n,) numbers of rows, whose part it is; None for all that learn
 ) -> tuple[list[Tensor | None], float]:
     "Gradient of one stream (None for a parameter that takes no part) and its loss."
-    start, first, limits = batch.rollouts.start, batch.old_logp is None, limits or training.limits
+    start, first, losses, limits = batch.rollouts.start, batch.old_logp is None, [], limits or training.limits
     batch.rollouts = replace(batch.rollouts, start=None)  # its graph is used once and does not outlive this call
-    trial, group, rows = copy.copy(batch), policy.group, batch.learning_rows(training.config)
+    trial, group = copy.copy(batch), policy.group
+    rows = batch.learning_rows(training.config) if rows is None else rows
+    policy.zero_grad()
     if first: first_notes(trial)
-    gradient, losses = _run(training, policy, trial, rows, limits, start if first else None, first)
+    plan = portions(limits, batch.rollouts, rows, group.size)[group.rank]
+    with policy.learning():
+        for prompts, began, parts in passes(training, policy, batch.rollouts, plan, limits, start if first else None):
+            leaf = began.leaf()
+            for mine, owner in parts:
+                losses.append(_backward(training, policy, trial, prompts, leaf, mine, owner, first))
+            began.backward(leaf)
+    gradient = [p.grad for p in policy.parameters()]
+    policy.zero_grad()
     if group.size > 1: _gather(group, trial, rows, first, (batch.real, batch.padded))
     vars(batch).update(vars(trial))
     return gradient, group.total(torch.stack(losses).sum()).item()
@@ -148,7 +144,7 @@ def part_gradient(
     "What some rows add to the gradient of their stream, found again; parts of all rows add up to the whole."
     trial = copy.copy(batch)
     trial.logp, trial.entropy = batch.logp.clone(), batch.entropy.clone()
-    return _run(training, policy, trial, rows, limits or training.limits, None, False)[0]
+    return stream_gradient(training, policy, trial, limits, rows)[0]
 
 # %% ../../nbs/4_engine/16_update.ipynb #77621f50
 def _kind(config: Config, stream: str) -> str:

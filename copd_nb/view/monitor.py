@@ -95,9 +95,9 @@ class MonitorState:
     def draw(self, ax: Axes):
         "The chosen metric so far; ValueError if it is not logged yet."
         events = pd.DataFrame(self.tail.rows)
+        if self.metric in SIGNALS: return signal_curves(events, self.metric, ax)
         if self.metric not in events: raise ValueError(f"nothing of {self.metric!r} is logged yet")
         if self.metric in GAPS: dynamics(probe_values(events, self.metric), self.metric, ax)
-        elif self.metric in SIGNALS: signal_curves(events, self.metric, ax)
         else: training_curves(events, self.metric, ax)
 
     def latest(self) -> pd.DataFrame:  # columns `LATEST`

@@ -16,6 +16,7 @@ from copd_nb.analysis import same_tokens as same_tokens_module
 from copd_nb.analysis import token_gap as token_gap_module
 from copd_nb.analysis import transfer as transfer_module
 from copd_nb.engine import update as update_module
+from copd_nb.schedule.parts import RL
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd_schedules import copd
@@ -688,7 +689,7 @@ def test_transfer_is_first_order_for_small_steps(a):
         step = torch.cat([(x - y).detach().flatten().double() for x,
                           y in zip(learner.model.parameters(), a.model.parameters())])
         for j in pair:
-            [batch] = gradients_module._batches(training, a, f"judge-{j}-0", j, config.prompts)
+            [batch] = gradients_module._batches(training, a, f"judge-{j}-0", RL(j), config.prompts)
             expected = -float(flat(update_module.stream_gradient(training, a, batch)[0], a) @ step)
             assert found[i, j] == pytest.approx(expected, rel=.05, abs=6e-6)  # log-probabilities are fp32
             assert abs(expected) > 6e-5 or i == j == "text"

@@ -516,14 +516,16 @@ def altered(name, value):
     if name == "warn": return None
     if isinstance(value, tuple): return (0.8, 0.95)
     if value is None: return "cpu" if name == "device" else 1
-    return value * 2 + 1
+    return 0.5 if name in config_module._SHARES else value * 2 + 1
 
 
 def test_every_field_of_a_config_but_those_on_checkpoints_and_monitors_makes_another_run(suite, start):
     config = Config()
     def identity(config): return manifest_of(COPD, suite, start, config, {})["content_hash"]
     def name(config): return Job(COPD, config).name
-    changed = {f.name: replace(config, **{f.name: altered(f.name, getattr(config, f.name))}) for f in fields(config)}
+    more = dict(rate_floor=dict(rate="cosine"))  # a floor needs a rate that falls
+    changed = {f.name: replace(config, **{f.name: altered(f.name, getattr(config, f.name))}, **more.get(f.name, {}))
+               for f in fields(config)}
     hashes, names = {f: identity(c) for f, c in changed.items()}, {f: name(c) for f, c in changed.items()}
     assert hashes.pop("checkpoint_every") == hashes.pop("warn") == identity(config) == identity(replace(config))
     assert names.pop("checkpoint_every") == names.pop("warn") == name(config)

@@ -257,9 +257,9 @@ def test_a_run_trains_adapters_and_merges_them_exactly(whole, trained):
 def test_a_stopped_run_of_adapters_goes_on_bit_for_bit(whole, trained, suite, tmp_path, monkeypatch):
     base, run = whole
     steps, step = iter(range(99)), phase_module.train_step
-    def stopping(training, phase, at):
+    def stopping(training, *rest):
         if next(steps) == 1: request_stop(training.run.path)
-        return step(training, phase, at)
+        return step(training, *rest)
     monkeypatch.setattr(phase_module, "train_step", stopping)
     begun = train(copd_plan(), suite, base, CONFIG, tmp_path / "run", progress=False)
     assert not begun.finished

@@ -17,6 +17,7 @@ from copd_nb.engine import walk
 from copd_nb.schedule.paradigms import mixed_rlvr, mopd
 from copd_nb.schedule.changes import scale_beta, share_steps
 from copd_nb.schedule.control import capability_progress, divergence_band, gradient_share, token_share
+from copd_nb.schedule.drift import drift
 from copd_nb.schedule.controllers import check_control, controlled, realised
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
@@ -92,9 +93,9 @@ def test_a_control_is_data(control):
 
 
 def test_built_in_rules_are_found_by_name_and_are_their_own_constructors():
-    rules = [divergence_band, gradient_share, capability_progress, token_share]
+    rules = [divergence_band, gradient_share, capability_progress, token_share, drift]
     assert [rule.__name__ for rule in rules] == list(CONTROLS) and all(rule_of(r.__name__) is r for r in rules)
-    assert {c.rule for c in CONTROLLED} == set(CONTROLS) and all(control_from(c) == c for c in CONTROLLED)
+    assert {c.rule for c in CONTROLLED} == {*CONTROLS} - {"drift"} and all(control_from(c) == c for c in CONTROLLED)
     assert all(control_from({"rule": c.rule, "settings": dict(c.settings)}) == c for c in CONTROLLED)
     assert (
         token_share()

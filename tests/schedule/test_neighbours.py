@@ -90,10 +90,10 @@ def test_names_and_rows():
     assert by_query("codistill_grpo?steps=10&lead=2", list(PAIR)) == MADE[1]
     setting = settings_of(PAIR)["two_branch"]
     rows = paradigms(setting, 80, {}, list(NEIGHBOURS))
-    assert {p.schedule.total_steps for p in rows} == {160} and [p.family for p in rows] == ["own"] * 4
+    assert {p.schedule.total_steps for p in rows} == {160} and [p.family for p in rows] == ["own"] * len(NEIGHBOURS)
     row, = paradigms(setting, 80, {}, [("reward_and_teacher", choice_of("reward_and_teacher", dict(beta=0.7)))])
     assert row.schedule.phases[-1].updates[0].rl[0].beta == 0.7
     with pytest.raises(ValueError, match="bta"): paradigms(setting, 80, {}, [("semi_opd", Choice(more=dict(bta=1)))])
     three = settings_of(("text", "image", "video"))["three_branch"]
-    assert [p.label for p in paradigms(three, 80, {}, list(NEIGHBOURS))] == ["semi-opd", "codistill-grpo",
-                                                                           "reward-and-teacher"]
+    assert [p.label for p in paradigms(three, 80, {}, list(NEIGHBOURS))] == [
+        "semi-opd", "codistill-grpo", "reward-and-teacher", "copd-synced"]
