@@ -120,9 +120,9 @@ class Study:
 # %% ../../nbs/6_study/02_grid.ipynb #1e00803d
 def _is_shared(job: Job, phase: Phase) -> bool:
     "Whether a phase is what a run of that expert alone does; with a rate that falls it has all steps of its branch."
+    if not phase.name.startswith("expert ") or not phase.updates: return False
     if job.schedule.followers(phase.updates[0].branch): return False  # they are part of what is stored
-    whole = job.config.rate == "constant" or job.schedule.steps_of(phase.updates[0].branch) == phase.steps
-    return phase.name.startswith("expert ") and whole
+    return job.config.rate == "constant" or job.schedule.steps_of(phase.updates[0].branch) == phase.steps
 
 def _experts_of(job: Job) -> list[Job]:
     "The experts that a job trains first, as jobs of their own that are not judged."
