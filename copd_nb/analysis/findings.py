@@ -111,9 +111,9 @@ def of_some(
 
 # %% ../../nbs/5_analysis/17_findings.ipynb #747c2a40
 def _source(record: dict) -> str:
-    "Name of the report, with its preset."
-    preset = record["parameters"].get("preset")
-    return f"{record['report']} ({preset})" if preset else record["report"]
+    "Name of the report, with the title of its experiment and its preset."
+    known = ", ".join(x for x in (record["parameters"].get(name) for name in ("title", "preset")) if x)
+    return f"{record['report']} ({known})" if known else record["report"]
 
 def _verdict_shown(found: dict) -> str:
     return found["verdict"] + (" (examples only)" if found["seeds"] == 1 and found["low"] is not None else "")

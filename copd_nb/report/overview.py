@@ -6,6 +6,8 @@
 __all__ = ['STUDIES', 'studies', 'Entry', 'entries', 'page_file', 'write_index', 'publish']
 
 # %% ../../nbs/8_report/01_overview.ipynb #c002
+import base64
+import io
 import json
 import os
 import re
@@ -20,6 +22,7 @@ from urllib.parse import quote
 
 import mistune
 from jinja2 import Environment
+from PIL import Image
 
 import copd_nb
 from ..analysis.findings import claims_markdown
@@ -157,12 +160,24 @@ def _check_size(folder: Path, limit: int):
         raise ValueError(f"{total / 1e6:.1f} MB are too much to publish (at most {limit / 1e6:.1f}): the largest are "
                          f"{largest}")
 
+_PICTURE = re.compile("(data:image/png;base64,)([A-Za-z0-9+/=]+)")
+
+def _lighter(match: re.Match) -> str:
+    "An embedded picture with 256 colours, enough for a figure; as it was if that is no smaller, or see-through."
+    small = io.BytesIO()
+    try: picture = Image.open(io.BytesIO(raw := base64.b64decode(match[2]))).convert("RGBA")
+    except (OSError, ValueError): return match[0]  # no picture
+    if picture.getextrema()[3][0] < 255: return match[0]
+    found = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    found.save(small, "PNG", optimize=True)
+    return match[1] + base64.b64encode(min(raw, small.getvalue(), key=len)).decode()
+
 def publish(
     folder: str | Path,  # of report folders
     to: str | Path = "docs/reports",  # reports that are there already stay, unless they are published again
     limit: int = 10_000_000,  # bytes of the whole folder
 ) -> Path:  # the index
-    "Copy pages and records, write index and claims.md; ValueError, before any change, for too much or a broken record."
+    "Copy pages with smaller pictures, and records; write index and claims.md. ValueError for too much or a broken one."
     to, found = Path(to), entries(folder)
     if broken := [f"{e.folder.name}: {e.fault}" for e in found if e.fault]:
         raise ValueError(f"records that can't be read can't be published: {'; '.join(broken)}")
@@ -171,7 +186,10 @@ def publish(
         if to.is_dir(): shutil.copytree(to, aside, dirs_exist_ok=True)
         for entry in found:
             (aside / entry.folder.name).mkdir(exist_ok=True)
-            for file in entry.files(): shutil.copy(file, aside / entry.folder.name)
+            for file in entry.files():
+                copied = Path(shutil.copy(file, aside / entry.folder.name))
+                if copied.suffix == ".html":
+                    copied.write_text(_PICTURE.sub(_lighter, copied.read_text(encoding="utf-8")), encoding="utf-8")
         write_index(aside)
         claims = claims_markdown([e.record for e in entries(aside)])
         (aside / "claims.md").write_text(claims + "\n", encoding="utf-8")

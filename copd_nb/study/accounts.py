@@ -22,7 +22,7 @@ from ..engine.state import model_shape
 from ..analysis.results import cost_table
 from .experiment import Experiment, _fitted, read_experiment, rows_of
 from .grid import Arm, Outcome, Study
-from .jobs import is_done
+from .jobs import is_trained
 from .memory import memory_plan
 
 # %% ../../nbs/6_study/20_accounts.ipynb #3400df70
@@ -59,9 +59,9 @@ Asked = Mapping[str, tuple[Study, Mapping[str, Arm]]]  # setting → study and a
 def done_before(
     asked: Asked,
 ) -> set[tuple[str, str, int]]:  # (setting, label, seed)
-    "The runs that the store has already, judged as they are asked for."
+    "The runs that the store has already, judged or not."
     return {(name, *key) for name, (study, arms) in asked.items() for key, job in study.jobs(arms).items()
-            if is_done(job, study.store)}
+            if is_trained(job, study.store)}
 
 def _steps(run: Run, new: bool) -> pd.DataFrame:
     "Train rows of a run."

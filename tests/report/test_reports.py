@@ -1,4 +1,6 @@
 "Reports: parameters are checked, a smoke run leaves notebook, HTML and results."
+import base64
+import io
 import json
 import re
 import subprocess
@@ -6,9 +8,12 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.analysis.findings import finding
@@ -215,6 +220,35 @@ def test_publishing_copies_pages_and_records(tmp_path, capsys):
                                                   for f in (f"{r}.html", "results.json"))}
     for href in Page((target / "index.html").read_text()).hrefs():
         assert href.startswith("#") or (target / href).is_file()
+
+
+def embedded(picture) -> str:
+    "A picture as pages hold it."
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def test_publishing_makes_pictures_smaller_and_changes_nothing_that_is_seen(tmp_path):
+    "Figures of few colours are equal; see-through ones, tiny ones and what is no picture stay as they are."
+    figure, axes = plt.subplots()
+    axes.plot([1, 3, 2])
+    figure.savefig(out := io.BytesIO(), format="png")
+    plt.close(figure)
+    chart = Image.open(out).convert("RGBA")
+    kept = [embedded(Image.new("RGBA", (9, 9), (0, 80, 160, 90))), "data:image/png;base64,AAAA",
+            "data:image/png;base64,A"]
+    source, target = tmp_path / "runs", tmp_path / "docs"
+    made(source, "pilot")
+    page = source / "pilot-quick" / "pilot.html"
+    page.write_text(" ".join(f'<img src="{p}">' for p in (embedded(chart), *kept)))
+    publish(source, target)
+    html = (target / "pilot-quick" / "pilot.html").read_text()
+    first, *others = re.findall('src="([^"]*)"', html)
+    assert others == kept and len(first) < 0.7 * len(embedded(chart))
+    again = Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2]))).convert("RGB")
+    apart = np.abs(np.asarray(again, int) - np.asarray(chart.convert("RGB"), int))
+    assert again.size == chart.size and apart.max() <= 24 and apart.mean() < 0.2
 
 
 def test_publishing_has_a_limit_and_leaves_all_as_it_was(tmp_path):
