@@ -3673,6 +3673,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'copd_nb.schedule.words.describe': ('3_schedule/words.html#describe', 'copd_nb/schedule/words.py')},
             'copd_nb.signals.coherence': { 'copd_nb.signals.coherence._cosine': ( '2_signals/coherence.html#_cosine',
                                                                                   'copd_nb/signals/coherence.py'),
+                                           'copd_nb.signals.coherence.dot': ( '2_signals/coherence.html#dot',
+                                                                              'copd_nb/signals/coherence.py'),
                                            'copd_nb.signals.coherence.gradient_cosine': ( '2_signals/coherence.html#gradient_cosine',
                                                                                           'copd_nb/signals/coherence.py'),
                                            'copd_nb.signals.coherence.gradient_signal': ( '2_signals/coherence.html#gradient_signal',

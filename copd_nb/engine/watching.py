@@ -6,13 +6,14 @@
 __all__ = ['halves', 'stream_parts', 'watch_gradients', 'signal_rows']
 
 # %% ../../nbs/4_engine/33_watching.ipynb #afeff1d0
+import math
 import time
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from ..signals.coherence import gradient_cosine, gradient_signal, sketch
+from ..signals.coherence import _cosine, dot, gradient_cosine, gradient_signal, sketch
 from ..schedule.parts import SFT
 from .memory import retry_on_oom
 from .batches import Batch
@@ -84,12 +85,10 @@ def _about(part: dict, prefix: str = "") -> dict: return {prefix + k: part[k] fo
 def _gradient_row(part: dict, tokens: int) -> dict:
     "The row of one capability of a stream."
     parts, counts, found = part["parts"], part["counts"], {}
-    whole = (torch.tensor(counts, dtype=torch.float64) @ parts.double()) / sum(counts)
-    if len(parts) > 1:
-        floor = torch.nn.functional.cosine_similarity(*parts.double(), dim=0, eps=1e-30)
-        found = gradient_signal(parts, counts) | dict(floor=floor.item())
+    whole = sum(n * x.double() for n, x in zip(counts, parts)) / sum(counts)
+    if len(parts) > 1: found = gradient_signal(parts, counts) | dict(floor=_cosine(*parts))
     about = {k: part[k] for k in ("capability", "teacher", "tokens", "seconds")}
-    return _about(part) | about | dict(prompts=sum(counts), norm=whole.norm().item(), **found,
+    return _about(part) | about | dict(prompts=sum(counts), norm=math.sqrt(dot(whole, whole)), **found,
                                        token_share=part["tokens"] / max(1, tokens))
 
 def _compared(a: dict, b: dict) -> bool:

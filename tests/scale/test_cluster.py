@@ -22,7 +22,9 @@ from copd_nb.scale import cluster as cluster_module
 from copd_nb.scale import connection as connection_module
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.live import follow
-from copd_nb.schedule.local import local_rlvr
+from copd_nb.schedule.drift import drift
+from copd_nb.schedule.local import local_rlvr, synced_copd
+from copd_nb.schedule.neighbours import codistill_grpo
 from copd_nb.engine.executors import Cluster, Lost, NoPlace
 from copd_nb.scale.cluster import RayExecutor
 from copd_nb.scale.connection import connect, ray_address
@@ -443,3 +445,17 @@ def test_branches_in_workers_meet_as_in_one_process(suite, start, tmp_path, two_
                   cluster=Cluster(shard_bytes=200_000))
     assert len(restarts(there)) == 2
     same(here, there)
+
+
+@pytest.mark.parametrize("schedule, piece", [
+    (codistill_grpo(["text"], 2, beta=0.3, lead=1), "rollouts"),
+    (synced_copd(PAIR, 12, 1, 1, control=drift(target=1e-5, beta="scale")), "gradients")], ids=lambda x: str(x)[:8])
+def test_lent_completions_drift_and_live_signals_in_workers(schedule, piece, suite, start, tmp_path, two_processors,
+                                                            breaking):
+    "One branch learns from the other's completions; branches meet by drift; a worker killed on the way."
+    config = replace(SMALL, signals_every=1, probe_every=1)
+    here = train(schedule, suite, start, config, tmp_path / "here", progress=False)
+    breaking({(piece, 4): die})
+    there = train(schedule, suite, start, config, tmp_path / "there", progress=False, cluster="ray")
+    same(here, there)
+    assert len(restarts(there)) == 1 and "signal" in set(there.events.kind)
