@@ -3511,6 +3511,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'copd_nb.schedule.rows.Paradigm': ('3_schedule/rows.html#paradigm', 'copd_nb/schedule/rows.py'),
                                        'copd_nb.schedule.rows.Paradigm.changes': ( '3_schedule/rows.html#paradigm.changes',
                                                                                    'copd_nb/schedule/rows.py'),
+                                       'copd_nb.schedule.rows.Paradigm.load': ( '3_schedule/rows.html#paradigm.load',
+                                                                                'copd_nb/schedule/rows.py'),
                                        'copd_nb.schedule.rows.Setting': ('3_schedule/rows.html#setting', 'copd_nb/schedule/rows.py'),
                                        'copd_nb.schedule.rows._close': ('3_schedule/rows.html#_close', 'copd_nb/schedule/rows.py'),
                                        'copd_nb.schedule.rows._copd': ('3_schedule/rows.html#_copd', 'copd_nb/schedule/rows.py'),

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from ..data.names import named
 from .copd_schedules import copd
 from .core import Schedule
+from .costs import Workload
 from .paradigms import PARADIGMS, equal_steps, expert, merged_experts, mixed_rlvr, mopd, static_opd
 
 # %% ../../nbs/3_schedule/18_rows.ipynb #c004
@@ -136,6 +137,13 @@ class Paradigm:
         "Fields of Config that differ from the comparison's."
         own = dict(learning_rate=self.learning_rate, prompts=self.prompts)
         return {name: value for name, value in own.items() if value is not None}
+
+    def load(
+        self,
+        workload: Workload,  # of the comparison
+    ) -> Workload:
+        "The workload of this row, which may have prompts of its own."
+        return workload if self.prompts is None else replace(workload, prompts=self.prompts)
 
 Rows = Iterator[tuple[str, Schedule]]  # (label, schedule)
 

@@ -237,7 +237,7 @@ def priced(
     config, at = experiment.config, lengths or lengths_of(experiment, base)
     load = Workload(config.prompts, config.opd_prompts, config.group_size, at.prompts, at.completions,
                     planned_model(experiment, base).shape, at.patches)
-    rows = [(setting, p.label, p.schedule, total_cost(p.schedule, load))
+    rows = [(setting, p.label, p.schedule, total_cost(p.schedule, p.load(load)))
             for setting, rows in rows_of(experiment).items() for p in rows]
     return pd.DataFrame([(setting, label, s.total_steps, s.critical_steps, cost.tokens, cost.flops)
                          for setting, label, s, cost in rows],

@@ -91,6 +91,26 @@ def test_prices_agree_with_what_was_spent(smoke):
         assert 0.7 < spent / price["tokens"] < 1.4 and 0.7 < row["flops"] / price["flops"] < 1.4
 
 
+@pytest.mark.integration
+def test_every_paradigm_of_the_axes_has_a_row_whose_price_is_what_was_spent(tmp_path):
+    "Syncs, merging by drift, others' completions, a teacher beside a reward, a larger batch: one report."
+    drifting = dict(rule="drift", settings=dict(target=1e-4))
+    wanted = [dict(local=dict(period=2)), dict(local=dict(period=2, control=drifting, label="by drift")), "semi_opd",
+              "codistill_grpo", "camopd", dict(reward_and_teacher=dict(gate="verified")),
+              dict(synced_copd=dict(s_rl=1, s_opd=1)), dict(mixed=dict(prompts=8, steps=4))]
+    made = run_report("experiment", dict(preset="smoke", paradigms=wanted, store=str(tmp_path / "store")),
+                      tmp_path / "out", progress=False)
+    results = json.loads(made["results"].read_text())
+    prices = {(k, r["schedule"]): r for k, rows in results["prices"].items() for r in rows}
+    costs = {(k, r["paradigm"]): r for k, rows in results["costs"].items() for r in rows}
+    two = {label for setting, label in costs if setting == "two_branch"}
+    assert two == {"local RLVR, H 2", "by drift", "semi-opd", "codistill-grpo", "camopd", "reward-and-teacher",
+                   "copd-synced", "mixed RLVR, 8 prompts"}
+    for key, row in costs.items():
+        spent = row["generated"] + row["scored"] + row["trained"]
+        assert 0.7 < spent / prices[key]["tokens"] < 1.4 and 0.7 < row["flops"] / prices[key]["flops"] < 1.4, key
+
+
 def test_html_is_whole_and_needs_no_network(smoke):
     page = smoke["html"].read_text()
     assert "The answer" in page and "Trial run (preset smoke)" in page

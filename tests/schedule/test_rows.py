@@ -2,6 +2,7 @@
 import pytest
 
 from copd_nb.schedule.core import Schedule
+from copd_nb.schedule.costs import ModelShape, Workload
 from copd_nb.schedule.parts import RL, Merge, Phase, Update
 from copd_nb.schedule.rows import (
     FAMILIES, FORMER, Choice, choice_of, cycles_of, paradigms, settings_of, shortened)
@@ -130,3 +131,5 @@ def test_mixed_rlvr_may_have_a_larger_batch_and_fewer_steps():
         ("mixed RLVR", 160, {}), ("mixed RLVR, 64 prompts", 80, dict(prompts=64))]
     with pytest.raises(ValueError, match="prompts is 1.5: a positive whole"): choice_of("mixed", dict(prompts=1.5))
     with pytest.raises(ValueError, match="copd' has no argument 'prompts'"): choice_of("copd", dict(prompts=3))
+    load = Workload(32, 16, 8, dict(text=9), dict(text=5), ModelShape(1_000, 0, 1, 8))
+    assert [p.load(load).prompts for p in rows] == [32, 64]

@@ -1,6 +1,6 @@
 "The order of jobs: shared experts first, shorter ones before longer ones."
 from copd_nb.engine.config import Config
-from copd_nb.schedule.rows import paradigms, settings_of
+from copd_nb.schedule.rows import KNOWN, paradigms, settings_of
 from copd_nb.study.grid import Arm, Scale, Study, job_plan
 
 
@@ -19,3 +19,12 @@ def test_every_job_waits_for_its_experts_and_those_for_shorter_ones():
     needed = {j.schedule.name: {n.schedule.name for n in needs} for j, needs in listed if j.prompts != 0}
     assert not needed["copd-hub"] and not needed["mixed"]
     assert needed["mopd"] == needed["merged"] == {"expert-text", "expert-image", "expert-video"}
+
+
+def test_rows_of_every_kind_have_a_plan():
+    "Also those whose branches meet: only experts that train alone to their end are shared."
+    rows = paradigms(settings_of()["two_branch"], 80, {}, KNOWN)
+    jobs = Study("minis", Scale((0,), config=Config())).jobs({p.label: Arm(p.schedule, p.changes) for p in rows})
+    needed = {j.schedule.name: {n.schedule.name for n in needs} for j, needs in job_plan(jobs.values())}
+    assert not needed["local-5"] and not needed["copd-synced"] and not needed["codistill-grpo"]
+    assert needed["semi-opd"] == needed["reward-and-teacher"] == {"expert-text", "expert-image"}
