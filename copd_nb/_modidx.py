@@ -4261,6 +4261,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'copd_nb/study/workers.py'),
                                        'copd_nb.study.workers._announce': ('6_study/workers.html#_announce', 'copd_nb/study/workers.py'),
                                        'copd_nb.study.workers._cores': ('6_study/workers.html#_cores', 'copd_nb/study/workers.py'),
+                                       'copd_nb.study.workers._end_with_parent': ( '6_study/workers.html#_end_with_parent',
+                                                                                   'copd_nb/study/workers.py'),
                                        'copd_nb.study.workers._environment': ( '6_study/workers.html#_environment',
                                                                                'copd_nb/study/workers.py'),
                                        'copd_nb.study.workers._heard': ('6_study/workers.html#_heard', 'copd_nb/study/workers.py'),

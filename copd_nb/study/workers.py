@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
+from multiprocessing import connection
 from pathlib import Path
 
 from tqdm import tqdm
@@ -86,11 +87,19 @@ def _environment(**values: str) -> Iterator[None]:
     finally:
         for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
+def _end_with_parent():
+    "End this process when the one that started it is gone, killed perhaps: nobody would take its results."
+    def watch():
+        connection.wait([multiprocessing.parent_process().sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=watch, daemon=True, name="watch the parent").start()
+
 @contextmanager
 def _workers(n: int) -> Iterator[ProcessPoolExecutor]:
     "n processes that share the cores."
     threads, fresh = max(1, _cores() // n), multiprocessing.get_context("spawn")
-    with _environment(OMP_NUM_THREADS=str(threads), **_WORKER), ProcessPoolExecutor(n, fresh) as pool: yield pool
+    with (_environment(OMP_NUM_THREADS=str(threads), **_WORKER),
+          ProcessPoolExecutor(n, fresh, _end_with_parent) as pool): yield pool
 
 @contextmanager
 def _on_ctrl_c(handler) -> Iterator[None]:

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -284,6 +285,19 @@ def test_a_killed_sweep_goes_on_where_it_was_and_ends_with_the_same_numbers(fold
     for label in arms:
         for metric in ("greedy", "sampled"):
             for c in NAMES: assert np.array_equal(resumed.arrays(metric)[label][c], whole.arrays(metric)[label][c])
+
+
+def test_workers_end_with_a_killed_parent(folder, tmp_path):
+    "Nobody would take their results; the next call goes on from the checkpoints."
+    long = SWEEP.replace("workers=1", "workers=2").replace('"sort"], 8)', '"sort"], 100_000)')
+    process = subprocess.Popen([sys.executable, "-c", long, str(tmp_path), tiny(folder)])
+    while not list(tmp_path.glob("*/events.jsonl")) and process.poll() is None: time.sleep(0.05)
+    left = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    alive = psutil.wait_procs(left, timeout=60)[1]
+    for worker in alive: worker.kill()
+    assert len(left) >= 2 and not alive
 
 
 # every report
