@@ -67,9 +67,10 @@ def curves_of(
     "Learning curves of several runs."
     labels, parts = list(labels), []
     for (label, seed), run in runs.items():
-        name = next((l for l in labels if label == l or label.startswith(f"{l}, ")), None)
+        own, _, steps = label.rpartition(", ")
+        name = own if label not in labels and steps.isdigit() else label
         events = run.events
-        if name is None or not (events.kind == "eval").any(): continue
+        if name not in labels or not (events.kind == "eval").any(): continue
         parts.append(learning_curve(run, capabilities, metric).assign(paradigm=name, seed=seed))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 

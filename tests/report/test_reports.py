@@ -97,7 +97,7 @@ def test_every_paradigm_of_the_axes_has_a_row_whose_price_is_what_was_spent(tmp_
     drifting = dict(rule="drift", settings=dict(target=1e-4))
     wanted = [dict(local=dict(period=2)), dict(local=dict(period=2, control=drifting, label="by drift")), "semi_opd",
               "codistill_grpo", "camopd", dict(reward_and_teacher=dict(gate="verified")),
-              dict(synced_copd=dict(s_rl=1, s_opd=1)), dict(mixed=dict(prompts=8, steps=4))]
+              dict(synced_copd=dict(s_rl=1, s_opd=1)), "mixed", dict(mixed=dict(prompts=8, steps=4))]
     made = run_report("experiment", dict(preset="smoke", paradigms=wanted, store=str(tmp_path / "store")),
                       tmp_path / "out", progress=False)
     results = json.loads(made["results"].read_text())
@@ -105,7 +105,7 @@ def test_every_paradigm_of_the_axes_has_a_row_whose_price_is_what_was_spent(tmp_
     costs = {(k, r["paradigm"]): r for k, rows in results["costs"].items() for r in rows}
     two = {label for setting, label in costs if setting == "two_branch"}
     assert two == {"local RLVR, H 2", "by drift", "semi-opd", "codistill-grpo", "camopd", "reward-and-teacher",
-                   "copd-synced", "mixed RLVR, 8 prompts"}
+                   "copd-synced", "mixed RLVR", "mixed RLVR, 8 prompts"}
     for key, row in costs.items():
         spent = row["generated"] + row["scored"] + row["trained"]
         assert 0.7 < spent / prices[key]["tokens"] < 1.4 and 0.7 < row["flops"] / prices[key]["flops"] < 1.4, key
