@@ -73,10 +73,12 @@ def on_cluster(training: Training, cluster: Cluster | None) -> Iterator[None]:
 # %% ../../nbs/4_engine/26_recovery.ipynb #3efcd83d
 def persist(training: Training, experts: str | Path | None, progress: bool) -> Run:
     "Walk the schedule, with new actors after a loss."
+    plan = training.schedule
     while True:
         try: return walk(training, experts, progress)
         except Lost as lost:
             if training.executor.gone() or len(training.lost) == training.executor.cluster.restarts: raise
             training.lost.append(dict(kind="restart", reason=str(lost)))
+            training.schedule = plan  # decisions of a control are made again, from the log
         training.notes = list(training.lost)  # rows that were logged after the checkpoint are cut off
         training.executor.again()
