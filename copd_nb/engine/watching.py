@@ -13,7 +13,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from ..signals.coherence import _cosine, dot, gradient_cosine, gradient_signal, sketch
+from ..signals.coherence import cosine, dot, gradient_cosine, gradient_signal, sketch
 from ..schedule.parts import SFT
 from .memory import retry_on_oom
 from .batches import Batch
@@ -86,7 +86,7 @@ def _gradient_row(part: dict, tokens: int) -> dict:
     "The row of one capability of a stream."
     parts, counts, found = part["parts"], part["counts"], {}
     whole = sum(n * x.double() for n, x in zip(counts, parts)) / sum(counts)
-    if len(parts) > 1: found = gradient_signal(parts, counts) | dict(floor=_cosine(*parts))
+    if len(parts) > 1: found = gradient_signal(parts, counts) | dict(floor=cosine(*parts))
     about = {k: part[k] for k in ("capability", "teacher", "tokens", "seconds")}
     return _about(part) | about | dict(prompts=sum(counts), norm=math.sqrt(dot(whole, whole)), **found,
                                        token_share=part["tokens"] / max(1, tokens))
