@@ -1,6 +1,7 @@
 "Runs on a real Ray cluster on this machine: the same events, whatever is killed, stalls or goes away."
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -125,7 +126,8 @@ def test_workers_give_the_events_of_one_process_though_one_is_killed(suite, star
     breaking({("teacher_scores", 3): die})
     run = train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster="ray")
     same(alone, run)
-    assert len(restarts(run)) == 1 and "teacher_scores of" in restarts(run)[0]
+    told, = restarts(run)  # what was waited for: the scores, or what the same worker still held
+    assert re.match(r"\w+ of '(text|image)': ", told)
     assert run.manifest["workers"] == {n: dict(cpus=1, gpus=0, ranks=1) for n in PAIR}
 
 
