@@ -15,6 +15,7 @@ from copd_nb.engine import streams as streams_module
 from copd_nb.analysis.claims import CLAIMS
 from copd_nb.schedule.control import divergence_band
 from copd_nb.schedule.copd_schedules import copd
+from copd_nb.schedule.local import synced
 from copd_nb.engine.config import Config
 from copd_nb.engine.training import train
 from copd_nb.policy.toys import image, text, tiny_policy
@@ -146,8 +147,8 @@ def test_the_page_on_metrics_names_what_is_logged(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "metrics.md").read_text()
     config = Config(prompts=2, opd_prompts=2, group_size=2, max_new_tokens=3, probe_every=1, probe_prompts=2,
                     probe_k=(10, 5), eval_every=1, eval_prompts=2, eval_samples=1, device="cpu",
-                    warn=dict(window=1, unfinished=0.0))  # a random model ends hardly any completion
-    run = train(copd(["text", "image"], cycles=2, s_rl=1, s_opd=1, control=divergence_band(0.1, 0.2)),
+                    signals_every=1, warn=dict(window=1, unfinished=0.0))  # a random model ends hardly any completion
+    run = train(synced(copd(["text", "image"], cycles=2, s_rl=1, s_opd=1, control=divergence_band(0.1, 0.2))),
                 [replace(text(8), reward=every_other_fails), image(8, 8)], tiny_policy(), config, tmp_path / "run",
                 progress=False)
     common, *parts = re.split(r"^## kind `(\w+)`", page, flags=re.M)

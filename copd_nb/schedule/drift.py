@@ -66,7 +66,7 @@ def drift(
     schedule: Schedule, cycle: int, rows: Rows,
     target: float = Setting(above=0),  # d*: wanted symmetric KL of branches that are about to meet, nats a token
     power: float = Setting(0.5, above=0, most=1),  # p: 0.5 where divergence grows with the square of the steps
-    limit: float = Setting(2.0, above=1),  # ℓ: the period changes at most by this factor in a cycle
+    limit: float = Setting(2.0, above=1),  # ℓ: the period changes at most by this factor in a cycle, rounding apart
     beta: str = Setting("keep", one_of=("keep", "scale")),  # "scale": β moves against the period
 ) -> tuple[Schedule, Rows]:
     "Keeps the divergence at which branches are merged."

@@ -123,7 +123,8 @@ def memory_table(
     adapter = sum(p.numel() for p in base.parameters()) if isinstance(base, LoraPolicy) else None
     text, longest = base.model.config.get_text_config(), round(max(load.prompt_tokens.values()))
     width = base.model.dtype.itemsize
-    plans = {p.label: memory_plan(text, model_shape(base), p.schedule, config, adapter, longest, width) for p in rows}
+    plans = {p.label: memory_plan(text, model_shape(base), p.schedule, replace(config, **p.changes), adapter, longest,
+                                  width) for p in rows}
     return pd.DataFrame({label: plan.set_index("item")["GiB"] for label, plan in plans.items()})
 
 # %% ../../nbs/6_study/20_accounts.ipynb #feb0cc2b

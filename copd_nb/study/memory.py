@@ -233,7 +233,7 @@ def priced(
     lengths: Lengths | None = None,  # None for `lengths_of`
     base: Policy | None = None,  # loaded, if it is
 ) -> pd.DataFrame:  # setting, paradigm, steps, critical_steps, tokens, flops: of one seed
-    "The price of every row of an experiment."
+    "The price of every row of an experiment; completions of a frozen policy count as if no prompt came twice."
     config, at = experiment.config, lengths or lengths_of(experiment, base)
     load = Workload(config.prompts, config.opd_prompts, config.group_size, at.prompts, at.completions,
                     planned_model(experiment, base).shape, at.patches)

@@ -12,9 +12,10 @@ from copd_nb.policy.core import Policy
 from copd_nb.policy.lora_branches import _targets, lora
 from copd_nb.policy.toys import image, minis_base
 from copd_nb.schedule.copd_schedules import copd
-from copd_nb.schedule.costs import ModelShape
+from copd_nb.schedule.costs import ModelShape, Workload
 from copd_nb.schedule.live import follow
 from copd_nb.schedule.local import local_rlvr
+from copd_nb.study.accounts import memory_table
 from copd_nb.study.experiment import Experiment, rows_of
 from copd_nb.study.memory import _pictured, lengths_of, lora_size, memory_plan, plan_for, planned_model, priced
 from copd_nb.study.rehearsal import shrunk
@@ -89,6 +90,17 @@ def test_a_memory_plan_knows_syncs_followers_and_the_optimiser(large):
     assert plan_of(large, follow(HUB, every=5))["followers"] == pytest.approx(3 * one)
     assert plan_of(large, config=dict(average=0.9))["followers"] == pytest.approx(3 * one)
     assert plan_of(large, config=dict(optimizer="sgd"))["AdamW"] == 0
+
+
+def test_a_row_with_prompts_of_its_own_is_planned_with_them():
+    "Four times the prompts: four times the keys and values; by the file and by the report."
+    experiment = Experiment(paradigms=("mixed", dict(mixed=dict(prompts=128, steps=20))), steps=40, suite="minis",
+                            together=dict(pair=["text", "image"]))
+    rows, base = rows_of(experiment)["pair"], minis_base()
+    load = Workload(32, 16, 8, dict(text=9, image=20), dict(text=8, image=8), model_shape(base))
+    table = memory_table(base, rows, load, experiment.config)
+    ratio = table.loc["keys and values", "mixed RLVR, 128 prompts"] / table.loc["keys and values", "mixed RLVR"]
+    assert ratio == pytest.approx(4) and plan_for(experiment, base).rows.paradigm[0] == "mixed RLVR, 128 prompts"
 
 
 @pytest.mark.parametrize("rank", [None, 4])
