@@ -46,8 +46,10 @@ def _again(a: int, b: int) -> tuple[str, str, str]: return (_add(a, b)[0].replac
 def _mirror(a: int, b: int) -> tuple[str, str, str]:
     return _add(a, b)[0].replace("+", "~"), _add(a, b)[1], _add(a, b)[2][::-1]
 
+def _backwards(a: int, b: int) -> tuple[str, str, str]: return _add(a, b)[0], *_mirror(a, b)[1:]
+
 SKILLS: dict[str, Callable] = dict(add=_add, subtract=_subtract, multiply=_multiply, remainder=_remainder, sort=_sort,
-                                   digits=_digits, again=_again, mirror=_mirror)
+                                   digits=_digits, again=_again, mirror=_mirror, backwards=_backwards)
 
 # %% ../../nbs/1_policy/21_skills.ipynb #c011
 def skill(

@@ -28,6 +28,8 @@ def test_answers_by_another_route():
     for e in skill("subtract").test: assert int(e.answer) == eval(e.prompt.rstrip("="))
     for e in skill("remainder").test: assert int(e.answer) == eval(e.prompt.rstrip("="))
     for e in skill("mirror").test: assert int(e.answer[::-1]) == eval(e.prompt.rstrip("=").replace("~", "+"))
+    for e in skill("backwards").test: assert int(e.answer[::-1]) == eval(e.prompt.rstrip("="))
+    assert [e.prompt for e in skill("add").test] == [e.prompt for e in skill("backwards").test]
     for e in skill("digits").test: assert int(e.answer) == sum(map(int, e.prompt.rstrip("?")))
     for e in skill("sort").test:
         assert sorted(e.answer) == sorted(e.prompt.rstrip(">")) and list(e.answer) == sorted(e.answer, reverse=True)
