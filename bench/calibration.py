@@ -120,7 +120,8 @@ def smollm2():
     "Pairs of the finished experiment; runs of several trainings are told apart by what was judged."
     experiment = read_experiment("examples/smollm2.yaml")
     capabilities, base = load(experiment)
-    file, runs = STORE / "smollm2" / "pairs.jsonl", [Run(p.parent) for p in Path("runs/smollm2").glob("*/manifest.json")]
+    runs = [Run(p.parent) for p in Path("runs/smollm2").glob("*/manifest.json")]
+    file = STORE / "smollm2" / "pairs.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     done = {(r["student"], r["teacher"], r["capability"]) for r in kept(file)}
     before = 100 * evaluate(base, capabilities, prompts=96, samples=4).groupby("capability").sampled.mean()

@@ -108,6 +108,7 @@ def judge_pair(
     if not calibration.useful: return f"can't tell: the forecast does no better than the mean ({known})"
     if missing := [k for k, v in features.items() if v is None or not math.isfinite(v)]:
         return f"can't tell: {missing[0]} could not be measured ({known})"
+    if far := calibration.beyond(dict(features)): return f"can't tell: {far} ({known})"
     value, low, high = calibration.forecast(dict(features))
     gain = f"{value:.1f} points [{low:.1f}, {high:.1f}] ({known})".replace("-", "−")
     return f"yes: {gain}" if low > 0 else f"no: {gain}" if high < 0 else f"can't tell: {gain}"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from copd_nb.analysis.calibration import FEATURES, PAIR_COLUMNS, calibrate, read_pairs
+from copd_nb.analysis.calibration import FEATURES, PAIR_COLUMNS, calibrate, error_of_new_suite, read_pairs
 from copd_nb.analysis.outlook import alternatives, judge_pair, preflight, step_signal
 from copd_nb.data.capability import Example
 from copd_nb.engine.config import Config
@@ -26,7 +26,7 @@ def tiny(seed, **sizes):
 
 def invented(suites=4, pairs=32, slope=20.0):
     rng = np.random.default_rng(0)
-    table = pd.DataFrame(rng.uniform(size=(pairs, len(FEATURES))), columns=[*FEATURES])
+    table = pd.DataFrame(rng.uniform(-1, 1, size=(pairs, len(FEATURES))), columns=[*FEATURES])
     return table.assign(suite=[f"s{i % suites}" for i in range(pairs)], student="a", teacher="b", capability="c",
                         gain=slope * table.headroom + rng.normal(size=pairs))
 
@@ -52,6 +52,33 @@ def test_left_out_error_is_of_suites_that_were_not_seen():
     assert not calibrate(invented(slope=0.0)).useful
     odd = pairs.assign(gain=np.where(pairs.suite == "s0", -pairs.gain, pairs.gain))
     assert calibrate(odd).error > 3 * found.error
+
+
+def test_the_spread_of_a_new_suite_and_how_often_intervals_hold():
+    "By hand for two suites of two; then intervals of 300 calibrations against pairs of a suite that none has seen."
+    spread, freedom = error_of_new_suite(pd.Series([1.0, 3.0, -2.0, -4.0]), pd.Series(list("aabb")))
+    between, within = (2 * 2 ** 2 + 2 * 3 ** 2) / 2, (2 + 2) / 2  # means 2 and −3
+    parts = between / 2, within / 2
+    assert spread == pytest.approx(math.sqrt(sum(parts)))
+    assert freedom == pytest.approx(sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 2))
+    assert error_of_new_suite(pd.Series([1.0, -1.0, 1.0, -1.0]), pd.Series(list("aabb"))) == (1.0, 4.0)  # suites alike
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        table = invented(7, 70, slope=0.0).drop(columns="gain")
+        table[[*FEATURES]] = rng.uniform(-1, 1, size=(70, len(FEATURES)))
+        shift = dict(zip(table.suite.unique(), rng.normal(scale=2, size=7)))
+        gain = 20 * table.headroom + table.suite.map(shift) + rng.normal(scale=3, size=70)
+        known, new = table.suite != "s6", table[table.suite == "s6"].iloc[0]
+        value, low, high = calibrate(table.assign(gain=gain)[known]).forecast(new[[*FEATURES]].to_dict())
+        held += low < gain[new.name] < high
+    assert 0.9 < held / 300 < 0.99
+
+
+def test_forecasts_do_not_go_beyond_what_was_trained():
+    fitted, middle = calibrate(invented()), dict.fromkeys(FEATURES, 0.0)
+    assert fitted.beyond(middle) is None and fitted.beyond(middle | dict(headroom=1.3)) is None
+    said = judge_pair(middle | dict(symmetric_kl=4.0), fitted)
+    assert said.startswith("can't tell: symmetric_kl of 4 is beyond the trained pairs, −0.".replace("−", "-"))
 
 
 def test_constant_features_do_not_break_a_fit():
