@@ -48,6 +48,7 @@ def borrowed(
     "A block without gradients in which a model may be made a policy; afterwards it is exactly as it was."
     modes = [(m, m.training) for m in model.modules()]
     attention = [(c, c._attn_implementation_internal) for c in _configs(model)]
+    kinds = [(m, type(m)) for m in model.modules()]  # linear layers may get another class
     learning = [(p, p.requires_grad) for p in model.parameters()]
     forward = vars(model).pop("forward", None)
     try:
@@ -56,6 +57,7 @@ def borrowed(
         if forward is not None: model.forward = forward
         for m, mode in modes: m.training = mode
         for config, name in attention: config._attn_implementation_internal = name
+        for m, kind in kinds: m.__class__ = kind
         for p, learns in learning: p.requires_grad_(learns)
 
 # %% ../../nbs/9_scale/12_borrowing.ipynb #59c08af2

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..policy.head import Head
+from ..policy.products import product
 from .divergences import topk_mask
 
 # %% ../../nbs/2_signals/03_heads.ipynb #ebfca7c3
@@ -70,8 +71,8 @@ class _Chunked(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _slices(len(hidden), ctx.step):
                 g = _logit_gradient(head, hidden, ctx.measure, rows, grad)
-                if of_hidden is not None: of_hidden[rows] = g @ head.weight
-                if of_weight is not None: of_weight.addmm_(g.T, hidden[rows].to(g.dtype))
+                if of_hidden is not None: of_hidden[rows] = product(g, head.weight.t())
+                if of_weight is not None: of_weight += product(g.t(), hidden[rows].to(g.dtype).t())
                 if of_bias is not None: of_bias += g.sum(0)
                 del g  # before the next chunk is made
         return None, None, None, of_hidden, of_weight, of_bias, *[None] * len(reads)
