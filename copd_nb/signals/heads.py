@@ -49,6 +49,10 @@ def _logit_gradient(head: Head, hidden: Tensor, measure: Measure, rows: slice, g
     return torch.autograd.grad(value, raw, grad[rows])[0]
 
 # %% ../../nbs/2_signals/03_heads.ipynb #da6da0a8
+def _collect(total: Tensor, part: Tensor, rows: slice):
+    "Add what a chunk contributes; the first one is written over memory that holds anything."
+    total.add_(part) if rows.start else total.copy_(part)
+
 class _Chunked(torch.autograd.Function):
     "Measures of all tokens: the first has a gradient, once; the others have none."
 
@@ -67,13 +71,13 @@ class _Chunked(torch.autograd.Function):
         head = _wide(replace(ctx.head, weight=weight, bias=bias), hidden.dtype)
         like = hidden, head.weight, head.bias
         wanted = ctx.needs_input_grad[3:6]
-        of_hidden, of_weight, of_bias = (torch.zeros_like(x) if n else None for x, n in zip(like, wanted))
+        of_hidden, of_weight, of_bias = (torch.empty_like(x) if n else None for x, n in zip(like, wanted))
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _slices(len(hidden), ctx.step):
                 g = _logit_gradient(head, hidden, ctx.measure, rows, grad)
                 if of_hidden is not None: of_hidden[rows] = product(g, head.weight.t())
-                if of_weight is not None: of_weight += product(g.t(), hidden[rows].to(g.dtype).t())
-                if of_bias is not None: of_bias += g.sum(0)
+                if of_weight is not None: _collect(of_weight, product(g.t(), hidden[rows].to(g.dtype).t()), rows)
+                if of_bias is not None: _collect(of_bias, g.sum(0), rows)
                 del g  # before the next chunk is made
         return None, None, None, of_hidden, of_weight, of_bias, *[None] * len(reads)
 
