@@ -26,9 +26,11 @@ class Preset:
     lengths: tuple = (16, 32, 64, 128, 256)
     copies: tuple = (2, 3, 4)  # branches as LoRA adapters and as full copies
     layers: int = 30  # of their model: SmolLM2-135M
+    real: str = "smollm2"  # the pretrained model
+    real_lengths: tuple = (64, 256)
 
 PRESETS = dict(full=Preset(), smoke=Preset(4, 4, "small", 256, 1000, 32, 2, 1, 4, 2, 1000, (2, 3), (16, 32, 64), (2,),
-                                           2))
+                                           2, "small", (8,)))
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,25 @@ class Lines:
             return Case(10, f"CoPD Phase II step, pairwise, K = {k}, 135 M parameters", sides, 2, warmup=1)
         return [case(k) for k in self.preset.copies]
 
+    def pretrained(self) -> list[Case]:
+        "Line 11: a pretrained model, completions of one length, full copies and LoRA, fp32 and bf16."
+        batch = dict(model=self.preset.real, prompts=8, group_size=8)
+
+        def case(limit, rank, precision):
+            task = dict(batch, shortest=limit, longest=limit, rank=rank)
+            theirs = dict(batch, capability="text", reward="digits", max_new_tokens=limit, rank=rank,
+                          precision=precision)
+            sides = [self.ours("copd_nb", "forced", **task, precision=precision), self.trl("TRL", "grpo", **theirs)]
+            if precision == "bf16": sides.insert(1, self.ours("copd_nb, fp32", "forced", **task))
+            else: sides.append(Side("matrix product", "product", dict(size=self.preset.product), compared=False))
+            how = f"{f'LoRA of rank {rank}' if rank else 'full copy'}, {precision}"
+            return Case(11, f"GRPO step, {self.preset.real}, 8 × 8 × {limit}, {how}", tuple(sides), 3, warmup=1,
+                        aim={"TRL": 2.5} if precision == "fp32" else {"copd_nb, fp32": 1.8})
+        return [case(limit, rank, precision) for limit in self.preset.real_lengths
+                for rank, precision in ((None, "fp32"), (16, "fp32"), (None, "bf16"))]
+
     def cases(self) -> list[Case]:
         "Every line, in order."
         parts = (self.text, self.large, self.pictures, self.distillation, self.scoring, self.finished, self.growth,
-                 self.cold, self.gaps, self.adapters)
+                 self.cold, self.gaps, self.adapters, self.pretrained)
         return [case for part in parts for case in part()]

@@ -14,6 +14,7 @@ from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import SFT, Phase, Update
 from copd_nb.policy.skills import text_policy
 
+FETCHED = Path(__file__).parents[1] / "models" / "smollm2"  # from `copd fetch smollm2`
 PROMPTS = 2048  # written for TRL, in the order in which the engine draws them with seed 0
 
 
@@ -39,7 +40,8 @@ def warm(folder: Path, steps: int = 240) -> Policy:
 
 MODELS = {"small": lambda folder: small(), "teacher": lambda folder: small(1), "large": lambda folder: large(),
           "warm": warm,
-          "mini": lambda folder: minis_base()}
+          "mini": lambda folder: minis_base(),
+          "smollm2": lambda folder: Policy.load(FETCHED)}
 
 
 def write_prompts(folder: Path, capability: str):

@@ -24,7 +24,7 @@ from copd_nb.engine.config import Config
 from copd_nb.engine.batches import Batch
 from copd_nb.engine.state import Branch, Training
 from copd_nb.engine.step import learn, train_step
-from copd_nb.engine.accelerator import accelerator_for
+from copd_nb.engine.accelerator import accelerator_for, keep_freed_memory
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.signals.heads import token_scores
 from copd_nb.policy.toys import minis
@@ -48,6 +48,7 @@ def begin(schedule: Schedule, capabilities: list[Capability], base: Path | Polic
                             **config), base if isinstance(base, Policy) else Policy.load(base, name="base")
     policy.packs = policy.packs and chosen.pack
     run = create_run(Path(tempfile.mkdtemp()) / "run", dict(content_hash="bench"))
+    keep_freed_memory()  # as `train` does
     accelerator = accelerator_for(chosen)
     return Training(schedule, by_name(capabilities), policy.to(accelerator.device), chosen, accelerator, run)
 
@@ -95,10 +96,12 @@ def opd(folder: str, model: str, teacher: str, capability: str, estimator: str, 
     return steps_of(training, phase), dict(parameters=training.shape.size)
 
 
-def forced(folder: str, model: str, shortest: int, longest: int, **config) -> tuple[Step, dict]:
-    "GRPO on the text mini with completions of drawn lengths, the same ones on every side."
-    schedule = expert("text", 1)
-    training = begin(schedule, [mini("text", "digits")], Path(folder) / model, dict(config, max_new_tokens=longest))
+def forced(folder: str, model: str, shortest: int, longest: int, rank: int | None = None,
+           **config) -> tuple[Step, dict]:
+    "GRPO on the text mini with completions of drawn lengths, the same ones on every side; LoRA where it has a rank."
+    schedule, base = expert("text", 1), Path(folder) / model
+    if rank: base = lora(Policy.load(base, name="base"), rank)
+    training = begin(schedule, [mini("text", "digits")], base, dict(config, max_new_tokens=longest))
     c, sums, number = training.config, training.capabilities["text"], count()
 
     def step() -> dict:
@@ -106,14 +109,18 @@ def forced(folder: str, model: str, shortest: int, longest: int, **config) -> tu
         source = generator("cpu", "lengths", i)
         lengths = torch.randint(shortest, longest + 1, (c.prompts * c.group_size,), generator=source)
         prompts = policy.encode(sums.draw(c.seed, i * c.prompts, c.prompts), room=longest)
-        out = sample(policy, prompts, c.group_size, longest, source=source, drop_finished=c.drop_finished,
-                     lengths=lengths)
+        with training.accelerator.autocast():
+            out = sample(policy, prompts, c.group_size, longest, source=source, drop_finished=c.drop_finished,
+                         lengths=lengths)
         batch = Batch(schedule.phases[0].updates[0].signals, out,
                       rewards=torch.tensor(score(sums, out.texts, out.examples)))
         batch.advantages = grpo_advantages(batch.rewards, c.group_size)
         learn(training, "text", [batch], 1.0)
-        return dict(tokens=int(out.mask.sum()))
-    return step, {}
+        drawn = int(out.mask.sum())
+        load = Workload(c.prompts, c.opd_prompts, c.group_size, dict(text=prompts.tokens / len(prompts)),
+                        dict(text=drawn / len(out.mask)), training.shape)
+        return dict(tokens=drawn, flops=load.rl_cost("text", c.prompts).flops)
+    return step, dict(parameters=training.shape.size)
 
 
 def growth(folder: str, model: str, branches: int, topology: str, **config) -> tuple[Step, dict]:

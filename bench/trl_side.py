@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from PIL import Image
 from rewards import digit_share
 from serve import Server, device, finish, versions
-from transformers import AutoTokenizer, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3VLForConditionalGeneration, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from copd_nb.policy.processors import load_processor
@@ -54,7 +55,7 @@ def load(model: Path):
     if json.loads((model / "config.json").read_text())["model_type"] == "qwen3_vl":
         return Qwen3VLForConditionalGeneration.from_pretrained(model), load_processor(model, "qwen3_vl")
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
-    return Qwen3ForCausalLM.from_pretrained(model), tokenizer
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), tokenizer
 
 
 def dataset(folder: Path, capability: str) -> Dataset:
@@ -90,20 +91,23 @@ def rewarded(name: str, end: int, pace: Paced):
 
 
 def grpo(server: Server, folder: Path, out: str, model: str, capability: str, reward: str, prompts: int,
-         group_size: int, max_new_tokens: int,
-         learning_rate: float, **more) -> GRPOTrainer:
+         group_size: int, max_new_tokens: int, learning_rate: float, rank: int | None = None,
+         precision: str | None = None) -> GRPOTrainer:
     "GRPO with the token-normalised loss and clipping of the engine's default: TRL calls it dapo."
     policy, processor = load(folder / model)
     tokenizer, pace = getattr(processor, "tokenizer", processor), Paced(server)
     if tokenizer is not processor:
         take_nested_videos(processor.video_processor)
         pace.watch(policy.model.visual)
-    settings = GRPOConfig(out, **PLAIN, learning_rate=learning_rate, per_device_train_batch_size=prompts * group_size,
-                          num_generations=group_size,
+    settings = PLAIN | dict(bf16=precision == "bf16")
+    if precision: settings["generation_kwargs"] = dict(min_new_tokens=max_new_tokens)  # completions of one length
+    settings = GRPOConfig(out, **settings, learning_rate=learning_rate, num_generations=group_size,
+                          per_device_train_batch_size=prompts * group_size,
                           max_completion_length=max_new_tokens, beta=0.0, loss_type="dapo", epsilon=0.2,
-                          epsilon_high=0.28, **more)
+                          epsilon_high=0.28)
+    adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear") if rank else None
     return GRPOTrainer(policy, rewarded(reward, tokenizer.eos_token_id, pace), settings, dataset(folder, capability),
-                       processing_class=processor, callbacks=[pace])
+                       processing_class=processor, callbacks=[pace], peft_config=adapter)
 
 
 def opd(server: Server, folder: Path, out: str, model: str, teacher: str, capability: str, prompts: int,

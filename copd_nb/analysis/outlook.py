@@ -106,7 +106,7 @@ def judge_pair(
     known = (f"from {calibration.pairs} pairs of {calibration.suites} suites; error on a suite left out "
              f"{calibration.error:.1f} points, of their mean {calibration.plain:.1f}")
     if not calibration.useful: return f"can't tell: the forecast does no better than the mean ({known})"
-    if missing := [k for k, v in features.items() if v is None or not math.isfinite(v)]:
+    if missing := [k for k in calibration.features if features[k] is None or not math.isfinite(features[k])]:
         return f"can't tell: {missing[0]} could not be measured ({known})"
     if far := calibration.beyond(dict(features)): return f"can't tell: {far} ({known})"
     value, low, high = calibration.forecast(dict(features))
