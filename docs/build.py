@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 PAGES, REPORTS = ROOT / "docs", ROOT / "docs" / "reports"
 RESULTS = next((file for name in ("experiment-standard", "comparison-standard")  # the former name of the report
                 if (file := REPORTS / name / "results.json").exists()), None)
-README, BEGIN, END = (ROOT / "README.md", "<!-- made by `python docs/build.py readme` -->",
-                      "<!-- end of what is made -->")
+MEASURED, BEGIN, END = (PAGES / "measured.md", "<!-- made by `python docs/build.py measured` -->",
+                        "<!-- end of what is made -->")
 NOTEBOOKS = "nbs/[0-9]_*/[0-9]*.ipynb", "nbs/tutorials/*.ipynb", "nbs/explain/*.ipynb"
 PACKAGES = dict(
     data="what is learnt", policy="who learns", signals="what one step learns from",
@@ -47,6 +47,7 @@ DRAWINGS: dict[str, Schedule] = {
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?!\d)", re.S)
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
 DIRECTIVE = re.compile(r"<!-- (drawing|results|claims|studies|headline) (.+?) -->")
+UPWARDS = re.compile(r"\]\(\.\./(?=bench/|nbs/|CONTRIBUTING)")  # in pages that lie beside these on the site
 WEB_FONT = re.compile(r"@import\s+url\([\"\']?https://fonts[^)]*\);?")
 ELSEWHERE = re.compile(
     r"<(?:script|img|iframe|source)[^>]*?\ssrc=\"(https?:|//)|"
@@ -147,9 +148,9 @@ def means(tables: dict[str, list[dict]]) -> list[str]:
 
 
 def measured() -> str:
-    "README's part on results: the comparison's means and verdicts, a sentence a study, the claims."
+    "The page on results: the comparison's means and verdicts, a sentence a study, the claims."
     content, found = harmless(read_results(RESULTS)), published()
-    heads = [f"- [{inert(e.title)}](docs/reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found
+    heads = [f"- [{inert(e.title)}](reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found
              if e.brief and e.name in STUDIES]
     said = [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items()
             for v in rows if "mixed RLVR" in (v["paradigm"], v["other"])]
@@ -161,9 +162,10 @@ def measured() -> str:
                       claims_markdown([e.record for e in found])])
 
 
-def write_readme(text: str) -> str:
-    "README with its part on results made anew; ValueError if the marks are missing."
-    if text.count(BEGIN) != 1 or text.count(END) != 1: raise ValueError(f"README.md needs one {BEGIN} and one {END}")
+def with_measured(text: str) -> str:
+    "The page on results with its tables made anew; ValueError if the marks are missing."
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{MEASURED.name} needs one {BEGIN} and one {END}")
     return text.partition(BEGIN)[0] + f"{BEGIN}\n{measured()}\n{END}" + text.partition(END)[2]
 
 
@@ -200,10 +202,13 @@ def stage(source: Path):
     shutil.rmtree(source, ignore_errors=True)
     for page in (*PAGES.rglob("*.md"), *ROOT.glob("bench/*.md"), ROOT / "CONTRIBUTING.md"):
         copy_page(page, source / page.relative_to(PAGES if page.is_relative_to(PAGES) else ROOT))
-    copy_page(ROOT / "README.md", source / "index.md")
+    for page, name in (("README.md", "index.md"), ("examples/README.md", "examples.md")):
+        copy_page(ROOT / page, source / name)
     (source / "bench" / "README.md").rename(source / "bench" / "method.md")  # a README is no page of a site
     for page in source.rglob("*.md"):
         text = page.read_text(encoding="utf-8").replace("bench/README.md", "bench/method.md").replace("](docs/", "](")
+        text = text.replace("](examples/README.md", "](examples.md")
+        if page.parent == source: text = UPWARDS.sub("](", text).replace("](../docs/", "](")
         page.write_text(text, encoding="utf-8")
     for notebook in (n for place in NOTEBOOKS for n in ROOT.glob(place)):
         copy_notebook(notebook, source / notebook.relative_to(ROOT))
@@ -268,5 +273,6 @@ def build(target: Path = ROOT / "_docs") -> Path:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["readme"]: README.write_text(write_readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    if sys.argv[1:] == ["measured"]:
+        MEASURED.write_text(with_measured(MEASURED.read_text(encoding="utf-8")), encoding="utf-8")
     else: print(build(*map(Path, sys.argv[1:])))

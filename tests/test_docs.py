@@ -99,10 +99,20 @@ def test_published_reports_are_standard_runs_over_seeds():
     assert sum(f.stat().st_size for f in (ROOT / "docs" / "reports").rglob("*")) < 10_000_000
 
 
-def test_the_readme_says_what_the_committed_reports_say():
-    text = (ROOT / "README.md").read_text()
-    assert docs.write_readme(text) == text
-    with pytest.raises(ValueError, match="needs one"): docs.write_readme("no marks")
+def test_the_page_on_results_says_what_the_committed_reports_say():
+    text = docs.MEASURED.read_text()
+    assert docs.with_measured(text) == text
+    with pytest.raises(ValueError, match="needs one"): docs.with_measured("no marks")
+
+
+def test_the_readme_is_short_and_its_numbers_are_measured():
+    text, found = (ROOT / "README.md").read_text(), docs.MEASURED.read_text()
+    assert len(text.split()) <= 800 and text.index("![") < 500
+    differences = re.findall(r"([0-9.]+) (?:points )?\[(-?[0-9.]+), (-?[0-9.]+)\]", text)
+    assert len(differences) == 4
+    for value, low, high in differences:  # a claim the other way round has both ends swapped, with a minus
+        ways = f"{value} points [{low}, {high}]", f"−{value} points [−{high}, −{low}]"
+        assert any(way in found for way in ways), value
 
 
 def test_results_of_nothing_are_refused():
