@@ -58,7 +58,8 @@ USES = dict(  # fields of a Choice beside learning rate and label
 FAMILIES = tuple(USES)[:6]  # those of a comparison that names none
 NEIGHBOURS = {name: f"copd_nb.schedule.neighbours:{maker}_row" for name, maker in dict(
     semi_opd="semi_opd", codistill_grpo="codistill", camopd="camopd", reward_and_teacher="reward_and_teacher").items()}
-NEIGHBOURS["synced_copd"] = "copd_nb.schedule.local:synced_copd"
+NEIGHBOURS |= dict(synced_copd="copd_nb.schedule.local:synced_copd",
+                   placebo_copd="copd_nb.study.variants:placebo_copd")
 KNOWN = (*USES, *NEIGHBOURS)  # built-in rows
 FORMER = dict(mixed_rlvr="mixed", static_opd="opd", merged_experts="merged",
               local_rlvr="local")  # functions that make the schedules

@@ -9,7 +9,7 @@ __all__ = ['TRIALS', 'tuning_split', 'suite', 'tuning_suite', 'names_of', 'trial
 # %% ../../nbs/6_study/09_sweep.ipynb #90206141
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from urllib.parse import urlencode
 
 import pandas as pd
@@ -69,6 +69,12 @@ def _values(trial: Mapping, rate: float, choice: Choice | None) -> dict:
     s_rl = min(max(1, round(cycle * trial["cycle"])), cycle - 1) if "cycle" in trial else choice.s_rl
     return dict(s_rl=s_rl, s_opd=cycle - s_rl) | values
 
+def _stated(choice: Choice) -> dict:
+    "What a row says of itself, but for its rate and label: a trial changes some of it and keeps the rest."
+    own = {f.name: getattr(choice, f.name) for f in fields(choice) if f.name not in ("learning_rate", "label", "more")
+           and getattr(choice, f.name) != f.default}
+    return own | dict(choice.more)
+
 def names_of(experiment: Experiment) -> dict[str, str]:
     "Row of the file → paradigm: its label if it has one, else its name. ValueError for two equal ones."
     listed = [(choice.label or name, FORMER.get(name, name)) for name, choice in listed_paradigms(experiment.paradigms)]
@@ -86,7 +92,7 @@ def trials(
     for (key, family), (_, choice) in zip(names_of(experiment).items(), listed_paradigms(experiment.paradigms)):
         if family not in TRIALS and key not in own: continue
         rate = expert_rate if family in ("opd", "mopd") and expert_rate else experiment.config.learning_rate
-        fixed = dict(choice.more) | (dict(learning_rate=rate) if family in ("opd", "mopd") else {})
+        fixed = _stated(choice) | (dict(learning_rate=rate) if family in ("opd", "mopd") else {})
         phases = shortened(choice, t.get("steps", experiment.steps)) if family == "copd" else None
         listed = own.get(key) or TRIALS[family][:t.get("number", 6)]
         found[key] = [fixed | _values(v, rate, phases) for v in listed]

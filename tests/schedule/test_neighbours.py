@@ -96,4 +96,4 @@ def test_names_and_rows():
     with pytest.raises(ValueError, match="bta"): paradigms(setting, 80, {}, [("semi_opd", Choice(more=dict(bta=1)))])
     three = settings_of(("text", "image", "video"))["three_branch"]
     assert [p.label for p in paradigms(three, 80, {}, list(NEIGHBOURS))] == [
-        "semi-opd", "codistill-grpo", "reward-and-teacher", "copd-synced"]
+        "semi-opd", "codistill-grpo", "reward-and-teacher", "copd-synced", "copd-placebo"]

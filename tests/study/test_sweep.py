@@ -38,6 +38,16 @@ def test_tuning_prompts_are_training_prompts_of_which_none_is_judged_on(exp):
     assert {e.id for e in tuning_split(whole["text"], 4).test} == {e.id for e in tuned["text"].test}
 
 
+def test_trials_keep_what_the_row_says_of_itself():
+    "A batch, β and arguments of the schedule stay where a trial changes the rate alone; a trial's own value wins."
+    rows = [{"mixed": dict(prompts=96, steps=80, label="wide")}, {"copd": dict(beta=0.03, topology="hub")}]
+    grid = [dict(rate=0.5), dict(rate=2.0, beta=0.5)]
+    tuning = dict(seeds=[100], trials={"wide": [dict(rate=0.5), dict(rate=2.0)], "copd": grid})
+    found = trials(read_experiment("minis", paradigms=rows, tuning=tuning))
+    assert [(t["prompts"], t["steps"]) for t in found["wide"]] == [(96, 80)] * 2 and "label" not in found["wide"][0]
+    assert [(t["beta"], t["topology"]) for t in found["copd"]] == [(0.03, "hub"), (0.5, "hub")]
+
+
 def test_every_row_has_the_same_number_of_different_trials():
     listed = trials(read_experiment("minis"))
     assert {len(t) for t in listed.values()} == {6}
