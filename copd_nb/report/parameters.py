@@ -20,11 +20,12 @@ from ..policy.paths import located
 # %% ../../nbs/8_report/00_parameters.ipynb #c004
 def report_folder() -> Path:
     "The folder of report notebooks; FileNotFoundError names the places that were tried."
-    places = [Path.cwd() / "nbs" / "reports", Path(copd_nb.__file__).resolve().parent.parent / "nbs" / "reports"]
+    package = Path(copd_nb.__file__).resolve().parent  # in a checkout, or with notebooks of its own
+    places = [Path.cwd() / "nbs" / "reports", package.parent / "nbs" / "reports", package / "assets" / "reports"]
     for place in places:
         if place.is_dir(): return place
     raise FileNotFoundError(
-        f"no report notebooks in {' or '.join(map(str, places))}: run this in a checkout of copd_nb")
+        f"no report notebooks in {' or '.join(map(str, places))}: install copd_nb again, or run this in a checkout")
 
 def report_names() -> list[str]:
     "Names of all reports."
