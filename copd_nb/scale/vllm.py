@@ -107,14 +107,18 @@ def _made(policy: Policy, request: Request, outputs: list, prompts: list[list[in
     return rollouts_of(policy, request, ids, logp, decoded=decoded, top_ids=tops)
 
 @torch.no_grad()
-def _tempered(policy: Policy, out: Rollouts, greedy: int, temperature: float) -> Rollouts:
-    "The same rollouts with log-probabilities of greedy rows at another temperature, from a pass of the policy."
-    first = torch.arange(len(out.ids), device=out.ids.device) % out.group_size < greedy
-    ids, mask, logp = out.ids[first], out.mask[first].bool(), out.logp.clone()
-    hidden = policy.completion_hidden(out.prompts, ids, mask)
-    logp[first] = torch.zeros_like(logp[first]).masked_scatter(
-        mask, token_scores(policy.head(temperature), hidden, ids[mask]).logp.float())
-    return replace(out, logp=logp)
+def _tempered(policy: Policy, out: Rollouts, greedy: int, temperature: float, rows: int | None) -> Rollouts:
+    "The same rollouts with log-probabilities of greedy rows at another temperature, from passes over `rows` at a time."
+    head, grids, logp = policy.head(temperature), (out.ids, out.mask.bool(), out.logp), []
+    ids, mask, old = (x.unflatten(0, (-1, out.group_size))[:, :greedy] for x in grids)  # (P, greedy, T)
+    for part in torch.arange(len(ids)).split(len(ids) if rows is None else max(1, rows // greedy)):
+        prompts, at = policy.encode([out.prompts.examples[i] for i in part.tolist()]), part.to(ids.device)
+        some, counted = ids[at].flatten(0, 1), mask[at].flatten(0, 1)
+        hidden = policy.completion_hidden(prompts, some, counted)
+        logp.append(torch.zeros(some.shape, device=ids.device).masked_scatter(
+            counted, token_scores(head, hidden, some[counted]).logp.float()).view_as(old[at]))
+    new = torch.cat([torch.cat(logp), out.logp.unflatten(0, (-1, out.group_size))[:, greedy:]], 1)
+    return replace(out, logp=new.flatten(0, 1))
 
 # %% ../../nbs/9_scale/22_vllm.ipynb #c021
 _DECIDED = {"load_format", "logprobs_mode", "weight_transfer_config", "enable_sleep_mode", "worker_extension_cls"}
@@ -190,7 +194,7 @@ class VllmSampler:
         max_new_tokens: int = 16,  # length limit, ≥ 1
         temperature: float = 1.0,  # > 0
         drop_finished: bool = True,  # vLLM always does
-        rows: int | None = None,  # vLLM's scheduler decides
+        rows: int | None = None,  # vLLM's scheduler decides; rows that the policy scores at a time
     ) -> list[Rollouts]:  # one for each request
         "Roll out a policy for several requests together; RuntimeError for an unexpected answer of vLLM."
         if any(r.lengths is not None for r in requests):
@@ -205,5 +209,5 @@ class VllmSampler:
         found = [_made(policy, r, [next(outputs) for _ in mine], mine, max_new_tokens)
                  for r, mine in zip(requests, prompts)]
         if self.sleep: self._rest()
-        return [_tempered(policy, out, r.greedy, temperature) if r.greedy and temperature != 1 else out
+        return [_tempered(policy, out, r.greedy, temperature, rows) if r.greedy and temperature != 1 else out
                 for r, out in zip(requests, found)]

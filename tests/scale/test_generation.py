@@ -20,7 +20,9 @@ from copd_nb.engine.state import Training
 from copd_nb.engine.training import train
 from copd_nb.engine.update import gradients_of
 from copd_nb.scale.vllm import VllmSampler, row_seeds
-from copd_nb.scale.vllm_weights import named_weights, save_for_vllm, unknown_processors, way_for, weights_fingerprint
+from copd_nb.scale import vllm_weights
+from copd_nb.scale.vllm_weights import (
+    named_weights, save_for_vllm, unknown_processors, way_for, weights_file, weights_fingerprint)
 from copd_nb.policy.toys import minis_base, image, minis, text, tiny_policy, video
 from copd_nb.signals.objectives import grpo_advantages
 from copd_nb.policy.lora_branches import lora
@@ -84,9 +86,10 @@ def test_rows_end_like_those_of_the_built_in_sampler(sampler, tiny):
         assert set(ids[length:]) <= {likely.eos[0]}
 
 
-def test_greedy_rows_are_those_of_the_built_in_sampler(sampler, tiny):
+@pytest.mark.parametrize("rows", [None, 1, 3])
+def test_greedy_rows_are_those_of_the_built_in_sampler(rows, sampler, tiny):
     asked = request(tiny, EXAMPLES, 2, "greedy", greedy=1)
-    theirs, ours = sampler(tiny, [asked], 6, 0.7)[0], sample(tiny, asked.prompts, 1, 6, 0.7, greedy=True)
+    theirs, ours = sampler(tiny, [asked], 6, 0.7, True, rows)[0], sample(tiny, asked.prompts, 1, 6, 0.7, greedy=True)
     assert torch.allclose(theirs.logp, own_logp(tiny, theirs, 0.7), atol=1e-4)  # vLLM's are at temperature 1
     width = min(theirs.ids.shape[1], ours.ids.shape[1])
     assert torch.equal(theirs.mask[::2, :width], ours.mask[:, :width])
@@ -188,6 +191,15 @@ def test_a_folder_that_vllm_can_not_read_is_saved_anew(monkeypatch, tiny, tmp_pa
         assert sampler(tiny, [request(tiny, EXAMPLES[:2], 1, "x")], 2, 1.0)[0].logp.isfinite().all()
         assert (sampler.llm.model == str(given)) == taken
     with pytest.raises(ValueError, match="unrecognised processor"): fake_vllm.check_folder(shipped)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_the_file_of_weights_is_in_memory_where_there_is_room(room, tiny, tmp_path, monkeypatch):
+    memory = tmp_path / "memory"
+    if room: memory.mkdir()
+    monkeypatch.setattr(vllm_weights, "_SHARED", memory)
+    with weights_file(tiny) as file: assert (memory in file.parents) == room and file.stat().st_size > 1000
+    assert not file.parent.exists()
 
 
 def test_weights_are_handles_only_where_both_sides_are_on_a_card(tiny):
