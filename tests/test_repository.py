@@ -225,11 +225,12 @@ def test_versions_and_names_agree():
 
 
 def test_setup_passes_on_the_requirements_of_settings():
-    code = ("import setuptools, json; setuptools.setup = lambda **k: print(json.dumps(k));"
+    code = ("import setuptools, json; setuptools.setup = lambda **k: print(json.dumps(k, default=str));"
             f"import runpy; runpy.run_path({str(ROOT / 'setup.py')!r}, run_name='__main__')")
     given = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert given["install_requires"] == settings()["requirements"].split()
-    assert given["extras_require"]["dev"] == settings()["dev_requirements"].split()
+    extras = {key.removesuffix("_requirements") for key in settings() if key.endswith("_requirements")}
+    assert given["extras_require"] == {name: settings()[f"{name}_requirements"].split() for name in extras}
 
 
 def distribution(requirement): return re.sub(r"[-_.]+", "-", Requirement(requirement).name).lower()
