@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from datetime import datetime
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 
@@ -44,6 +45,11 @@ _MANIFEST = Draft202012Validator(record(
 
 # %% ../../nbs/4_engine/04_runs.ipynb #c020
 AVERAGE = " (average)"  # ends the label of a moving average of weights, in logs and scores
+
+@lru_cache(64)
+def _sound(text: str) -> Schedule:
+    "The schedule of a JSON text, checked once: the seeds of a row share theirs. ValueError if it can't run."
+    return Schedule.from_dict(json.loads(text)).validate()
 
 class Run:
     "A run folder, finished or not."
@@ -92,7 +98,7 @@ class Run:
 
     def _schedule(self, key: str) -> Schedule:
         m = self.manifest
-        try: return Schedule.from_dict(m.get(key, m["schedule"])).validate()
+        try: return _sound(json.dumps(m.get(key, m["schedule"])))
         except ValueError as error: raise ValueError(f"{self.path / 'manifest.json'}: {error}") from error
 
     @property

@@ -47,9 +47,10 @@ def critical_path(
     for index, phase in enumerate(schedule.phases):
         if isinstance(phase, Sync):  # its branches wait for each other
             clocks.update(dict.fromkeys(phase.branches, max(map(clock, phase.branches))))
+        needed = [(u.branch, *u.asked) for u in phase.updates]
         for step in range(phase.steps):
             followers.begin(clocks, phase.updates, clock)
-            ready = [max(map(clock, (u.branch, *u.asked))) for u in phase.updates]
+            ready = [max(map(clock, names)) for names in needed]
             for update, start in zip(phase.updates, ready):
                 clocks[update.branch] = start + cost(index, step, update)
             followers.renew(clocks, phase.updates)
