@@ -120,8 +120,9 @@ class Store:
         written = stamp(folder / "manifest.json"), stamp(folder / "events.jsonl")
         if name not in self.logs or self.logs[name][0] != written:
             try: self.logs[name] = written, Curves(Run(folder))
-            except ValueError: return None
-        return self.logs[name][1].of(self.metric)
+            except ValueError: self.logs[name] = written, None  # damaged
+        found = self.logs[name][1]
+        return found and found.of(self.metric)
 
     def draw(self, ax: Axes):
         "Learning curves of the remaining runs, of at most `LINES` settings."

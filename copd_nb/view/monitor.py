@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 
 from ..engine.following import Columns, Tail, stamp
 from ..engine.runs import Run, request_stop, stop_requested
+from ..engine.storage import is_written
 from .dynamics import SIGNALS, dynamics, probe_values, signal_curves, training_curves, warnings_table
 from .gap_explorer import GAPS
 from .pages import Explorer, card, choose, figure, table
@@ -36,7 +37,7 @@ class MonitorState:
     ):
         self.path, self.metric, self.trainer, self.error = Path(path), "reward", None, None
         self.tail = Tail(self.path / "events.jsonl")
-        self.columns, self.plan = Columns(self.tail), (None, 0)
+        self.columns, self.known = Columns(self.tail), {}
 
     @property
     def trains_here(self) -> bool: return self.trainer is not None and self.trainer.is_alive()
@@ -44,8 +45,9 @@ class MonitorState:
     @property
     def status(self) -> str:
         "absent | running | stopping | stopped | interrupted | failed | finished."
-        if not (self.path / "manifest.json").exists(): return "running" if self.trains_here else "absent"
-        status = Run(self.path).status
+        status = self._manifest("status", lambda run: run.manifest["status"])
+        if status is None: return "running" if self.trains_here else "absent"
+        if status == "running" and not is_written(self.path): status = "interrupted"
         if status == "finished" or status != "running" and not self.trains_here: return status
         return "stopping" if stop_requested(self.path) else "running"
 
@@ -53,14 +55,14 @@ class MonitorState:
     def progress(self) -> tuple[int, int]:
         "Steps done and steps of the whole schedule."
         self.columns.follow()
-        return self.columns.step, self._total()
+        return self.columns.step, self._manifest("steps", lambda run: sum(p.steps for p in run.schedule.phases)) or 0
 
-    def _total(self) -> int:
-        "Steps of the whole schedule, read again if the manifest has changed."
+    def _manifest(self, what: str, read: Callable[[Run], object]):
+        "A value of the manifest, read again if it has been written since; None without a manifest."
         written = stamp(self.path / "manifest.json")
-        if written is None: return 0
-        if written != self.plan[0]: self.plan = written, sum(p.steps for p in Run(self.path).schedule.phases)
-        return self.plan[1]
+        if written is None: return None
+        if self.known.get(what, (None,))[0] != written: self.known[what] = written, read(Run(self.path))
+        return self.known[what][1]
 
     def stop(self): request_stop(self.path)
 
