@@ -179,8 +179,9 @@ def _spent(events: pd.DataFrame | Iterable[dict], schedule: Schedule) -> pd.Data
     frame = pd.DataFrame(events)
     frame = frame[frame["kind"] == "train"] if "kind" in frame else frame
     frame = frame.assign(tokens=frame["generated"] + frame["scored"] + frame["trained"])
-    totals = {"updates": "max", "tokens": "sum", "flops": "sum", "seconds": "sum"}
-    spent = frame.groupby(["phase_index", "step", "branch"])[list(_MEASURED)].agg(totals)
+    each = frame.groupby(["phase_index", "step", "branch"])
+    spent = each[list(_MEASURED[1:])].sum()
+    spent.insert(0, "updates", each["updates"].max())
     planned = {(i, u.branch) for i, phase in enumerate(schedule.phases) for u in phase.updates}
     unknown = {(i, branch) for i, _, branch in spent.index} - planned
     _require(not unknown, f"events hold updates that schedule {schedule.name!r} has not: {sorted(unknown)}")
