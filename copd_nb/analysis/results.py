@@ -159,8 +159,7 @@ def learning_curve(
     metric: str = "sampled",  # "greedy" or "sampled"
 ) -> pd.DataFrame:  # columns total_steps, tokens, flops, critical_steps, accuracy in %
     "Accuracy of the result against the cost so far."
-    events = run.events
-    found = accuracies(events, run.schedule, capabilities)
+    found = accuracies(events := run.events, run.schedule, capabilities)
     if metric not in found: raise ValueError(f"run {run.path.name} logged no evaluation: set eval_every")
     return against_budgets(budget_curve(events, run.schedule), found[metric])
 

@@ -77,7 +77,8 @@ def test_refusals_are_one_sentence_and_need_no_torch(tmp_path):
         from copd_nb.report.command import main
         for words in {list(REFUSED)!r}:
             began, told = time.process_time(), io.StringIO()
-            with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()): status = main(words.split())
+            with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+                status = main(words.split())
             print(status, words, round(time.process_time() - began, 2), told.getvalue().strip(), sep="\\t")
         print("torch" in sys.modules)
         """

@@ -304,7 +304,8 @@ def test_a_browser_reads_what_has_changed(store, monkeypatch):
     write(store / "run-9", 12, 4, learning_rate=9e-5)
     Run(store / "run-1").note(status="stopped")
     assert state.refresh() == ["run-1", "run-9"] and "7 of 7 runs" in state.html()
-    assert (len(rows), [args[0].path.name for args in logs[7:]]) == (8, ["run-1", "run-9"]) and set(state.runs.status) == {"finished", "stopped"}
+    assert (len(rows), [args[0].path.name for args in logs[7:]]) == (8, ["run-1", "run-9"])
+    assert set(state.runs.status) == {"finished", "stopped"}
     (store / "run-9" / "manifest.json").unlink()
     assert state.refresh() == [] and len(state.runs) == 6
 
