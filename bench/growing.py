@@ -26,6 +26,12 @@ EVERY = 20  # steps between evaluations and between probes
 REDRAWS = 5
 SIZES = tuple(int(n) for n in os.environ.get("RUNS", "").split()) or RUNS  # RUNS="10 60" leaves large stores out
 DATA = '{"prompt": "1 + 1 =", "answer": "2"}\n{"prompt": "", "answer": 7}\n'
+MINE = """
+model: ./none
+capabilities:
+  a: {file: rows.jsonl, reward: exact}
+  b: {file: rows.jsonl, reward: exact}
+"""
 COMMANDS = {  # label → words of `copd`; each is refused
     "copd train nothing": ["train", "nothing"],
     "copd train copd -p topology=ring": ["train", "copd", "-p", "capabilities", '["text", "image"]', "-p", "topology",
@@ -33,7 +39,10 @@ COMMANDS = {  # label → words of `copd`; each is refused
     "copd train copd -c speed 1": ["train", "copd", "-p", "capabilities", '["text", "image"]', "-c", "speed", "1"],
     "copd train copd --suite nothing": ["train", "copd", "-p", "capabilities", '["text", "image"]', "--suite",
                                         "nothing"],
+    "copd train copd, unknown capability": ["train", "copd", "-p", "capabilities", '["text", "foto"]'],
+    "copd train copd --out full": ["train", "copd", "-p", "capabilities", '["text", "image"]', "--out", "full"],
     "copd train minis nothing": ["train", "minis", "nothing"],
+    "copd train mine.yaml copd, no model": ["train", "mine.yaml", "copd"],
     "copd train absent.yaml copd": ["train", "absent.yaml", "copd"],
     "copd compare absent.yaml": ["compare", "absent.yaml"],
     "copd check absent.yaml": ["check", "absent.yaml"],
@@ -93,6 +102,10 @@ def materials(folder: Path):
             settings = dict(learning_rate=(1e-5, 3e-5)[i % 2], temperature=(0.8, 1.0)[i // 2 % 2])
             stretched(run, folder / f"store-{n}" / f"run-{i:03}", STORE_STEPS, i // 4, **settings)
     (folder / "faulty.jsonl").write_text(DATA)
+    (folder / "full").mkdir()
+    (folder / "full" / "file").touch()
+    (folder / "rows.jsonl").write_text("".join(f'{{"prompt": "{i}", "answer": "{i}"}}\n' for i in range(40)))
+    (folder / "mine.yaml").write_text(MINE)
     (folder / "wrong.yaml").write_text("title: wrong\nmodel: {pth: models/none}\n")
     (folder / "store").symlink_to(folder / f"store-{SIZES[0]}")
 
