@@ -23,6 +23,15 @@ def need_columns(
     if missing: raise ValueError(f"table lacks columns {missing}; it has {list(df.columns)}")
 
 # %% ../../nbs/5_analysis/02_curves.ipynb #c005
+def _read(curve: pd.DataFrame, budgets: np.ndarray, x: str, y: str) -> np.ndarray:
+    "The values of a curve at several budgets, in one interpolation."
+    need_columns(curve, x, y)
+    points = curve[[x, y]].dropna().sort_values(x)
+    if points[x].duplicated().any():
+        raise ValueError(f"column {x!r} repeats a value: pass the curve of one run and capability")
+    if points.empty: return np.full(len(budgets), np.nan)
+    return np.interp(budgets, points[x], points[y], left=np.nan, right=np.nan)
+
 def at_budget(
     curve: pd.DataFrame,  # one run: cumulative budget in `x`, each value once
     budget: float,  # where to read it
@@ -30,11 +39,7 @@ def at_budget(
     y: str = "accuracy",  # column to read; rows without a value are skipped
 ) -> float:  # NaN before the first point and beyond the last
     "Read a learning curve at a budget by linear interpolation, without extrapolation."
-    need_columns(curve, x, y)
-    points = curve[[x, y]].dropna().sort_values(x)
-    if points[x].duplicated().any():
-        raise ValueError(f"column {x!r} repeats a value: pass the curve of one run and capability")
-    return float(np.interp(budget, points[x], points[y], left=np.nan, right=np.nan)) if len(points) else float("nan")
+    return float(_read(curve, np.array([budget]), x, y)[0])
 
 # %% ../../nbs/5_analysis/02_curves.ipynb #c006
 def common_budget(
@@ -60,7 +65,7 @@ def band(
     "Mean and spread of several curves on the union of their x values, as far as all of them reach."
     need_columns(df, x, y, unit)
     grid = np.sort(df[x].dropna().unique())
-    curves = np.array([[at_budget(one, g, x, y) for g in grid] for _, one in df.groupby(unit)])
+    curves = np.array([_read(one, grid, x, y) for _, one in df.groupby(unit)])
     keep = ~np.isnan(curves).any(0)
     grid, curves, n = grid[keep], curves[:, keep], len(curves)
     mean = curves.mean(0)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'Difference', 'BUDGETS', 'INCIDENTS', 'expert_label', 'score_arrays', 'main_table', 'compare',
-           'clear_leader', 'leader_sentence', 'leader_of', 'learning_curve', 'equal_budgets', 'cost_table', 'incidents',
-           'never_rewarded', 'warned', 'monitor_sentences']
+           'clear_leader', 'leader_sentence', 'leader_of', 'accuracies', 'against_budgets', 'learning_curve',
+           'equal_budgets', 'cost_table', 'incidents', 'never_rewarded', 'warned', 'monitor_sentences']
 
 # %% ../../nbs/5_analysis/04_results.ipynb #c002
 import math
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import pandas as pd
 
+from ..schedule.core import Schedule
 from ..schedule.price import budget_curve
 from ..engine.log import EventLog
 from ..engine.monitors import MONITORS, UNREWARDED
@@ -134,18 +135,33 @@ def leader_of(
 # %% ../../nbs/5_analysis/04_results.ipynb #c016
 BUDGETS = ("total_steps", "tokens", "flops", "critical_steps")
 
+def accuracies(
+    events: pd.DataFrame,  # `run.events`
+    schedule: Schedule,  # of that run
+    capabilities: Iterable[str],  # that count, equally
+) -> pd.DataFrame:  # by phase_index and step: greedy, sampled in %; without columns if nothing was evaluated
+    "Mean accuracy of the result at each evaluation."
+    if "model" not in events: return pd.DataFrame()
+    names = {"result"} | ({schedule.result} if isinstance(schedule.result, str) else set())
+    points = events[(events.kind == "eval") & events.model.isin(names) & events.capability.isin(list(capabilities))]
+    return points.groupby(["phase_index", "step"])[[m for m in METRICS if m in events]].mean().mul(100)
+
+def against_budgets(
+    spent: pd.DataFrame,  # from `budget_curve`
+    values: pd.Series,  # by phase_index and step
+) -> pd.DataFrame:  # columns total_steps, tokens, flops, critical_steps, accuracy: the values
+    "Values against the cost so far."
+    return spent.merge(values.rename("accuracy").reset_index(), on=["phase_index", "step"])[[*BUDGETS, "accuracy"]]
+
 def learning_curve(
     run: Run,  # with evaluations in its events
     capabilities: Iterable[str],  # that count, equally
     metric: str = "sampled",  # "greedy" or "sampled"
 ) -> pd.DataFrame:  # columns total_steps, tokens, flops, critical_steps, accuracy in %
     "Accuracy of the result against the cost so far."
-    events, result = run.events, run.schedule.result
-    names = {"result"} | ({result} if isinstance(result, str) else set())
-    if "model" not in events: raise ValueError(f"run {run.path.name} logged no evaluation: set eval_every")
-    points = events[(events.kind == "eval") & events.model.isin(names) & events.capability.isin(list(capabilities))]
-    accuracy = points.groupby(["phase_index", "step"])[metric].mean().mul(100).rename("accuracy").reset_index()
-    return budget_curve(events, run.schedule).merge(accuracy, on=["phase_index", "step"])[[*BUDGETS, "accuracy"]]
+    found = accuracies(events := run.events, run.schedule, capabilities)
+    if metric not in found: raise ValueError(f"run {run.path.name} logged no evaluation: set eval_every")
+    return against_budgets(budget_curve(events, run.schedule), found[metric])
 
 # %% ../../nbs/5_analysis/04_results.ipynb #c017
 def equal_budgets(

@@ -102,7 +102,8 @@ def meant(
     known: Iterable[str],  # the names there are
 ) -> str:  # " (did you mean 'sort'?)", or nothing
     "The known name that a typing error could have meant, as a part of a sentence."
-    close = difflib.get_close_matches(str(name), list(known), 1, 0.6)
+    known = list(known)
+    close = [] if name in known else difflib.get_close_matches(str(name), known, 1, 0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 def unknown_name(

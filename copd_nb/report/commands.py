@@ -44,11 +44,12 @@ def _plan(schedule: str, values: dict, settings: dict, starts: dict) -> tuple:
     for folder in starts.values(): located(folder)
     return plan, config
 
-def _check_named(suite: str, *parts: str | None):
-    "ValueError for a suite that is not known, and for references whose modules don't exist; nothing is imported."
+def _check_named(plan, suite: str, *parts: str | None):
+    "ValueError for a suite that is not known or has no such capability, and for modules that don't exist."
     for name in (suite, *filter(None, parts)):
         if ":" in name: check_reference(name, "suite" if name is suite else "part")
-    from copd_nb.policy.suites import FORMER, SUITES
+    from copd_nb.policy.suites import FORMER, NAMES, SUITES
+    if suite in NAMES: plan.validate(NAMES[suite])
     if ":" not in suite and (name := with_options(suite)[0]) not in SUITES | FORMER:
         raise ValueError(unknown_name(name, SUITES, "suite", "or package.module:name"))
 
@@ -77,7 +78,9 @@ def train(
     if paradigm is not None:
         raise ValueError(f"{paradigm!r} is one word too many: {schedule!r} is a schedule, no experiment (.yaml)")
     plan, config = _plan(schedule, values_of(p), values_of(c), dict(start or []))
-    _check_named(suite, sampler, learner)
+    _check_named(plan, suite, sampler, learner)
+    from copd_nb.engine.runs import check_folder
+    check_folder(Path(out))
     from copd_nb.engine.request import LEARNERS, part_from
     from copd_nb.engine.training import train
     from copd_nb.policy.files import load

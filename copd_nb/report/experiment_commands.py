@@ -48,6 +48,18 @@ def init(
     print(f"next: copd check {file}")
 
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #5142b677
+def _check_places(experiment: "Experiment"):
+    "FileNotFoundError for data or a model that is not there, before torch is loaded."
+    from copd_nb.policy.paths import located, looks_like_path
+    folder, model = Path(experiment.folder), experiment.model
+    for name, entry in experiment.capabilities.items():
+        for key in {"file", "test"} & {*entry}:
+            if (path := folder / entry[key]).exists(): continue
+            raise FileNotFoundError(f"capabilities.{name}.{key}: there is no file {path}")
+    path = model if isinstance(model, str) else (model or {}).get("path")
+    if path is None or not looks_like_path(path) or (below := folder / Path(path).expanduser()).exists(): return
+    located(below if path.startswith((".", "/", "~")) else path)
+
 def _show_code(experiment: "Experiment") -> bool:
     "Print the code that a file names; whether there is any."
     from copd_nb.study.checking import own_code
@@ -145,6 +157,7 @@ def _checked(experiment: "Experiment", run_code: bool, prompts: int, rehearsal: 
         _show_costs(experiment)
         return int(_show_rehearsal(experiment) or wrong)
     if wrong or not prompts: return int(wrong)
+    _check_places(experiment)
     print("model", flush=True)
     said = _show_tries(experiment, prompts)
     for sentence in said: print(f"warning: {sentence}")
@@ -161,7 +174,8 @@ def train_experiment(
     "Train one paradigm of an experiment, and print its scores."
     experiment = _read(file, preset)
     from copd_nb.study.experiment import chosen_rows
-    if experiment.capabilities: chosen_rows(experiment, paradigm)  # refuses unknown names
+    if experiment.capabilities or experiment.together: chosen_rows(experiment, paradigm)  # refuses unknown names
+    _check_places(experiment)
     from copd_nb.study.loading import jobs_of
     runs = experiment.train(paradigm, seed)
     from copd_nb.study.jobs import scores_of

@@ -19,7 +19,7 @@ from pathlib import Path
 from ..engine.runs import Run
 from ..engine.storage import is_written
 from ..engine.storage import write_json
-from ..view.monitor import Tail
+from ..engine.following import Tail
 
 # %% ../../nbs/9_scale/04_trackers.ipynb #c005
 PLACE = ("kind", "phase", "phase_index", "cycle", "step", "global_step")  # the position of a row in the schedule

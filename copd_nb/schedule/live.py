@@ -136,6 +136,7 @@ class FollowerClocks:
         clock: Callable[[str], float],  # branch → its clock
     ) -> None:
         "Let followers begin with their branches."
+        if not self.found: return
         used = {name for update in updates for name in (update.branch, *update.sources)}
         for name, follower in self.found.items():
             if name not in clocks and follower.branch in used:
@@ -147,6 +148,7 @@ class FollowerClocks:
         updates: Iterable[Update],  # of the step that ends
     ) -> None:
         "Bring followers that change with this step to the clock of their branch."
+        if not self.found: return
         moved = {update.branch for update in updates}
         self.done.update(moved)
         for name, follower in self.found.items():

@@ -47,9 +47,10 @@ def critical_path(
     for index, phase in enumerate(schedule.phases):
         if isinstance(phase, Sync):  # its branches wait for each other
             clocks.update(dict.fromkeys(phase.branches, max(map(clock, phase.branches))))
+        needed = [(u.branch, *u.asked) for u in phase.updates]
         for step in range(phase.steps):
             followers.begin(clocks, phase.updates, clock)
-            ready = [max(map(clock, (u.branch, *u.asked))) for u in phase.updates]
+            ready = [max(map(clock, names)) for names in needed]
             for update, start in zip(phase.updates, ready):
                 clocks[update.branch] = start + cost(index, step, update)
             followers.renew(clocks, phase.updates)
@@ -178,8 +179,9 @@ def _spent(events: pd.DataFrame | Iterable[dict], schedule: Schedule) -> pd.Data
     frame = pd.DataFrame(events)
     frame = frame[frame["kind"] == "train"] if "kind" in frame else frame
     frame = frame.assign(tokens=frame["generated"] + frame["scored"] + frame["trained"])
-    totals = {"updates": "max", "tokens": "sum", "flops": "sum", "seconds": "sum"}
-    spent = frame.groupby(["phase_index", "step", "branch"])[list(_MEASURED)].agg(totals)
+    each = frame.groupby(["phase_index", "step", "branch"])
+    spent = each[list(_MEASURED[1:])].sum()
+    spent.insert(0, "updates", each["updates"].max())
     planned = {(i, u.branch) for i, phase in enumerate(schedule.phases) for u in phase.updates}
     unknown = {(i, branch) for i, _, branch in spent.index} - planned
     _require(not unknown, f"events hold updates that schedule {schedule.name!r} has not: {sorted(unknown)}")

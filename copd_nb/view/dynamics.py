@@ -7,6 +7,7 @@ __all__ = ['UNITS', 'BUDGETS', 'MARKED', 'SIGNALS', 'probe_rows', 'probe_values'
            'training_curves', 'signal_values', 'signal_curves', 'control_values', 'control_decisions']
 
 # %% ../../nbs/7_view/02_dynamics.ipynb #c002
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -50,10 +51,11 @@ def _shade(ax: Axes, events: pd.DataFrame):
                                              phase=("phase", "first"))
     follows = ends.index.to_series().diff() == 1  # else the phase before has no data
     ends["start"] = ends["end"].shift().where(follows, ends["first"].where(ends.index > 0, 0))
-    for row in ends.itertuples():
-        if "OPD" in row.phase: ax.axvspan(row.start, row.end, color="#f0e6c8", alpha=0.6, linewidth=0, zorder=0)
+    opd = ends[ends["phase"].str.contains("OPD")]
+    ax.broken_barh(list(zip(opd["start"], opd["end"] - opd["start"])), (0, 1), transform=ax.get_xaxis_transform(),
+                   color="#f0e6c8", alpha=0.6, linewidth=0, zorder=0)  # one artist, however many phases
+    for row in ends.itertuples() if len(ends) <= 12 else ():
         short = "OPD" if "OPD" in row.phase else "RLVR"
-        if len(ends) > 12: continue
         ax.annotate(short, ((row.start + row.end) / 2, 1), xycoords=("data", "axes fraction"), ha="center",
                     xytext=(0, 3), textcoords="offset points", fontsize=7, color="#555555")
 
@@ -65,7 +67,7 @@ def _lines(ax: Axes, table: pd.DataFrame, by: str, x: str, y: str) -> str:
         one = band(part, x, y)
         color = colors[str(name).split(" · ")[0]]
         ax.plot(one[x], one["mean"], color=color, linestyle=DASHES[i % len(DASHES)], linewidth=1.8, label=name)
-        ax.fill_between(one[x], one["min"], one["max"], color=color, alpha=0.18, linewidth=0)
+        if one["units"].max() > 1: ax.fill_between(one[x], one["min"], one["max"], color=color, alpha=0.18, linewidth=0)
     seeds = table["seed"].nunique()
     return f"{by}\n(mean; band: min–max\nof {seeds} seeds)" if seeds > 1 else f"{by}\n(one seed)"
 
@@ -143,9 +145,11 @@ def training_curves(
     table = values.groupby(keys, as_index=False, sort=False)[metric].mean()
     ax = new_axes(ax, 8, 3.6)
     side_legend(ax, _lines(ax, table, "branch", "global_step", metric))
-    for warning in warnings_table(events).itertuples():
-        if warning.monitor in MARKED.get(metric, ()):
-            ax.axvline(warning.step, color="black", linewidth=1, linestyle=":")
+    warned = warnings_table(events)
+    steps = warned[warned["monitor"].isin(MARKED.get(metric, ()))]["step"].unique()
+    if len(steps):  # one artist, however many there are
+        ax.plot(np.repeat(steps, 3), [0, 1, np.nan] * len(steps), transform=ax.get_xaxis_transform(), color="black",
+                linewidth=1, linestyle=":")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return finish(ax, "step (updates)", UNITS.get(metric, metric))
 
@@ -157,6 +161,12 @@ def _signal_name(branch: str, stream: str, capability: str) -> str:
     kind, _, rest = stream.partition(":")
     return f"{capability} · {branch}" + (f" · {kind} of {rest.rpartition(':')[2]}" if rest else "")
 
+def _signal_names(rows: pd.DataFrame, *columns: str) -> list[str]:
+    "The signal of each row, named once."
+    places = list(zip(*(rows[c] for c in columns)))
+    names = {place: _signal_name(*place) for place in dict.fromkeys(places)}
+    return [names[place] for place in places]
+
 def signal_values(
     events: pd.DataFrame,  # `run.events`, or several of them with a column `seed`
     metric: str,  # one of SIGNALS
@@ -166,10 +176,10 @@ def signal_values(
     rows = events[events["kind"] == "signal"].reindex(columns=[*events, *({metric} - {*events})])
     rows = rows[rows[metric].notna()]
     if rows.empty: raise ValueError(f"no row of kind signal has a value of {metric!r}: set Config.signals_every")
-    names = rows.apply(lambda r: _signal_name(r["branch"], r["stream"], r["capability"]), axis=1)
+    names = _signal_names(rows, "branch", "stream", "capability")
     if metric in ("cosine", "corrected"):
-        others = rows.apply(lambda r: _signal_name(r["other_branch"], r["other_stream"], r["other"]), axis=1)
-        names = names + " – " + others
+        others = _signal_names(rows, "other_branch", "other_stream", "other")
+        names = [f"{a} – {b}" for a, b in zip(names, others)]
     kept = ["global_step", "floor"] + (["seed"] if "seed" in rows else [])
     return rows[kept].assign(signal=names, value=rows[metric].astype(float)).reset_index(drop=True)
 

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from copd_nb.data.capability import Capability
 from copd_nb.engine.evaluation import evaluate, summary
+from copd_nb.policy.suites import NAMES
 from copd_nb.policy.toys import minis_base, blind, minis, suite, text, tiny_policy, video
 from copd_nb.data.scoring import score
 from copd_nb.signals.sampling import sample
@@ -21,6 +22,10 @@ DATA = files("copd_nb") / "assets" / "minis-base"
 
 @pytest.fixture(scope="module")
 def capabilities(): return minis()
+
+
+def test_names_that_are_known_before_the_suite_is_loaded(capabilities):
+    assert NAMES["minis"] == tuple(capabilities)
 
 
 @pytest.fixture(scope="module")

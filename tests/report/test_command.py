@@ -30,6 +30,14 @@ REFUSED = {
     'train copd -p capabilities ["a","b"] --sampler nosuch:mine': "'nosuch:mine': no module nosuch in ",
     'train copd -p capabilities ["a","b"] --start c ./x': r"unknown branch 'c': a, b",
     'train copd -p capabilities ["a","b"] --start a ./nothere': "there is no model './nothere'",
+    'train copd -p capabilities ["text","foto"]': r"unknown capability 'foto'; allowed: \['text', 'image', 'video'\]",
+    'train copd -p capabilities ["text","image"] --out full': "run folder full is not empty and holds no run",
+    "train minis coppd": "the experiment has no paradigm 'coppd': expert, ",
+    "train mine.yaml copd": "there is no model 'none'",
+    "train lost.yaml copd": "capabilities.b.file: there is no file c.jsonl",
+    "check lost.yaml": "capabilities.b.file: there is no file c.jsonl",
+    "check none.jsonl": "there is no data file none.jsonl",
+    "runs none.yaml": "there is no experiment none.yaml",
     "report dynamcs": r"unknown report 'dynamcs' \(did you mean 'dynamics'\?\): dynamics, ",
     "report dynamics -p prest quick": r"no parameters \['prest'\] \(did you mean 'preset'\?\)",
     "report dynamics -p preset quik": r"unknown preset 'quik' \(did you mean 'quick'\?\): quick, ",
@@ -38,18 +46,39 @@ REFUSED = {
 }
 
 
+MINE = """
+model: ./none
+capabilities:
+  a: {file: a.jsonl, reward: exact}
+  b: {file: b.jsonl, reward: exact}
+"""
+
+
+def materials(folder: Path):
+    "A folder that is no run, and experiments without a model or a data file."
+    (folder / "full").mkdir()
+    (folder / "full" / "x").touch()
+    (folder / "mine.yaml").write_text(MINE)
+    (folder / "lost.yaml").write_text(MINE.replace("b.jsonl", "c.jsonl"))
+    for name in "ab":
+        rows = [f'{{"prompt": "{name} {i}", "answer": "{i}"}}\n' for i in range(20)]
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+
+
 def run(code: str, **options):
     "A Python process with these lines."
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, **options)
 
 
 def test_refusals_are_one_sentence_and_need_no_torch(tmp_path):
+    materials(tmp_path)
     code = f"""
         import contextlib, io, sys, time
         from copd_nb.report.command import main
         for words in {list(REFUSED)!r}:
             began, told = time.process_time(), io.StringIO()
-            with contextlib.redirect_stderr(told): status = main(words.split())
+            with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+                status = main(words.split())
             print(status, words, round(time.process_time() - began, 2), told.getvalue().strip(), sep="\\t")
         print("torch" in sys.modules)
         """

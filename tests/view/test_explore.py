@@ -23,7 +23,8 @@ from copd_nb.view.browser import RunBrowser, Store
 from copd_nb.view.dynamics import SIGNALS
 from copd_nb.view.designer import Design, ScheduleDesigner
 from copd_nb.view.gap_explorer import GapExplorer, gap_state
-from copd_nb.view.monitor import MonitorState, RunMonitor, Tail
+from copd_nb.engine.following import Tail
+from copd_nb.view.monitor import MonitorState, RunMonitor
 from copd_nb.view.saved import WIDGET, drop_live_views
 from copd_nb.view.token_inspector import TokenInspector, TokenState
 from copd_nb.policy.toys import minis_base, minis
@@ -444,7 +445,7 @@ def test_committed_notebooks_hold_no_live_views(path):
                 if WIDGET in o.get("data", {})], "run copd_nb.view.saved.drop_live_views"
 
 
-STATES = {"Design", "GapState", "TokenState", "MonitorState", "Store", "Tail"}
+STATES = {"Design", "GapState", "TokenState", "MonitorState", "Store", "Curves"}
 
 
 def test_states_need_no_widgets():

@@ -122,8 +122,8 @@ def test_capability_gap_leads_from_the_base_to_each_paradigm():
 def test_dynamics_shades_opd_only_and_names_phases():
     ax = plots.dynamics(PROBES, "symmetric_kl")
     assert [t.get_text() for t in ax.texts] == ["RLVR", "OPD"] and "nats" in ax.get_ylabel()
-    spans = [p.get_extents().transformed(ax.transData.inverted()) for p in ax.patches]
-    assert len(spans) == 1 and spans[0].x0 == pytest.approx(4) and spans[0].x1 == pytest.approx(8)
+    (span,) = [path for c in ax.collections if c.get_zorder() == 0 for path in c.get_paths()]
+    assert span.get_extents().intervalx.tolist() == pytest.approx([4, 8])
     assert "min–max\nof 2 seeds" in ax.get_legend().get_title().get_text()
     assert "one seed" in plots.dynamics(PROBES[PROBES.seed == 0].drop(columns="seed"),
                                         "overlap").get_legend().get_title().get_text()
