@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['note_sampler', 'weights_of', 'score_own', 'mismatch_row', 'check_sampler']
 
-# %% ../../nbs/4_engine/35_mismatch.ipynb #274272b1
+# %% ../../nbs/4_engine/35_mismatch.ipynb #79fc1f70
 from dataclasses import replace
 
 import torch
@@ -25,7 +25,7 @@ from .passes import _scored
 from .state import Training
 from .update import Learner
 
-# %% ../../nbs/4_engine/35_mismatch.ipynb #65cb93ef
+# %% ../../nbs/4_engine/35_mismatch.ipynb #f353d370
 def _checked(name: str, logp: Tensor, mask: Tensor) -> Tensor:
     "Log-probabilities as they are; ValueError if they are none."
     if logp.shape != mask.shape:
@@ -49,7 +49,7 @@ def note_sampler(
         raise ValueError(f"sampler {name} gives no log-probabilities: without them its difference from the trainer "
                          "can't be corrected; let it give them, or set config sampler_correction='none'")
 
-# %% ../../nbs/4_engine/35_mismatch.ipynb #5db415c8
+# %% ../../nbs/4_engine/35_mismatch.ipynb #42e2decc
 def weights_of(
     config: Config,
     batch: Batch,  # whose `old_logp` is known for these rows
@@ -64,7 +64,7 @@ def weights_of(
                               c.sampler_level, c.sampler_cap, c.sampler_floor)
     return dict(weights=weights, sequence_weights=weights[mask.bool()] if c.sampler_level == "sequence" else None)
 
-# %% ../../nbs/4_engine/35_mismatch.ipynb #750496e2
+# %% ../../nbs/4_engine/35_mismatch.ipynb #c9ce1f23
 def score_own(
     training: Training,
     batch: Batch,  # of a stream whose teachers are about to be asked
@@ -83,7 +83,7 @@ def score_own(
         scored = replace(rolled, generated=0, scored=rolled.generated)
         batch.borrowed[capability] = batch.borrowed.get(capability, Cost()) + scored
 
-# %% ../../nbs/4_engine/35_mismatch.ipynb #b3631a92
+# %% ../../nbs/4_engine/35_mismatch.ipynb #c4d34c40
 def mismatch_row(
     config: Config,
     batch: Batch,  # after its update
@@ -97,7 +97,7 @@ def mismatch_row(
     return mismatch_stats(batch.old_logp[run], batch.sampler_logp[run], batch.mask[run], config.sampler_correction,
                           config.sampler_level, config.sampler_cap, config.sampler_floor)
 
-# %% ../../nbs/4_engine/35_mismatch.ipynb #b715f069
+# %% ../../nbs/4_engine/35_mismatch.ipynb #df67fbdd
 def check_sampler(
     schedule: Schedule,
     config: Config,

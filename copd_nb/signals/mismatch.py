@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MODES', 'LEVELS', 'sampler_ratios', 'sampler_weights', 'mismatch_stats']
 
-# %% ../../nbs/2_signals/10_mismatch.ipynb #2961fbb3
+# %% ../../nbs/2_signals/10_mismatch.ipynb #3c1a444c
 import torch
 from torch import Tensor
 
 from .off_policy import importance_weights
 
-# %% ../../nbs/2_signals/10_mismatch.ipynb #83d49e36
+# %% ../../nbs/2_signals/10_mismatch.ipynb #0cf14682
 MODES, LEVELS = ("truncate", "mask", "none"), ("token", "sequence")
 
 def sampler_ratios(
@@ -43,7 +43,7 @@ def sampler_weights(
     if mode == "truncate": return ratio.clamp(floor, cap) * mask
     return torch.where((ratio >= floor) & (ratio <= cap), ratio, 0)
 
-# %% ../../nbs/2_signals/10_mismatch.ipynb #dc37296e
+# %% ../../nbs/2_signals/10_mismatch.ipynb #1275da5e
 def mismatch_stats(
     logp: Tensor,  # (B, T) as in `sampler_ratios`
     sampler_logp: Tensor,  # (B, T)

@@ -11,10 +11,12 @@ from test_freeze import CONFIG, PAIR, adapters, base, suite
 from copd_nb.data.capability import Capability, Example
 from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.engine.config import CORRECTION, Config
+from copd_nb.engine.mismatch import mismatch_row
 from copd_nb.engine.passes import collect
 from copd_nb.engine.state import Training
 from copd_nb.engine.training import train
 from copd_nb.engine.update import Learner, gradients_of
+from copd_nb.policy.toys import tiny_policy
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.neighbours import reward_and_teacher, semi_opd
@@ -207,7 +209,7 @@ def test_a_teacher_beside_a_reward_hears_the_trainers_log_probs(tmp_path):
     apart = (batch.own_logp - batch.old_logp)[run] * batch.mask[run]
     assert apart.abs().max() < 1e-4 < (batch.own_logp - batch.sampler_logp)[run].abs().max()
     delta = (batch.heard - batch.own_logp) * batch.mask
-    groups, tokens = delta.view(-1, 4 * delta.shape[1]).sum(1), batch.mask.view(-1, 4 * delta.shape[1]).sum(1)
+    groups, tokens = (x.reshape(-1, 4 * x.shape[1]).sum(1) for x in (delta, batch.mask))
     centred = 0.5 * (delta - (groups / tokens).repeat_interleave(4)[:, None]) * batch.mask
     assert torch.allclose(batch.term, centred, atol=1e-5)
     _, (plain,) = batches_of(signals, replace(QUIET, sampler_correction="none"), At())
@@ -224,10 +226,9 @@ def test_groups_without_advantage_do_not_count_as_agreement(tmp_path):
     found = {}
     for skip in (True, False):
         training, (batch,) = batches_of([RL("sums")], replace(QUIET, prompts=8, skip_flat=skip), At())
-        batch.advantages[:16] = 0
+        batch.advantages = torch.tensor([0.0] * 16 + [1.0, -1.0] * 8)
         gradients_of(training, "sums", [batch])
         run = torch.arange(len(batch.mask)) >= 16
-        from copd_nb.engine.mismatch import mismatch_row
         found[skip] = mismatch_row(training.config, batch, run), mismatch_row(training.config, batch, ~run)
     assert found[True][0] == pytest.approx(found[False][0], rel=1e-4) and found[True][1] == {}
     assert found[False][1]["sampler_difference"] > 0
@@ -287,7 +288,7 @@ def spoilt(value):
     (expert("sums", 1), dict(sampler=spoilt(0.4)), "they must be finite and at most 0"),
     (expert("sums", 1), dict(sampler=At(logp=lambda out: out.logp[:, :1])), "log-probabilities of shape"),
     (expert("sums", 1), dict(sampler=At(), learner=Strange()), "learner Strange computes its own gradients"),
-    (TAUGHT, dict(sampler=At()), "estimator 'test_mismatch:own' has no importance weight"),
+    (TAUGHT, dict(sampler=At()), "estimator 'own' has no importance weight"),
 ])
 def test_what_cannot_work_is_refused_before_anything_is_learnt(schedule, more, message, tmp_path):
     with pytest.raises(ValueError, match=message): made(schedule, tmp_path / "run", **more)
@@ -316,4 +317,71 @@ def test_settings_are_checked(changes, message):
 def test_the_fields_are_those_of_the_configuration():
     assert set(CORRECTION) == {n for n in vars(Config()) if n.startswith("sampler_")}
     assert Config().correction(None) == {} and Config().correction(sample_many) == {}
-    assert Config(sampler_correction="none").correction(At()) == {} and set(Config().correction(At())) == set(CORRECTION)
+    assert Config(sampler_correction="none").correction(At()) == {}
+    assert set(Config().correction(At())) == set(CORRECTION)
+
+
+# A sampler that is wrong on purpose.
+
+class Slips:
+    "With a probability of `share` a token is any id at all; the log-probabilities are those of this mixture."
+    def __init__(self, share: float = 0.3): self.share = share
+
+    def __call__(self, policy, requests, *options):
+        def logits_of(own):
+            def logits(hidden):
+                p, share = own(hidden).softmax(-1), self.share
+                free = torch.ones_like(p).index_fill(-1, own.banned, 0)
+                return ((1 - share) * p + share * free / free.sum(-1, keepdim=True)).log().clamp(min=-1e9)
+            return logits
+        wrong = copy.copy(policy)
+        wrong.head = lambda temperature=1.0: logits_of(policy.head(temperature))
+        return [replace(out, start=None) for out in sample_many(wrong, requests, *options)]
+
+
+PAID = {"7": 1.0, "4": 0.6}
+
+
+def paid(completions, examples): return [PAID.get(c, 0.0) for c in completions]
+
+
+ANY = [Example(f"{a}+{b}=", "7" if (3 * a + b) % 10 in (0, 3, 6) else "4", "any") for a in range(6) for b in range(5)]
+ANSWERS = Capability("any", ANY, [Example(f"9+{b}=", "7", "any") for b in range(8)], paid)
+LEARNS = Config(prompts=8, group_size=8, max_new_tokens=3, probe_every=0, eval_every=0, warmup=1, learning_rate=2e-3,
+                checkpoint_every=100, device="cpu")
+
+
+def one(signal, steps): return Schedule("one", ["a"], [Phase("p", steps, [Update("a", [signal])])], "a")
+
+
+def says(policy, digit) -> float:
+    "Exact probability of an answer, mean over the training prompts."
+    ids = torch.tensor([[*policy.tokenizer(digit, add_special_tokens=False).input_ids, policy.end]] * len(ANY))
+    with torch.no_grad(): every = policy.completion_logits(policy.encode(ANY), ids).log_softmax(-1)
+    return every.gather(-1, ids[..., None])[..., 0].sum(1).exp().mean().item()
+
+
+@pytest.fixture(scope="module")
+def undecided(tmp_path_factory):
+    "A policy that answers 4 half of the time and 7 a third of it."
+    config = replace(LEARNS, prompts=30, learning_rate=3e-3)
+    start = tiny_policy(hidden=32, layers=2, vision_hidden=16, vision_depth=1)
+    run = train(one(SFT("any"), 50), [ANSWERS], start, config, tmp_path_factory.mktemp("start") / "run", progress=False)
+    assert 0.2 < says(run.result, "7") < says(run.result, "4") < 0.7
+    return run.result
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sampler_that_slips_is_no_harm_with_the_correction_and_stops_learning_without(seed, undecided, tmp_path):
+    """Answers of 7 pay more than answers of 4. Three tokens in ten are any id, so the mean reward of a group is so low
+    that 4 looks good, too; weighted, the slips count nothing. Seen with five seeds: 7 with a probability of 0.975 to
+    0.978 against 0.40 to 0.66. A monitor warns as soon as its window is full, long before the run is over."""
+    found = {}
+    for mode in ("truncate", "none"):
+        run = train(one(RL("any"), 60), [ANSWERS], undecided, replace(LEARNS, seed=seed, sampler_correction=mode),
+                    tmp_path / mode, progress=False, sampler=Slips())
+        found[mode] = says(run.result, "7")
+        warned = run.events[run.events.kind == "warning"]
+        assert warned[warned.monitor == "sampler"].global_step.iloc[0] == 8
+    print(found)
+    assert found["truncate"] > 0.93 and found["none"] < 0.8

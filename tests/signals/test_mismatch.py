@@ -64,7 +64,7 @@ def test_one_policy_has_weights_of_exactly_one():
     logp = -torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]])
     for mode in MODES:
-        for level in LEVELS: assert torch.equal(sampler_weights(logp, logp, mask, mode, level, cap=1.0, floor=1.0), mask)
+        for level in LEVELS: assert torch.equal(sampler_weights(logp, logp, mask, mode, level, 1.0, 1.0), mask)
     assert mismatch_stats(logp, logp, mask) == dict(sampler_difference=0.0, sampler_difference_max=0.0, sampler_kl=0.0,
                                                     weight_mean=1.0, weight_clipped=0.0)
 
