@@ -39,7 +39,7 @@ class Grpo:
     "The loss of an RL stream: the clipped surrogate with group-relative advantages."
     def loss(self, inputs: LossInputs, config: Config) -> Tensor:
         advantages, weights = inputs.advantages, inputs.weights
-        if weights is not None: advantages = advantages.view(len(weights), -1) * weights
+        if weights is not None: advantages = (advantages if advantages.ndim == 2 else advantages[:, None]) * weights
         return clipped_surrogate(inputs.logp, inputs.old_logp, advantages, inputs.mask, config.clip_low,
                                  config.clip_high, config.reduction, inputs.denominator, config.max_new_tokens)
 
