@@ -172,5 +172,7 @@ def test_the_page_on_metrics_names_what_is_logged(tmp_path, monkeypatch):
         seen = set(run.events[run.events["kind"] == kind].columns) | {"events.jsonl", "run.events"}
         borrowed = {"rollouts", "weight_mean", "weight_clipped", "weight_clip", "reward_term", "teacher_term",
                     "gate_open", 'gate="verified"'}  # test_whose logs them
+        borrowed |= {"sampler_difference", "sampler_difference_max", "sampler_kl", "train",
+                     'sampler_level="sequence"'}  # test_mismatch does
         assert named - seen <= borrowed | {"teacher", "delta_clipped_share", "micro_prompts",
                                            "micro_tokens"}, f"{kind}: not logged: {named - seen}"

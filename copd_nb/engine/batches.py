@@ -37,6 +37,8 @@ class Batch:
     padded: int = 0  # positions that were run for nothing
     failures: list[Failure] = field(default_factory=list)  # completions whose verifier failed
     rolled_logp: Tensor | None = None  # (B, T) at sampling, of completions that somebody else sampled
+    sampler_logp: Tensor | None = None  # (B, T) at sampling, of a sampler that isn't the engine's own, if it knows them
+    own_logp: Tensor | None = None  # (B, T) the learner's before its update, where a teacher is beside a reward then
     term: Tensor | None = None  # (B, T) what teachers beside a reward add to the advantages
     heard: Tensor | None = None  # (B, T) their log-probabilities
     gates: Tensor | None = None  # (B,) 0 where a teacher beside a reward doesn't count

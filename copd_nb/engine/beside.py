@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..data.names import imported
 from ..data.scoring import score
 from ..policy.core import Policy, check_same_vocabulary
 from ..policy.ids import completion_texts
@@ -95,6 +96,7 @@ def judge_teacher(training: Training, batch: Batch, signal: RL, given: Completio
 def asked_of(training: Training, batch: Batch, name: str) -> list[Rollouts]:
     "What a stream's teachers are asked, one question for each signal with a teacher."
     if not isinstance(batch.signals[0], RL): return [replace(batch.rollouts, start=None)] * batch.taught
+    imported("copd_nb.engine.mismatch:score_own")(training, batch, name)
     out, branch, asked = batch.rollouts, training.branch(name), []
     for signal in (s for s in batch.signals if s.taught):
         rows, copies = batch.rows_of(signal.capability), _copies(training.config)
@@ -111,7 +113,8 @@ def hear_beside(training: Training, batch: Batch, signal: RL, scores: TeacherSco
     if out.logp is None:
         raise ValueError(f"sampler {type(training.sampler).__name__} gives no log-probabilities: a teacher beside a "
                          "reward needs them")
-    logp, mask, answer = out.logp[rows].detach(), out.mask[rows], scores.logp.to(out.ids.device)
+    own = out.logp if batch.own_logp is None else batch.own_logp
+    logp, mask, answer = own[rows].detach(), out.mask[rows], scores.logp.to(out.ids.device)
     term = teacher_term(answer, logp, mask, config.group_size, signal.beta, signal.residual, signal.bound,
                         config.delta_clip)
     if batch.gates is not None: term = term * batch.gates[rows, None]

@@ -29,6 +29,7 @@ def expert_key(training: Training, phase: Phase) -> str:
     if is_dated(training.base.processor): fingerprints += [{n: training.prompts["base"][n] for n in names}]
     own = {n: own_code(x) for n, x in (("sampler", training.sampler), ("learner", training.learner))}
     parts = [p for p in (training.parts, {n: code for n, code in own.items() if code}) if p]
+    if correction := training.config.correction(training.sampler): parts.append(correction)
     if copies := training.schedule.followers(update.branch): parts.append(dict(followers=copies))
     if training.config.rate != "constant": parts.append(dict(steps=training.schedule.steps_of(update.branch)))
     weights = training.run.manifest.get("base") or weights_hash(training.base)

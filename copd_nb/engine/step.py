@@ -80,6 +80,7 @@ def _signal_row(training: Training, batch: Batch, signal, rows: Tensor) -> dict:
         stats = delta_stats(batch.teacher.logp[rows], old, mask, config.delta_clip)
         row |= {f"delta_{k}": v for k, v in stats.items()}
     row |= imported("copd_nb.engine.beside:borrowed_row")(training.config, batch, signal, rows)
+    row |= imported("copd_nb.engine.mismatch:mismatch_row")(training.config, batch, rows)
     if batch.advantages is not None:
         row["clip_share"] = clip_share(logp, old, batch.credit(rows), mask, config.clip_low,
                                        config.clip_high).item()

@@ -75,7 +75,9 @@ def _sampled(training: Training, name: str, streams: dict[tuple, Prompts], limit
     sampler, drop = training.sampler or sample_many, config.drop_finished
     with torch.set_grad_enabled(keep), training.accelerator.autocast():
         outs = sampler(policy, requests, config.max_new_tokens, config.temperature, drop, limits.rollout_rows)
-    return [Batch(signals, out if keep else replace(out, start=None)) for signals, out in zip(streams, outs)]
+    made = [Batch(signals, out if keep else replace(out, start=None)) for signals, out in zip(streams, outs)]
+    for batch in made if training.sampler else (): imported("copd_nb.engine.mismatch:note_sampler")(training, batch)
+    return made
 
 def sample_streams(training: Training, name: str, streams: list[tuple], step: int) -> list[Batch]:
     "Sample the completions of some streams of a branch together."

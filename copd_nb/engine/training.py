@@ -62,6 +62,7 @@ def train(
     check_starts(schedule, base, starts)
     check_learner(config, parts["learner"])
     imported("copd_nb.engine.beside:check_off_policy_learner")(schedule, parts["learner"])
+    imported("copd_nb.engine.mismatch:check_sampler")(schedule, config, **parts)
     with locked(Path(out)):
         accelerator = accelerator_for(config if cluster is None else replace(config, device="cpu"))
         keep_freed_memory()

@@ -39,7 +39,7 @@ class Grpo:
     "The loss of an RL stream: the clipped surrogate with group-relative advantages."
     def loss(self, inputs: LossInputs, config: Config) -> Tensor:
         advantages, weights = inputs.advantages, inputs.weights
-        if weights is not None: advantages = advantages.view(len(weights), -1) * weights
+        if weights is not None: advantages = (advantages if advantages.ndim == 2 else advantages[:, None]) * weights
         return clipped_surrogate(inputs.logp, inputs.old_logp, advantages, inputs.mask, config.clip_low,
                                  config.clip_high, config.reduction, inputs.denominator, config.max_new_tokens)
 
@@ -59,7 +59,7 @@ def _inputs(config: Config, batch: Batch, rows: Tensor, logp: Tensor, head: Head
     return LossInputs(
         logp, batch.old_logp[rows], mask, head, hidden, batch.denominator(config),
         beta=getattr(batch.signals[0], "beta", 1.0),
-        advantages=batch.credit(rows), weights=imported("copd_nb.engine.beside:weights_of")(batch, rows),
+        advantages=batch.credit(rows), **imported("copd_nb.engine.mismatch:weights_of")(config, batch, rows),
         top_ids=None if tops is None else tops[rows][mask.bool()],
         teacher=batch.teacher and batch.teacher.rows(rows, mask))
 

@@ -139,6 +139,7 @@ def _configured(config: Config):  # an Accelerator
 
 class TrlLearner(Learner):
     "Gradients and steps of branches by a `GRPOTrainer` each."
+    corrects_sampler = True  # its advantages take the importance weights of another sampler
 
     def __init__(
         self,

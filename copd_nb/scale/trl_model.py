@@ -23,6 +23,7 @@ from ..signals.rollouts import Rollouts
 from ..schedule.parts import RL
 from ..engine.config import Config
 from ..engine.batches import Batch
+from ..engine.mismatch import weights_of
 
 # %% ../../nbs/9_scale/03_trl_model.ipynb #c8671449
 OURS = dict(loss_type="dapo", beta=0.0, importance_sampling_level="token", num_iterations=1, delta=None,
@@ -111,12 +112,14 @@ def token_advantages(
     old_logp: Tensor,  # (n, T') the learner's at the start of the step
 ) -> Tensor:  # (n, T')
     "The advantages of some rows of a stream, for TRL's loss."
-    signal, lengths = batch.signals[0], batch.rollouts.lengths[rows]
+    signal, lengths, width = batch.signals[0], batch.rollouts.lengths[rows], old_logp.shape[1]
+    weights = weights_of(config, batch, rows)["weights"]  # of a sampler that isn't the engine's own
+    weights = 1 if weights is None else weights[:, :width]
     if isinstance(signal, RL):
         values = batch.advantages[rows] / (lengths if config.reduction == "sequence" else 1)
-        return values[:, None].expand_as(old_logp)
-    teacher = batch.teacher and batch.teacher.logp[rows, :old_logp.shape[1]]
-    return estimator_named(signal.estimator).advantages(teacher, old_logp, signal.beta, config)
+        return values[:, None].expand_as(old_logp) * weights
+    teacher = batch.teacher and batch.teacher.logp[rows, :width]
+    return estimator_named(signal.estimator).advantages(teacher, old_logp, signal.beta, config) * weights
 
 # %% ../../nbs/9_scale/03_trl_model.ipynb #4fb9b1fa
 def pass_inputs(

@@ -52,6 +52,7 @@ class LossInputs:
     top_ids: Tensor | None = None  # (N, k) the learner's most likely ids, where the estimator keeps them
     teacher: TeacherScores | None = None  # of these rows
     weights: Tensor | None = None  # (n, T) importance weights, where somebody else sampled the tokens
+    sequence_weights: Tensor | None = None  # (N,) of each token's whole completion, where they correct its sampler
 
 # %% ../../nbs/2_signals/07_estimators.ipynb #7247af72
 class Estimator:
@@ -150,7 +151,9 @@ class DivergenceEstimator(Estimator):
 
     def loss(self, inputs: LossInputs, config) -> Tensor:
         "β times the mean divergence."
-        return inputs.beta * self.divergence(inputs, config).sum() / inputs.denominator
+        losses = self.divergence(inputs, config)
+        if inputs.sequence_weights is not None: losses = losses * inputs.sequence_weights
+        return inputs.beta * losses.sum() / inputs.denominator
 
 class WholeVocabulary(DivergenceEstimator):
     "A divergence over the whole vocabulary: `reverse`, `forward`, `jsd`, or a function of both log-probabilities."

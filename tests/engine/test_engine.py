@@ -18,7 +18,7 @@ from copd_nb.engine.manifest import manifest_of
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 from copd_nb.data.capability import Capability
 from copd_nb.schedule.copd_schedules import copd
-from copd_nb.engine.config import Config, config_from
+from copd_nb.engine.config import CORRECTION, Config, config_from
 from copd_nb.engine.measure import probe_list
 from copd_nb.engine.passes import by_length, collect
 from copd_nb.engine.state import Training
@@ -521,7 +521,7 @@ def altered(name, value):
 
 def test_every_field_of_a_config_but_those_on_checkpoints_and_monitors_makes_another_run(suite, start):
     config = Config()
-    def identity(config): return manifest_of(COPD, suite, start, config, {})["content_hash"]
+    def identity(config, **parts): return manifest_of(COPD, suite, start, config, {}, **parts)["content_hash"]
     def name(config): return Job(COPD, config).name
     more = dict(rate_floor=dict(rate="cosine"))  # a floor needs a rate that falls
     changed = {f.name: replace(config, **{f.name: altered(f.name, getattr(config, f.name))}, **more.get(f.name, {}))
@@ -529,6 +529,10 @@ def test_every_field_of_a_config_but_those_on_checkpoints_and_monitors_makes_ano
     hashes, names = {f: identity(c) for f, c in changed.items()}, {f: name(c) for f, c in changed.items()}
     assert hashes.pop("checkpoint_every") == hashes.pop("warn") == identity(config) == identity(replace(config))
     assert names.pop("checkpoint_every") == names.pop("warn") == name(config)
+    for field in CORRECTION:  # another sampler's, and nothing to the engine's own
+        assert (hashes.pop(field), names.pop(field)) == (identity(config), name(config))
+    other = [identity(c, sampler=print) for c in (config, *map(changed.get, CORRECTION))]
+    assert len({*other, identity(config)}) == len(CORRECTION) + 2
     assert len({*hashes.values(), identity(config)}) == len(hashes) + 1
     assert len({*names.values(), name(config)}) == len(names) + 1 and name(config) == name(replace(config))
     assert identity(replace(config, probe_k=10)) != identity(replace(config, probe_k=(10, 5)))

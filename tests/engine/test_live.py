@@ -12,7 +12,7 @@ from copd_nb.engine import phase as phase_module
 from copd_nb.engine import step as step_module
 from copd_nb.engine import streams as streams_module
 from copd_nb.engine.accelerator import accelerator_for
-from copd_nb.engine.config import Config
+from copd_nb.engine.config import CORRECTION, Config
 from copd_nb.engine.experts import expert_key
 from copd_nb.engine.manifest import NO_CONTENT, manifest_of
 from copd_nb.engine.state import Training
@@ -34,7 +34,7 @@ from copd_nb.study.memory import memory_plan
 from copd_nb.engine.state import model_shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NEW = ("rate", "rate_floor", "average", "optimizer", "signals_every")
+NEW = ("rate", "rate_floor", "average", "optimizer", "signals_every", *CORRECTION)
 
 
 @pytest.fixture(scope="module")

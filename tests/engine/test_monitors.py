@@ -113,7 +113,9 @@ FIRES = dict(
     one_answer=("hacking", rows(sameness=0.2, reward=0.1) + rows(sameness=0.97, reward=0.89), "sameness"),
     not_followed=("hacking", rows(reward=0.2) + evaluation(0.2) + rows(reward=0.7) + evaluation(0.21), "gain"),
     result_not_followed=("hacking", rows(reward=0.2) + evaluation(0.2, "result") + rows(reward=0.7) + evaluation(
-        0.1, "result"), "gain"))
+        0.1, "result"), "gain"),
+    another_temperature=("sampler", rows(sampler_kl=0.0137, weight_clipped=0.01), "sampler_kl"),
+    weights_cut=("sampler", rows(sampler_kl=0.009, weight_clipped=0.11), "sampler_cut"))
 
 @pytest.mark.parametrize("name", FIRES)
 def test_a_monitor_warns_once_and_says_what_and_where(name):
@@ -130,6 +132,13 @@ def test_a_monitor_warns_once_and_says_what_and_where(name):
 def test_a_bound_of_none_switches_its_rule_off(name):
     _, events, bound = FIRES[name]
     assert Watch(Thresholds(**{bound: None})).see(events) == []
+
+
+def test_only_another_sampler_is_warned_of():
+    "bf16 weights stay silent, and so do others' completions, whose weights may be cut as often as they like."
+    assert Watch().see(rows(sampler_kl=9e-4, weight_clipped=0.0) + rows(stream="rl:b", weight_clipped=0.9)) == []
+    spike = rows(7, sampler_kl=1e-4, weight_clipped=0.0) + rows(3, sampler_kl=5.0, weight_clipped=1.0)
+    assert Watch().see(spike + rows(5, sampler_kl=1e-4, weight_clipped=0.0)) == []
 
 
 def test_updates_without_any_reward_are_warned_of_after_fifteen_and_a_bound_of_ones_own():
@@ -211,6 +220,7 @@ train_row = st.fixed_dictionaries(dict(kind=st.just("train"), branch=st.sampled_
                                        capability=st.sampled_from("cd")),
                                   optional=dict(reward=number, reward_std=number, length=number, finished=number,
                                                 entropy=number, repetition=number, sameness=number,
+                                                sampler_kl=number, weight_clipped=number,
                                                 prompts=st.sampled_from([1, 2, None])))
 eval_row = st.fixed_dictionaries(dict(kind=st.just("eval"), model=st.sampled_from(["a", "b", "result"]),
                                       capability=st.sampled_from(["c", "d", "mean"])), optional=dict(sampled=number,

@@ -28,6 +28,7 @@ from copd_nb.engine.training import train
 from copd_nb.engine.update import gradients_of, optimizer_step
 from copd_nb.policy.toys import minis_base, image, minis, text, tiny_policy, video
 from copd_nb.signals.objectives import clip_share
+from copd_nb.signals.sampling import sample_many
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora_branches import lora
 from copd_nb.policy.processors import character_tokenizer
@@ -126,6 +127,23 @@ def test_the_control_without_a_teacher_has_gradients_too(tmp_path):
     for batch in batches:
         if isinstance(batch.signals[0], OPD): batch.signals = (replace(batch.signals[0], estimator="low_probability"),)
     check(training, "text", TrlLearner(), batches)
+
+
+@pytest.mark.parametrize("level, mode", [("token", "truncate"), ("sequence", "mask")])
+def test_another_samplers_weights_are_the_engines(level, mode, tmp_path):
+    "A sampler at another temperature: TRL's loss takes its weights with the advantages, in a second update, too."
+    def hot(policy, requests, length, temperature, *options):
+        return [replace(out, start=None) for out in sample_many(policy, requests, length, 1.3, *options)]
+    training = begin("qwen3", replace(CONFIG, sampler_level=level, sampler_correction=mode, sampler_cap=1.2), tmp_path)
+    training.sampler = hot
+    learner, batches = TrlLearner(), scored(training, "text")
+    again, _ = check(training, "text", learner, batches)
+    check(training, "text", learner, again)
+    for batch in batches:
+        plain = replace(batch, old_logp=None, sampler_logp=None)
+        (a, _), (b, _) = (learner.gradients(training, "text", [x]) for x in (plain, batch))
+        a, b = flat(a[batch.stream]), flat(b[batch.stream])
+        assert (a - b).norm() > 0.01 * b.norm()
 
 
 def test_later_epochs_clip_as_the_engine_does(tmp_path):

@@ -286,7 +286,8 @@ def test_a_run_with_a_sampler_of_ones_own(tmp_path):
         asked.append(torch.is_grad_enabled())
         return [replace(out, logp=None, entropy=None, start=None) for out in sample_many(policy, requests, *options)]
     suite, start = minis(("text", "image")), minis_base()
-    config = Config(prompts=4, opd_prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu")
+    config = Config(prompts=4, opd_prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu",
+                    sampler_correction="none")  # which needs the sampler's log-probs
     schedule = copd(["text", "image"], cycles=1, s_rl=1, s_opd=1, beta=0.5)
     own, other = (train(schedule, suite, start, config, tmp_path / name, progress=False, sampler=sampler)
                   for name, sampler in (("own", None), ("silent", silent)))

@@ -29,6 +29,7 @@ from copd_nb.policy.lora_branches import lora
 from copd_nb.scale.sharding import ShardedPolicy, join_group, shard
 from copd_nb.signals.compare import probe_pairs
 from copd_nb.signals.rollouts import Rollouts
+from copd_nb.signals.sampling import sample_many
 from copd_nb.engine.checkpoints import load_checkpoint, save_checkpoint
 from copd_nb.engine.runs import Run
 from copd_nb.schedule.core import Schedule
@@ -41,10 +42,11 @@ TINY = Config(prompts=3, opd_prompts=3, group_size=3, max_new_tokens=6, probe_ev
               warmup=2, reward_seconds=None, device="cpu")
 CASES = {  # estimator and configuration of three steps
     "sampled": TINY,
-    "topk": replace(TINY, micro_tokens=24),
+    "topk": replace(TINY, micro_tokens=24, sampler_level="sequence", sampler_cap=1.5),
     "reverse": replace(TINY, micro_prompts=2, recompute=True, rollout_rows=4, optimizer_state="separate"),
     "jsd": replace(TINY, prompts=1, opd_prompts=1, epochs=2, pack=False),  # the second process has no row
 }
+ANOTHER = dict(topk=0.8, reverse=0.9)  # cases with a sampler that isn't the trainer: its temperature
 SECONDS = 100  # that one process waits for the other
 
 
@@ -62,6 +64,14 @@ def suite() -> dict[str, Capability]:
     return {c.name: Capability(c.name, c.train[:24], c.test[:4], odd) for c in (text(8), image(32, 8))}
 
 
+def sampler_of(case: str):
+    "A sampler at a temperature of its own, which reports its true log-probabilities; None for the engine's."
+    def sampler(policy, requests, length, temperature, *options):
+        outs = sample_many(policy, requests, length, ANOTHER[case], *options)
+        return [replace(out, start=None) for out in outs]
+    return sampler if case in ANOTHER else None
+
+
 def begin(group: Group, folder: Path, case: str) -> tuple[Training, Phase]:
     "A training before its first step: two branches, one of which teaches the other, and learns itself in one case."
     config = CASES[case]
@@ -73,7 +83,8 @@ def begin(group: Group, folder: Path, case: str) -> tuple[Training, Phase]:
     run, accelerator = Run.__new__(Run), accelerator_for(config)
     run.path = folder
     base, other = (placed(name, tiny(seed), config, accelerator, group) for seed, name in enumerate(("base", "other")))
-    return Training(schedule, suite(), base, config, accelerator, run, starts=dict(b=other)), schedule.phases[0]
+    return Training(schedule, suite(), base, config, accelerator, run, starts=dict(b=other),
+                    sampler=sampler_of(case)), schedule.phases[0]
 
 
 def packed(training: Training) -> dict: return dict(resume_module.packed(training, training.begun))
@@ -82,7 +93,8 @@ def packed(training: Training) -> dict: return dict(resume_module.packed(trainin
 def numbers(batch) -> dict:
     out = batch.rollouts
     return dict(ids=out.ids, texts=out.texts, finished=out.finished, rewards=batch.rewards, sampled=out.logp,
-                logp=batch.logp, old=batch.old_logp, entropy=batch.entropy, taught=batch.teacher and batch.teacher.logp)
+                logp=batch.logp, old=batch.old_logp, entropy=batch.entropy, taught=batch.teacher and batch.teacher.logp,
+                theirs=batch.sampler_logp)
 
 
 def trained(group: Group, folder: Path, case: str) -> dict:
@@ -187,18 +199,22 @@ def test_two_processes_learn_what_one_does(runs, case):
     for a, b in zip(one["batches"], first["batches"], strict=True):
         assert torch.equal(a["ids"], b["ids"]) and a["texts"] == b["texts"]
         assert torch.equal(a["finished"], b["finished"])
-        for key in ("rewards", "sampled", "logp", "old", "entropy", "taught"):
+        for key in ("rewards", "sampled", "logp", "old", "entropy", "taught", "theirs"):
             assert (a[key] is None) == (b[key] is None) and (
                 a[key] is None or torch.allclose(a[key], b[key], atol=1e-4)), key
     for a, b in zip(one["rows"], first["rows"], strict=True):
         assert abs(a["loss"] - b["loss"]) < 1e-5
         assert math.isclose(a["total_gradient_norm"], b["total_gradient_norm"], rel_tol=1e-3)
+        for k in ("sampler_kl", "weight_mean", "weight_clipped"):
+            assert (k in a) == (k in b) and a.get(k, 0) == pytest.approx(b.get(k, 0), abs=1e-4), k
     for a, b in zip(one["signals"], first["signals"], strict=True):
         assert all(a[k] == b[k] for k in ("what", "stream", "capability"))
         for k in ("norm", "norm_squared", "noise_squared", "floor", "cosine"):
             assert b.get(k, 0) == pytest.approx(a.get(k, 0), rel=1e-2, abs=1e-2, nan_ok=True), k
     assert all(row["total_gradient_norm"] > 1e-3 for row in one["rows"])
     assert any(abs(row["loss"]) > 1e-3 for row in one["rows"] if row["stream"] == "rl")
+    assert any(row.get("sampler_kl", 0) > 1e-4 for row in one["rows"]) == (case in ANOTHER)
+    assert any(row.get("weight_mean", 1) != 1 for row in one["rows"]) == (case in ANOTHER)
     assert furthest(one["tensors"], first["tensors"]) < 1e-4
 
 
