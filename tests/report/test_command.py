@@ -19,6 +19,11 @@ REFUSED = {
     "train none.json": "there is no file of a schedule 'none.json'",
     "train copd": r"copd needs a value for capabilities \(two or more distinct names",
     "train copd -p cycels 2": r"unknown parameter of copd 'cycels' \(did you mean 'cycles'\?\)",
+    "train expert text image --steps 2": "'image' is one word too many: expert takes capability",
+    "train plan.json text": "'text' is one word too many: plan.json is a whole schedule",
+    "train coppd text": r"unknown paradigm 'coppd' \(did you mean 'copd'\?\): copd, ",
+    "train copd text image --cycels 2": r"unknown parameter of copd 'cycels' \(did you mean 'cycles'\?\)",
+    "train copd text": "at least 2 distinct names",
     "train copd -p capabilities math": r"must be a list of texts, such as '\[\"math\"\]'",
     'train copd -p capabilities ["a","b"] -p cycles two': r"copd cycles='two': must be a whole number",
     'train copd -p capabilities ["a","b"] -c lerning_rate 1': r"'lerning_rate' \(did you mean 'learning_rate'\?\)",
@@ -63,6 +68,16 @@ def materials(folder: Path):
     for name in "ab":
         rows = [f'{{"prompt": "{name} {i}", "answer": "{i}"}}\n' for i in range(20)]
         (folder / f"{name}.jsonl").write_text("".join(rows))
+
+
+@pytest.mark.parametrize("short, long", [
+    ("train copd text image --cycles 4 --s-rl=3", "train copd text image -p cycles 4 -p s_rl 3"),
+    ("train copd text --out x --quick -c prompts 4", "train copd text --out x --quick -c prompts 4"),
+    ("report dynamics --preset quick --out here", "report dynamics -p preset quick --out here"),
+    ("gap a b --cycles 4", "gap a b --cycles 4"), ("train copd --cycles", "train copd --cycles")])
+def test_options_that_a_command_lacks_are_parameters(short, long):
+    name, *words = short.split()
+    assert [name, *command.spelled_out(command.COMMANDS[name], words)] == long.split()
 
 
 def run(code: str, **options):

@@ -95,7 +95,7 @@ def test_the_code_of_a_stranger_is_listed_and_not_run(place, capsys):
     (["check", "gone.yaml"], "no experiment gone.yaml: copd init writes one"),
     (["train", "mine.yaml"], "which paradigm of mine.yaml? copd train mine.yaml copd"),
     (["train", "mine.yaml", "copdd"], "no paradigm 'copdd': expert, sums expert"),
-    (["train", "copd", "mixed"], "'mixed' is one word too many"),
+    (["train", "mine.yaml", "copd", "mixed"], "'mixed' is one word too many: copd train mine.yaml copd"),
     (["compare", "mine.yaml", "--preset", "fast"], "no preset 'fast': quick"),
     (["sweep", "gone.yaml"], "no experiment gone.yaml"), (["runs", "gone.yaml"], "no experiment gone.yaml")])
 def test_bad_words_get_a_sentence(words, sentence, place, capsys):
