@@ -55,7 +55,7 @@ def load(model: Path):
     if json.loads((model / "config.json").read_text())["model_type"] == "qwen3_vl":
         return Qwen3VLForConditionalGeneration.from_pretrained(model), load_processor(model, "qwen3_vl")
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
-    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), tokenizer
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=False), tokenizer
 
 
 def dataset(folder: Path, capability: str) -> Dataset:

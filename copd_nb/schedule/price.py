@@ -178,6 +178,9 @@ def _spent(events: pd.DataFrame | Iterable[dict], schedule: Schedule) -> pd.Data
     "Measured cost per (phase_index, step, branch), from train events. ValueError if the schedule has no such update."
     frame = pd.DataFrame(events)
     frame = frame[frame["kind"] == "train"] if "kind" in frame else frame
+    needed = ("phase_index", "step", "branch", "updates", "generated", "scored", "trained", "flops", "seconds")
+    missing = [name for name in needed if name not in frame]
+    _require(not missing, f"events lack {', '.join(missing)}: they are no whole log of a training")
     frame = frame.assign(tokens=frame["generated"] + frame["scored"] + frame["trained"])
     each = frame.groupby(["phase_index", "step", "branch"])
     spent = each[list(_MEASURED[1:])].sum()

@@ -600,6 +600,12 @@ def events_of(schedule: Schedule, seconds: dict[str, float]) -> list[dict]:
     ]
 
 
+def test_a_log_without_counts_is_no_whole_log():
+    rows = [dict(kind="train", phase_index=0, step=0, branch="mixed", updates=1, scored=0, trained=1, flops=1.0)]
+    with pytest.raises(ValueError, match="events lack generated, seconds"):
+        budget_curve(rows, mixed_rlvr(["text", "image"], 1))
+
+
 def test_budget_curve_by_hand():
     curve = budget_curve(events_of(small(), {"a": 1.0, "b": 2.0}), small())
     assert list(curve["total_steps"]) == [2, 4, 6, 8, 10] and list(curve["critical_steps"]) == [1, 2, 3, 4, 5]
