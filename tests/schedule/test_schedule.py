@@ -603,7 +603,7 @@ def events_of(schedule: Schedule, seconds: dict[str, float]) -> list[dict]:
 def test_a_log_without_counts_is_no_whole_log():
     rows = [dict(kind="train", phase_index=0, step=0, branch="mixed", updates=1, scored=0, trained=1, flops=1.0)]
     with pytest.raises(ValueError, match="events lack generated, seconds"):
-        budget_curve(rows, mixed_rlvr(["text", "image"], 1))
+        budget_curve(rows, small())
 
 
 def test_budget_curve_by_hand():
