@@ -157,9 +157,9 @@ class Lines:
         batch = dict(model=self.preset.real, prompts=8, group_size=8)
 
         def case(limit, rank, precision):
-            task = dict(batch, shortest=limit, longest=limit, rank=rank)
+            task = dict(batch, shortest=limit, longest=limit, rank=rank, micro_prompts=2)
             theirs = dict(batch, capability="text", reward="digits", max_new_tokens=limit, rank=rank,
-                          precision=precision)
+                          precision=precision, parts=4)
             sides = [self.ours("copd_nb", "forced", **task, precision=precision), self.trl("TRL", "grpo", **theirs)]
             if precision == "bf16": sides.insert(1, self.ours("copd_nb, fp32", "forced", **task))
             else: sides.append(Side("matrix product", "product", dict(size=self.preset.product), compared=False))

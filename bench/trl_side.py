@@ -92,7 +92,7 @@ def rewarded(name: str, end: int, pace: Paced):
 
 def grpo(server: Server, folder: Path, out: str, model: str, capability: str, reward: str, prompts: int,
          group_size: int, max_new_tokens: int, learning_rate: float, rank: int | None = None,
-         precision: str | None = None) -> GRPOTrainer:
+         precision: str | None = None, parts: int = 1) -> GRPOTrainer:
     "GRPO with the token-normalised loss and clipping of the engine's default: TRL calls it dapo."
     policy, processor = load(folder / model)
     tokenizer, pace = getattr(processor, "tokenizer", processor), Paced(server)
@@ -102,7 +102,7 @@ def grpo(server: Server, folder: Path, out: str, model: str, capability: str, re
     settings = PLAIN | dict(bf16=precision == "bf16")
     if precision: settings["generation_kwargs"] = dict(min_new_tokens=max_new_tokens)  # completions of one length
     settings = GRPOConfig(out, **settings, learning_rate=learning_rate, num_generations=group_size,
-                          per_device_train_batch_size=prompts * group_size,
+                          per_device_train_batch_size=prompts * group_size // parts, gradient_accumulation_steps=parts,
                           max_completion_length=max_new_tokens, beta=0.0, loss_type="dapo", epsilon=0.2,
                           epsilon_high=0.28)
     adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear") if rank else None
