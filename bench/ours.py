@@ -24,7 +24,7 @@ from copd_nb.engine.config import Config
 from copd_nb.engine.batches import Batch
 from copd_nb.engine.state import Branch, Training
 from copd_nb.engine.step import learn, train_step
-from copd_nb.engine.accelerator import accelerator_for, keep_freed_memory
+from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.analysis.token_gap import behavior_gap
 from copd_nb.signals.heads import token_scores
 from copd_nb.policy.toys import minis
@@ -48,7 +48,6 @@ def begin(schedule: Schedule, capabilities: list[Capability], base: Path | Polic
                             **config), base if isinstance(base, Policy) else Policy.load(base, name="base")
     policy.packs = policy.packs and chosen.pack
     run = create_run(Path(tempfile.mkdtemp()) / "run", dict(content_hash="bench"))
-    keep_freed_memory()  # as `train` does
     accelerator = accelerator_for(chosen)
     return Training(schedule, by_name(capabilities), policy.to(accelerator.device), chosen, accelerator, run)
 

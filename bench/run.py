@@ -83,7 +83,7 @@ def parsed() -> argparse.Namespace:
     "The command line."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", type=int, metavar="LINE",
-                        help="lines to run, 1 to 10; all if left out; the others keep their earlier results")
+                        help="lines to run, 1 to 11; all if left out; the others keep their earlier results")
     parser.add_argument("--repeats", type=int, help="at most so many rounds; each case has its own number")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process (all cores)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",

@@ -1521,8 +1521,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'copd_nb/engine/accelerator.py'),
                                             'copd_nb.engine.accelerator.accelerator_for': ( '4_engine/accelerator.html#accelerator_for',
                                                                                             'copd_nb/engine/accelerator.py'),
-                                            'copd_nb.engine.accelerator.keep_freed_memory': ( '4_engine/accelerator.html#keep_freed_memory',
-                                                                                              'copd_nb/engine/accelerator.py'),
                                             'copd_nb.engine.accelerator.machine': ( '4_engine/accelerator.html#machine',
                                                                                     'copd_nb/engine/accelerator.py'),
                                             'copd_nb.engine.accelerator.peak_memory': ( '4_engine/accelerator.html#peak_memory',

@@ -16,7 +16,7 @@ from ..policy.core import Policy
 from ..policy.templates import template_now
 from ..signals.rollouts import Sampler
 from ..schedule.core import Schedule
-from .accelerator import accelerator_for, keep_freed_memory, machine
+from .accelerator import accelerator_for, machine
 from .config import Config
 from .executors import Cluster, cluster_from
 from .manifest import keep_prompts, manifest_of
@@ -65,7 +65,6 @@ def train(
     imported("copd_nb.engine.mismatch:check_sampler")(schedule, config, **parts)
     with locked(Path(out)):
         accelerator = accelerator_for(config if cluster is None else replace(config, device="cpu"))
-        keep_freed_memory()
         told = dict(machine=machine(accelerator), date=template_now().isoformat(timespec="seconds"))
         run = create_run(Path(out), manifest_of(schedule, capabilities, base, config, starts, **parts) | told)
         if run.finished: return clear(run)
