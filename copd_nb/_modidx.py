@@ -2584,6 +2584,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'copd_nb.policy.skills': { 'copd_nb.policy.skills._add': ('1_policy/skills.html#_add', 'copd_nb/policy/skills.py'),
                                        'copd_nb.policy.skills._again': ('1_policy/skills.html#_again', 'copd_nb/policy/skills.py'),
                                        'copd_nb.policy.skills._backwards': ('1_policy/skills.html#_backwards', 'copd_nb/policy/skills.py'),
+                                       'copd_nb.policy.skills._contradicts': ( '1_policy/skills.html#_contradicts',
+                                                                               'copd_nb/policy/skills.py'),
                                        'copd_nb.policy.skills._digits': ('1_policy/skills.html#_digits', 'copd_nb/policy/skills.py'),
                                        'copd_nb.policy.skills._mirror': ('1_policy/skills.html#_mirror', 'copd_nb/policy/skills.py'),
                                        'copd_nb.policy.skills._multiply': ('1_policy/skills.html#_multiply', 'copd_nb/policy/skills.py'),
