@@ -6,6 +6,7 @@
 __all__ = ['SKILLS', 'skill', 'text_policy']
 
 # %% ../../nbs/1_policy/21_skills.ipynb #c002
+import hashlib
 import random
 from collections.abc import Callable
 
@@ -48,6 +49,10 @@ def _mirror(a: int, b: int) -> tuple[str, str, str]:
 
 def _backwards(a: int, b: int) -> tuple[str, str, str]: return _add(a, b)[0], *_mirror(a, b)[1:]
 
+def _contradicts(question: str, share: float) -> bool:
+    "Whether a hash of a question puts it among the share that contradicts `add`; a larger share holds a smaller one."
+    return int(hashlib.sha256(f"contradicts/{question}".encode()).hexdigest()[:8], 16) < share * 16 ** 8
+
 SKILLS: dict[str, Callable] = dict(add=_add, subtract=_subtract, multiply=_multiply, remainder=_remainder, sort=_sort,
                                    digits=_digits, again=_again, mirror=_mirror, backwards=_backwards)
 
@@ -56,12 +61,17 @@ def skill(
     name: str,  # one of SKILLS
     noise: float = 0.0,  # share of training rewards that is inverted, in [0, 1)
     held_out: int = 512,  # held-out prompts at most
+    contradicts: float = 1.0,  # share of `backwards`' questions whose answer is not that of `add`, in [0, 1]
 ) -> Capability:  # named like the skill
-    "One skill as a capability; ValueError for an unknown name."
+    "One skill as a capability; ValueError for an unknown name, or a share outside [0, 1]."
     if name not in SKILLS: raise ValueError(f"unknown skill {name!r}: {', '.join(SKILLS)}")
+    if not 0 <= contradicts <= 1: raise ValueError(f"contradicts={contradicts}: a share from 0 to 1 is needed")
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
     random.Random(0).shuffle(pairs)
-    made = ((question, answer, trace) for question, trace, answer in (SKILLS[name](a, b) for a, b in pairs))
+    maker = SKILLS[name]
+    if maker is _backwards and contradicts < 1:
+        def maker(a, b): return (_backwards if _contradicts(_add(a, b)[0], contradicts) else _add)(a, b)
+    made = ((question, answer, trace) for question, trace, answer in (maker(a, b) for a, b in pairs))
     every = list({e.prompt: e for e in (Example(q, a, name, trace=t) for q, a, t in made)}.values())
     train = [e for e in every if not held_out_by_hash(e.prompt)]
     reward = Noisy(Exact(), noise, frozenset(e.id for e in train)) if noise else Exact()

@@ -38,18 +38,20 @@ def base_for(
     folder: str | Path = "runs/bases",  # where bases are kept
     rows: int = 32,  # reference completions of each skill in a step
     seed: int = 0,  # of weights and prompts
+    contradicts: float = 1.0,  # as in `skill`
     **sizes,  # passed to `text_policy`
 ) -> Policy:
     "The warm-started base of some skills, trained once."
-    path = Path(folder) / ("-".join(names) + "-" + content_hash(list(names), steps, rows, seed, sizes)[:8])
+    made = [list(names), steps, rows, seed, sizes, *([contradicts] if contradicts != 1 else [])]
+    path = Path(folder) / ("-".join(names) + "-" + content_hash(*made)[:8])
     config = Config(seed=seed, prompts=rows * len(names), learning_rate=3e-3, probe_every=0, eval_every=0,
                     checkpoint_every=steps, device="cpu")
     threads = torch.get_num_threads()
     with locked(path.with_name(f".{path.name}.lock"), wait=True):
         torch.set_num_threads(1)
         try:
-            run = train(warm_start(names, steps), [skill(n) for n in names], text_policy(seed=seed, **sizes), config,
-                        path, progress=False)
+            run = train(warm_start(names, steps), [skill(n, contradicts=contradicts) for n in names],
+                        text_policy(seed=seed, **sizes), config, path, progress=False)
         finally: torch.set_num_threads(threads)
     return Policy.load(run.path / "branches" / "warm", "base")
 
@@ -61,7 +63,9 @@ def suite(
     hidden: int = 96,  # width of the model
     layers: int = 3,  # its decoder layers
     folder: str = "runs/bases",  # where bases are kept
+    contradicts: float = 1.0,  # share of `backwards`' questions that contradict `add`
 ) -> tuple[dict[str, Capability], Policy]:  # capabilities by name, base
     "Skills and their base, named `skills?names=add,multiply&noise=0.2` in jobs and reports."
     listed = [n.strip() for n in names.split(",")]
-    return {n: skill(n, noise) for n in listed}, base_for(listed, warm, folder, hidden=hidden, layers=layers)
+    found = {n: skill(n, noise, contradicts=contradicts) for n in listed}
+    return found, base_for(listed, warm, folder, hidden=hidden, layers=layers, contradicts=contradicts)

@@ -76,7 +76,7 @@ def _check(experiment: Experiment):
     if wrong: raise ValueError(f"{experiment.title}: " + "; ".join(wrong))
 
 # %% ../../nbs/6_study/07_experiment.ipynb #99e09c50
-SHIPPED = ("minis",)  # experiments that come with the package
+SHIPPED = ("minis", "regimes")  # experiments that come with the package
 
 def _path_of(name: str | Path) -> Path:
     "The file of an experiment; a shipped one by its name."

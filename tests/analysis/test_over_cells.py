@@ -1,0 +1,92 @@
+"Random effects over cells: published values, coverage, and what is refused."
+import numpy as np
+import pytest
+from scipy import stats
+
+from copd_nb.analysis.over_cells import cells_table, lead_over_cells, moderated, over_cells, spread_over_cells
+
+# BCG trials (Colditz and others 1994): log risk ratios and their variances, as in Viechtbauer (2010), table 1
+BCG = [(4, 119, 11, 128), (6, 300, 29, 274), (3, 228, 11, 209), (62, 13536, 248, 12619), (33, 5036, 47, 5761),
+       (180, 1361, 372, 1079), (8, 2537, 10, 619), (505, 87886, 499, 87892), (29, 7470, 45, 7232), (17, 1699, 65, 1600),
+       (186, 50448, 141, 27197), (5, 2493, 3, 2338), (27, 16886, 29, 17825)]
+
+
+def _log_ratios():
+    values = [np.log(a / (a + b)) - np.log(c / (c + d)) for a, b, c, d in BCG]
+    return values, [1 / a - 1 / (a + b) + 1 / c - 1 / (c + d) for a, b, c, d in BCG]
+
+
+def test_bcg_trials_have_the_published_values():
+    found = over_cells(*_log_ratios())
+    assert found.mean == pytest.approx(-0.7150, abs=5e-4)  # metafor, method "PM"
+    assert found.between ** 2 == pytest.approx(0.3181, abs=5e-4)
+
+
+def test_equal_variances_give_the_t_interval():
+    "With one variance everywhere all weights are equal, and Hartung's and Knapp's interval is the t interval."
+    values = [1.0, 2.5, -0.3, 4.0, 1.1]
+    found = over_cells(values, [0.01] * 5)
+    low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+
+
+@pytest.mark.parametrize("between, loose", [(0.0, 0.0), (2.0, 0.0), (0.0, 0.7), (1.0, 0.7)])
+def test_intervals_cover(between, loose):
+    "Ten cells of five seeds, alike or with spreads of their own (log-normal)."
+    rng, inside, new = np.random.default_rng(1), 0, 0
+    for _ in range(400):
+        truth, spread = rng.normal(1.0, between, 10), 2 * np.exp(rng.normal(0, loose, 10))
+        runs = truth[:, None] + rng.normal(0, 1, (10, 5)) * spread[:, None]
+        found = lead_over_cells({i: dict(a=x, b=np.zeros(5)) for i, x in enumerate(runs)}, "a", "b")
+        inside += found.low <= 1.0 <= found.high
+        new += found.new_low <= rng.normal(1.0, between) <= found.new_high
+    assert 0.92 <= inside / 400 <= 0.985
+    assert new / 400 >= 0.91
+
+
+def test_moderated_variances():
+    "Alike ones become one; ones that differ by orders of magnitude stay; Smyth's numbers come back."
+    rng = np.random.default_rng(3)
+    alike = moderated(4 * rng.chisquare(4, 50) / 4, 4)
+    assert np.ptp(np.log(alike)) < 0.5 and 3 < alike.mean() < 5
+    apart = np.array([1e-6, 1.0, 1e6])
+    assert np.allclose(np.log(moderated(apart, 50)), np.log(apart), atol=0.1)
+    true = 2.0 * 8 / rng.chisquare(8, 20_000)
+    seen = true * rng.chisquare(4, 20_000) / 4
+    half = np.polyfit(seen, moderated(seen, 4), 1)
+    assert half[0] == pytest.approx(4 / 12, abs=0.02) and half[1] == pytest.approx(2.0 * 8 / 12, abs=0.06)
+
+
+def test_spreads_are_told_apart_and_a_collapse_shows():
+    rng = np.random.default_rng(2)
+    scores = {i: dict(a=rng.normal(80, 1, 5), b=rng.normal(80, 1, 5)) for i in range(20)}
+    assert spread_over_cells(scores, "a", "b").low < 1 < spread_over_cells(scores, "a", "b").high
+    for i in range(0, 20, 2): scores[i]["a"][0] = 20.0
+    found = cells_table(scores, "b")
+    assert found.spread_low[0] > 1.5 and found.worst[0] < -55
+
+
+def test_equal_runs_are_not_known_exactly():
+    scores = {"one": dict(a=[50.0, 51.0], b=[49.0, 50.0]), "two": dict(a=[60.0, 61.0], b=[60.0, 61.0])}
+    found = lead_over_cells(scores, "a", "b")
+    assert found.low < 0 < found.high and np.isfinite(found.p)
+
+
+def test_one_and_two_cells():
+    alone = over_cells([2.0], [0.25])
+    assert (alone.low, alone.high) == pytest.approx((2 - 1.96 * 0.5, 2 + 1.96 * 0.5), abs=1e-3)
+    assert np.isnan(alone.new_low) and "new cell" not in str(alone)
+    assert np.isnan(over_cells([2.0, 1.0], [0.25, 0.25]).new_high)
+
+
+@pytest.mark.parametrize("values, variances", [([], []), ([1.0], [0.0]), ([1.0, 2.0], [1.0]), ([np.nan], [1.0])])
+def test_bad_values_are_refused(values, variances):
+    with pytest.raises(ValueError, match="variances|positive"): over_cells(values, variances)
+
+
+def test_cells_need_the_same_seeds():
+    with pytest.raises(ValueError, match="cell 'x': a, b need the same two or more seeds"):
+        lead_over_cells({"x": dict(a=[1.0, 2.0], b=[1.0])}, "a", "b")
+    with pytest.raises(ValueError, match="no cell has a and c"):
+        lead_over_cells({"x": dict(a=[1.0, 2.0], b=[1.0, 2.0])}, "a", "c")
