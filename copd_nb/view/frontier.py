@@ -52,7 +52,8 @@ def at_equal_entropy(
         ax.errorbar(row["difference"], y, xerr=np.nan_to_num(error), fmt="o", color=color, capsize=2,
                     markerfacecolor=color if row["p_holm"] < 0.05 else "white",
                     label="over the shared entropies, 95 % interval" if y == 0 else None)
-        ax.plot(greedy[row["paradigm"]], y, "x", color="#555555", markersize=5, label="greedy" if y == 0 else None)
+        ax.plot(greedy[row["paradigm"]], y + 0.2, "x", color="#555555", markersize=5,
+                label="greedy" if y == 0 else None)
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(rows)), rows["paradigm"])
     ax.set_ylim(len(rows) - 0.5, -0.5)
