@@ -102,7 +102,8 @@ def claims_page(
             found = [e for e in chosen if e.claim == c.id]
             for e in found:
                 p = corrected.get(id(e), np.nan)
-                mde = detectable_at(e.sd, e.seeds, level) if e.sd > 0 and e.seeds > 1 else np.nan
+                known = e.sd > 0 and e.seeds > 1 and c.unit != "correlation"
+                mde = detectable_at(e.sd, e.seeds, level) if known else np.nan
                 numbers = {k: getattr(e, k) for k in ("where", "against", "value", "low", "high", "sd", "seeds", "p")}
                 rows.append(about | numbers | dict(mde=mde, p_holm=p, verdict=_verdict(e, c, p, level),
                                                    main=e is found[0], record=e.source))
