@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 from scipy.integrate import trapezoid
+from scipy.interpolate import PchipInterpolator
 
 from .curves import need_columns
 from .tests import holm
@@ -31,17 +32,19 @@ def mean_curves(
     return groups[["entropy", "accuracy"]].mean().reset_index()
 
 def _curve(run: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    "Entropies, never falling, and accuracies of one run, from its lowest temperature."
+    "Entropies, rising, and accuracies of one run, from its lowest temperature; equal entropies share their mean."
     run = run.sort_values("temperature")
-    return np.maximum.accumulate(run.entropy.to_numpy()), run.accuracy.to_numpy()
+    rising = run.accuracy.groupby(np.maximum.accumulate(run.entropy.to_numpy())).mean()
+    return rising.index.to_numpy(), rising.to_numpy()
 
 def accuracy_at(
     run: pd.DataFrame,  # the rows of one run
     entropies,  # (n,) nats a token
 ) -> np.ndarray:  # (n,) %; NaN outside of what was evaluated
     "Accuracy of a run at given entropies, interpolated between its temperatures."
-    x, y = _curve(run)
-    return np.interp(entropies, x, y, left=np.nan, right=np.nan)
+    (x, y), at = _curve(run), np.asarray(entropies, float)
+    found = PchipInterpolator(x, y)(at) if len(x) > 1 else np.full(at.shape, y[0])
+    return np.where((at >= x[0]) & (at <= x[-1]), found, np.nan)
 
 def common_entropy(
     curves: pd.DataFrame,

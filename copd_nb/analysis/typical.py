@@ -79,6 +79,7 @@ def collapse_coverage(
     drops: Sequence[float] = (0, 3, 10, 30),  # how much a collapsed run loses, in SDs of the others
     share: float = 0.2,  # of collapsed runs
     repeats: int = 400,  # synthetic studies
+    methods: Sequence[str] = METHODS,
     key: int = 0,  # of the random numbers
 ) -> pd.DataFrame:  # method, seeds, drop, mean and median: shares of intervals that hold them; width: median
     "Coverage of nominal 95 % intervals by simulation."
@@ -87,7 +88,7 @@ def collapse_coverage(
         median = np.median(_runs(rng, (1, 200_000), share, drop))
         for n in seeds:
             runs = _runs(rng, (repeats, n), share, drop)
-            for method in METHODS:
+            for method in methods:
                 low, high = _ends(method, runs)
                 held = {name: float(np.mean((low <= x) & (x <= high)))
                         for name, x in (("mean", -share * drop), ("median", median))}

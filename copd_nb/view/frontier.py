@@ -57,7 +57,7 @@ def at_equal_entropy(
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(rows)), rows["paradigm"])
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16 - 0.4 / max(1, len(rows))), ncols=2, frameon=False,
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.1 - 0.4 / max(1, len(rows))), ncols=2, frameon=False,
               fontsize=8)
     return finish(ax, f"difference to {', '.join(rows['reference'].unique())} (percentage points)", "", grid="x")
 
