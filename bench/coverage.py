@@ -1,4 +1,4 @@
-"""Coverage of 95 % intervals where one run in five collapses: `python bench/coverage.py [--repeats N] [--out FILE.png]`.
+"""Coverage of 95 % intervals where one run in five collapses: `python bench/coverage.py [--out FILE.png]`.
 
 The simulation of `copd_nb.analysis.typical` with many studies a cell; about two minutes with the default."""
 import argparse
@@ -41,6 +41,7 @@ if __name__ == "__main__":
     many = collapse_coverage(share=given.share, repeats=given.repeats, methods=("t", "trimmed"))
     few = collapse_coverage(share=given.share, repeats=max(1, given.repeats // 10), methods=("bootstrap",))
     found = pd.concat([many, few], ignore_index=True)
-    print(found.pivot(index=["drop", "seeds"], columns="method", values=["mean", "median", "width"]).round(3).to_string())
+    wide = found.pivot(index=["drop", "seeds"], columns="method", values=["mean", "median", "width"])
+    print(wide.round(3).to_string())
     print(f"{given.repeats} studies a cell ({given.repeats // 10} of the bootstrap), {time.time() - began:.0f} s")
     if given.out: figure(found, given.out)

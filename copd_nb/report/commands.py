@@ -170,18 +170,22 @@ def claims(
     *,
     with_: str = None,  # a file with results of your own for the same claims, see docs/claims.md
     metric: str = "greedy",  # the accuracy that claims are about: greedy or sampled
-    out: str = None,  # a Markdown file instead of the screen
+    out: str = None,  # a Markdown file instead of the screen; one with marks keeps what is around them
 ):
     "Make the table of claims again from records alone; nothing is trained"
+    from copd_nb.analysis.collapses import collapses, collapses_markdown
     from copd_nb.analysis.evidence import evidence_of
     from copd_nb.analysis.others import read_others
-    from copd_nb.analysis.page import claims_page, claims_page_markdown
+    from copd_nb.analysis.page import between_marks, claims_page, claims_page_markdown
     from copd_nb.report.overview import entries
     check_names([metric], ("greedy", "sampled"), "metric")
     more = read_others(with_) if with_ else None
-    every = (x for e in entries(folder) if not e.fault for x in evidence_of(e.record, e.folder.name, metric))
-    text = claims_page_markdown(claims_page(every), more)
-    if out: Path(out).write_text(text + "\n", encoding="utf-8")
+    records = {e.folder.name: e.record for e in entries(folder) if not e.fault}
+    page = claims_page(x for name, record in records.items() for x in evidence_of(record, name, metric))
+    text = f"{claims_page_markdown(page, more)}\n\n{collapses_markdown(collapses(records, metric))}"
+    if out:
+        before = Path(out).read_text(encoding="utf-8") if Path(out).exists() else ""
+        Path(out).write_text(between_marks(before, text), encoding="utf-8")
     print(f"{'claims':9}{out}" if out else text)
 
 def runs(
