@@ -41,8 +41,8 @@ def collapses_markdown(
     if table.empty: return "No record has scores by seed."
     some = table[table.below > 0]
     share = share_interval(int(table.below.sum()), int(table.runs.sum()))
-    said = (f"{table.below.sum()} of {table.runs.sum()} runs ended below the base that they started from, in {len(some)} "
-            f"of {len(table)} rows: {share.percent()} %.")
+    said = (f"{table.below.sum()} of {table.runs.sum()} runs ended below the base that they started from, in "
+            f"{len(some)} of {len(table)} rows: {share.percent()} %.")
     shown = [dict(record=r.record, paradigm=r.paradigm, below=f"{r.below} of {r.runs}",
                   share=f"{r.share:.0f} % [{r.low:.0f}, {r.high:.0f}]") for r in some.itertuples()]
     return said + (f"\n\n{markdown_table(pd.DataFrame(shown))}" if shown else "")

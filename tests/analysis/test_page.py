@@ -35,7 +35,8 @@ def record(lead=0.0, seeds=10, noise=0.4, names=("text", "image"), collapse=0, *
               "averaged every 5", "CoPD", "placebo", "semi"]
     rng, rows = np.random.default_rng(0), []
     for label in labels:
-        values = 60 + lead * (label == "CoPD") + noise * rng.standard_normal((len(names), seeds))
+        level = 60 - 10 * (label == "base") + lead * (label == "CoPD")
+        values = level + noise * rng.standard_normal((len(names), seeds))
         if label == "mixed RLVR" and collapse: values[:, :collapse] -= 30
         rows += [dict(paradigm=label, capability=c, seed=s, accuracy=values[i, s]) for i, c in enumerate(names)
                  for s in range(seeds)]
@@ -131,7 +132,7 @@ def test_findings_without_scores_by_seed_give_sd_and_p_from_their_interval():
 def test_the_weakest_and_the_strongest_decide():
     rng = np.random.default_rng(0)
     ahead, near, behind = (m + rng.normal(0, 0.5, 10) for m in (3, 0.6, -3))
-    assert decided_by_all(dict(a=ahead, b=near)) ["p"] == max(typical_p(ahead), typical_p(near))
+    assert decided_by_all(dict(a=ahead, b=near))["p"] == max(typical_p(ahead), typical_p(near))
     lost = decided_by_all(dict(a=ahead, b=behind))
     assert lost["against"] == "b" and lost["p"] == pytest.approx(2 * typical_p(behind)) and lost["value"] < 0
     won = decided_by_one(dict(a=ahead, b=behind))
