@@ -32,18 +32,20 @@ def pass_at_k(
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 # %% ../../nbs/4_engine/07_evaluation.ipynb #c009
-def _rows(capability: Capability, out: Rollouts, failed: float | None, seconds: float | None) -> list[dict]:
-    "One row an example; the first completion of each group is the greedy one."
+def _rows(capability: Capability, out: Rollouts, failed: float | None, seconds: float | None,
+          greedy: int = 1) -> list[dict]:
+    "One row an example; the first completion of each group is the greedy one, if there is one."
     scores = score(capability, out.texts, out.examples, out.finished.tolist(), failed, seconds=seconds)
-    samples, size = out.group_size - 1, out.group_size
+    size, samples = out.group_size, out.group_size - greedy
     groups = [scores[i:i + size] for i in range(0, len(scores), size)]
-    found = [dict(capability=capability.name, example=e.id, greedy=g, sampled=sum(s) / samples if samples else math.nan,
-                  correct=sum(x == 1 for x in s), samples=samples) for e, (g, *s) in zip(out.prompts.examples, groups)]
-    return [row | told for row, told in zip(found, _spread(out))]
+    found = [dict(capability=capability.name, example=e.id, greedy=g[0] if greedy else math.nan,
+                  sampled=sum(s) / samples if samples else math.nan, correct=sum(x == 1 for x in s), samples=samples)
+             for e, all_ in zip(out.prompts.examples, groups) for g, s in [(all_[:greedy], all_[greedy:])]]
+    return [row | told for row, told in zip(found, _spread(out, greedy))]
 
-def _spread(out: Rollouts) -> list[dict]:
+def _spread(out: Rollouts, greedy: int) -> list[dict]:
     "Entropy and length of the sampled completions of each group; NaN where nothing was sampled or has no log-prob."
-    def sampled(grid): return grid.unflatten(0, (-1, out.group_size))[:, 1:].double()
+    def sampled(grid): return grid.unflatten(0, (-1, out.group_size))[:, greedy:].double()
     mask, logp = sampled(out.mask), torch.full_like(out.mask, math.nan) if out.logp is None else out.logp
     entropy = -(sampled(logp) * mask).sum((1, 2)) / mask.sum((1, 2))
     return [dict(entropy=e, length=n) for e, n in zip(entropy.tolist(), mask.sum(2).mean(1).tolist())]

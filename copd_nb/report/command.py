@@ -26,7 +26,7 @@ from . import experiment_commands as experiments
 GROUPS = {
     "Experiment": (experiments.init, checks.check, commands.train, experiments.compare, experiments.sweep),
     "Runs": (commands.runs, commands.track),
-    "Report": (commands.report, commands.reports, commands.index),
+    "Report": (commands.report, commands.reports, commands.index, commands.claims),
     "Measure": (checks.gap, checks.preflight, checks.audit),
     "Models": (commands.fetch,),
 }
@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         one = anno_parser(function)
         for option in one._actions:
             if len(option.dest) == 1 and option.nargs == 2: option.option_strings = [f"-{option.dest}"]  # not --p
+            option.option_strings = [s.rstrip("_-") or s for s in option.option_strings]  # --with, a word of Python
         commands.add_parser(name, parents=[one], add_help=False, description=one.description, epilog=one.epilog,
                             formatter_class=one.formatter_class)
     return top

@@ -43,6 +43,7 @@ DESCRIBED = ("entropy", "length")  # columns of `evaluate` beside scores
 
 def described(
     outcome: Outcome,
+    per_seed: bool = False,  # a row for each seed, with seed and value instead of mean, low and high
 ) -> pd.DataFrame:  # paradigm, capability, measure, mean, low, high (over seeds); empty without such columns
     "Entropy and length of held-out completions."
     found = {key: rows[rows.model == "result"] for key, rows in outcome.scores.items()}
@@ -54,6 +55,7 @@ def described(
     if not tables: return pd.DataFrame(columns=columns)
     rows = pd.concat(tables)
     rows = rows[rows.capability.isin(outcome.study.capabilities)]
+    if per_seed: return rows[["paradigm", "capability", "measure", "seed", "value"]].reset_index(drop=True)
     grouped = rows.groupby(["measure", "paradigm", "capability"], sort=False)["value"]
     return grouped.agg(mean="mean", low="min", high="max").reset_index()[columns]
 

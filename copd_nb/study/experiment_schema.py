@@ -54,7 +54,8 @@ STEPS, SEEDS = 40, (0, 1, 2)  # of a file that names none
 _PART = dict(  # what a preset may replace
     steps=dict(type="integer", minimum=2), seeds=listed(_INT) | dict(minItems=1),
     paradigms=listed(dict(type=["string", "object"])) | dict(minItems=1), config=record({}, _fields(Config)),
-    evaluation=record({}, dict(prompts=_or_null(_COUNT), samples=_COUNT, k=listed(_COUNT))),
+    evaluation=record({}, dict(prompts=_or_null(_COUNT), samples=_COUNT, k=listed(_COUNT),
+                               temperatures=listed(dict(type="number", exclusiveMinimum=0)))),
     tuning=record({}, dict(seeds=listed(_INT), steps=_COUNT, prompts=_COUNT, samples=_COUNT, number=_COUNT,
                            trials=mapped(listed(_FREE)))))
 _RUN = record({}, dict(store=TEXT, workers=_or_null(_COUNT), cluster=dict(type=["string", "object", "null"])))

@@ -40,6 +40,7 @@ class Scale:
     config: Config = Config(prompts=16, opd_prompts=8, learning_rate=1e-4, probe_every=4, eval_every=0,
                             checkpoint_every=1000, device="cpu")
     model: tuple[tuple[str, int], ...] = ()  # sizes of a suite's model, whatever the report asks for
+    temperatures: tuple[float, ...] = ()  # at which results are sampled beside the usual evaluation
 
     @property
     def steps(self) -> int:
@@ -101,7 +102,7 @@ class Study:
         "The job of one arm and seed."
         arm, s = arm if isinstance(arm, Arm) else Arm(arm), self.scale
         config, starts = replace(s.config, seed=seed, **arm.changes), tuple(sorted(arm.starts.items()))
-        return Job(arm.schedule, config, self.suite, s.prompts, s.samples, starts)
+        return Job(arm.schedule, config, self.suite, s.prompts, s.samples, starts, s.temperatures)
 
     def jobs(
         self,

@@ -26,6 +26,7 @@ from ..policy.suites import load_suite
 from ..engine.accelerator import accelerator_for
 from ..engine.config import Config
 from ..engine.runs import Run, content_hash
+from ..engine.temperatures import checked_temperatures
 from .experiment import Experiment, chosen_rows, rows_of, settings_of
 from .experiment_schema import columns_from
 from .grid import Arm, Scale, Study
@@ -126,7 +127,9 @@ def slow_precision(
 def scale_of(experiment: Experiment) -> Scale:
     "Seeds, configuration and evaluation as a study has them."
     e = experiment.evaluation
-    return Scale(experiment.seeds, prompts=e["prompts"], samples=e["samples"], config=experiment.config)
+    heats = checked_temperatures(e.get("temperatures", ()))
+    return Scale(experiment.seeds, prompts=e["prompts"], samples=e["samples"], config=experiment.config,
+                 temperatures=heats)
 
 def studies(
     experiment: Experiment,

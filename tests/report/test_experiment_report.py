@@ -15,7 +15,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 SMALL = """
 steps: 2
 config: {prompts: 2, opd_prompts: 1, group_size: 2, max_new_tokens: 3, probe_every: 0, eval_every: 0, device: cpu}
-evaluation: {prompts: 4, samples: 2, k: [2, 8]}
+evaluation: {prompts: 4, samples: 2, k: [2, 8], temperatures: [0.5, 1]}
 """
 OWN = """
 title: "%s"
@@ -67,6 +67,11 @@ def test_two_files_of_ones_own_with_labels_lora_and_no_curves(folder):
         "alone: sort expert"}
     assert "No learning curves" in page and "No probes" in page and "not tuned" in page
     assert "Trial run" not in page and "None of the settings is the paper" in page
+    assert {(r["paradigm"], r["temperature"], r["seed"]) for r in record["over_temperature"]["all/last weights"]} == {
+        (l, t, s) for l in labels for t in (0, 0.5, 1) for s in (0, 1)}
+    assert {r["paradigm"] for r in record["equal_entropy"]["all/last weights"]} == {"mixed RLVR", "strong"}
+    assert record["version"] == 2 and record["engine"] >= 2 and len(record["described_per_seed"]["all"]) == 48
+    assert "at equal entropy" in page
     assert not re.search(r"<img src=x|<script", page) and "&lt;img src=x" in page  # prompts and title are text
 
 

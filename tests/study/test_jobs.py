@@ -10,7 +10,7 @@ from copd_nb.study import workers as workers_module
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr
 from copd_nb.engine.config import Config
 from copd_nb.policy.suites import load_suite
-from copd_nb.study.jobs import Job, is_done, run_of, scores_of
+from copd_nb.study.jobs import Job, base_scores, heated_scores, is_done, run_of, scores_of
 from copd_nb.study.workers import do_all, in_order
 
 TINY = Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu")
@@ -57,6 +57,27 @@ def test_judged_later_without_training_again(tmp_path, monkeypatch):
     monkeypatch.setattr("copd_nb.engine.phase.train_step", lambda *a: pytest.fail("trained again"))
     do_all(free([full]), tmp_path, workers=1)
     assert is_done(full, tmp_path) and len(scores_of(run_of(full, tmp_path), full)) == 24
+
+
+def test_temperatures_are_judged_later_and_leave_the_run_as_it_was(tmp_path, monkeypatch):
+    "A trained run keeps its name and files; only further temperatures are judged, each once."
+    plain = job(expert("text", 1))
+    further = replace(plain, temperatures=(0.5, 1.0, 0.25))
+    assert further.name == plain.name and set(plain.key) < set(further.key)
+    do_all(free([plain]), tmp_path, workers=1)
+    folder = tmp_path / plain.name
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    monkeypatch.setattr("copd_nb.engine.phase.train_step", lambda *a: pytest.fail("trained again"))
+    assert is_done(plain, tmp_path) and not is_done(further, tmp_path)
+    do_all(free([further]), tmp_path, workers=1)
+    assert is_done(further, tmp_path) and all(p.read_bytes() == data for p, data in before.items())
+    rows = heated_scores(run_of(plain, tmp_path), further)
+    assert set(rows.temperature) == {0.25, 0.5} and len(rows) == 2 * 24 and set(rows.model) == {"result"}
+    judged = []
+    monkeypatch.setattr("copd_nb.study.jobs.evaluate_at", lambda p, c, heats, *a: judged.append(heats) or rows)
+    do_all(free([replace(plain, temperatures=(0.5,))]), tmp_path, workers=1)
+    assert not judged and heated_scores(run_of(plain, tmp_path), plain).empty
+    assert set(base_scores(replace(plain, temperatures=(1.0,)), tmp_path, heated=True)) == set()
 
 
 @settings(deadline=None)

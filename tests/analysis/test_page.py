@@ -1,0 +1,207 @@
+"The page of claims: evidence from records by seed, one correction, every verdict, and files of others."
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from copd_nb.analysis.criticism import CONFOUNDED, sources
+from copd_nb.analysis.collapses import collapses, collapses_markdown
+from copd_nb.analysis.evidence import (
+    Evidence, decided_by_all, decided_by_one, evidence_of, runs_of, within)
+from copd_nb.analysis.others import read_others, schema_text
+from copd_nb.analysis.page import (
+    MARKS, between_marks, claims_page, counts_sentence, detectable_at, kind_of, seeds_needed)
+from copd_nb.analysis.tests import minimum_detectable_difference
+from copd_nb.analysis.typical import typical_p
+from copd_nb.engine.history import engine_now, engine_of
+from copd_nb.report.command import main
+
+DOCS = Path(__file__).parents[2] / "docs"
+ROWS = ["expert", "mixed", {"mixed": dict(prompts=96, steps=80)}, "opd", {"mopd": dict(start="base")}, "merged",
+        {"local": dict(period=5)}, "copd", {"placebo_copd": dict(label="placebo")}, {"semi_opd": dict(label="semi")}]
+
+
+def evidence(claim="copd_over_mopd", p=0.5, value=1.0, **more):
+    values = dict(where="here", low=value - 1, high=value + 1, sd=1.0, seeds=10, source="a record")
+    return Evidence(claim, value=value, p=p, **values | more)
+
+
+def record(lead=0.0, seeds=10, noise=0.4, names=("text", "image"), collapse=0, **more):
+    "A record of an experiment in which CoPD leads every other row."
+    labels = ["base", *(f"{c} expert" for c in names), "mixed RLVR", "mixed RLVR, 96 prompts", "MOPD", "merged experts",
+              *((f"OPD {a}→{b}" for a in names for b in names if a != b) if len(names) == 2 else ()),
+              "averaged every 5", "CoPD", "placebo", "semi"]
+    rng, rows = np.random.default_rng(0), []
+    for label in labels:
+        level = 60 - 10 * (label == "base") + lead * (label == "CoPD")
+        values = level + noise * rng.standard_normal((len(names), seeds))
+        if label == "mixed RLVR" and collapse: values[:, :collapse] -= 30
+        rows += [dict(paradigm=label, capability=c, seed=s, accuracy=values[i, s]) for i, c in enumerate(names)
+                 for s in range(seeds)]
+    asked = dict(settings={"all": list(names)}, steps=80, seeds=list(range(seeds)),
+                 paradigms=[r for r in ROWS if r != {"local": dict(period=5)}])
+    return dict(report="experiment", parameters=asked, per_seed={"all/greedy": rows}, claims={}, engine=engine_now(),
+                environment={}) | more
+
+
+def page_of(*records): return claims_page(e for r in records for e in evidence_of(r, "a record"))
+
+
+def verdicts(page): return page[page.main].set_index("id").verdict.map(kind_of)
+
+
+def test_a_clear_lead_holds_everywhere_it_was_measured():
+    found = verdicts(page_of(record(4.0)))
+    assert set(found[["copd_over_mixed_two", "copd_over_static_opd", "copd_over_mopd", "copd_over_merged",
+                      "copd_over_own_expert", "copd_over_mixed_critical_path", "copd_over_placebo",
+                      "copd_over_semi"]]) == {"holds"}
+    assert found["copd_over_mixed_three"] == "not run" == found["budget_not_conflict"]
+    behind = verdicts(page_of(record(-4.0)))
+    assert behind["copd_over_mopd"] == behind["copd_over_own_expert"] == "does not hold"
+
+
+def test_paradigms_within_a_bound_are_within_it():
+    found = verdicts(page_of(record()))
+    assert found["within_1_4"] == "holds" and found["m2rl_interference"] != "holds"
+    apart = record()
+    for row in apart["per_seed"]["all/greedy"]: row["accuracy"] += 5 * (row["paradigm"] == "MOPD")
+    assert verdicts(page_of(apart))["within_1_4"] == "does not hold"
+
+
+def test_collapsed_runs_of_another_row_settle_nothing():
+    "With two of ten runs collapsed the mean is 6 points behind; the typical run isn't."
+    found = page_of(record(collapse=2)).set_index("id").loc["copd_over_mixed_two"]
+    assert kind_of(found.verdict) != "holds" and abs(found.value) < 1 and found.sd > 10
+
+
+def test_one_correction_over_all_rows():
+    found = page_of(record(1.0, seeds=5, noise=1.0))
+    tested = found[found.p_holm.notna()]
+    order = tested.sort_values("p")
+    expected = np.minimum(np.maximum.accumulate(order.p.to_numpy() * np.arange(len(order), 0, -1)), 1)
+    assert len(tested) > 10 and order.p_holm.to_numpy() == pytest.approx(expected)
+
+
+def test_every_verdict():
+    every = [evidence("copd_over_mopd", 1e-6), evidence("copd_over_merged", 1e-6, -1.0),
+             evidence("copd_over_placebo", 0.4, 0.1, sd=0.5), evidence("copd_over_semi", 0.4, 0.1, sd=3.0),
+             evidence("overlap_predicts_gain", 1e-9), evidence("drift_kl_rises", 1e-9, 9.0, older=True),
+             evidence("m2rl_cheaper", np.nan, 1.6, exact=True), evidence("copd_over_averaged", 0.4, sd=100.0)]
+    page = claims_page(every)
+    found = page[page.main].set_index("id").verdict
+    assert found["copd_over_mopd"] == "holds" == found["m2rl_cheaper"]
+    assert found["copd_over_merged"] == "does not hold" and found["copd_over_placebo"] == "not detected"
+    needed = seeds_needed(3.0, 1.5, 0.05 / 5)
+    assert found["copd_over_semi"] == f"beyond reach here ({needed} seeds needed)" and 30 < needed < 80
+    assert found["copd_over_averaged"] == "beyond reach here (more than 1000 seeds needed)"
+    assert found["overlap_predicts_gain"].startswith("confounded: all students")
+    assert found["drift_kl_rises"] == "older engine" and page.p_holm.notna().sum() == 5
+    assert "33 claims: 2 holds, 1 does not hold, 1 not detected, 1 confounded, 2 beyond reach here, 1 older engine" in (
+        counts_sentence(page))
+
+
+def test_a_finding_with_controls_is_tested():
+    free = evidence("overlap_predicts_gain", 1e-6, controls="headroom crossed with distance")
+    assert verdicts(claims_page([free]))["overlap_predicts_gain"] == "holds"
+    assert set(CONFOUNDED) <= {c.id for claims in sources().values() for c in claims}
+
+
+def test_records_of_an_older_engine_settle_nothing_and_give_way():
+    old = record(4.0, engine=1)
+    assert verdicts(page_of(old))["copd_over_mopd"] == "older engine"
+    both = page_of(old, record(seeds=3)).query("id == 'copd_over_mopd'")
+    assert len(both) == 1 and both.seeds.item() == 3
+    dated = dict(environment=dict(started="2026-11-24T12:00:00+00:00"))
+    assert engine_of(dated) == 1 and engine_of(dict(environment={})) == 1
+    assert engine_of(dict(environment=dict(started="2026-11-29T00:00:00+00:00"))) == 2
+
+
+def test_findings_without_scores_by_seed_give_sd_and_p_from_their_interval():
+    x = np.array([0.5, 1.2, 0.9, 1.4])
+    ends = stats.ttest_1samp(x, 0).confidence_interval()
+    found = dict(value=float(x.mean()), low=ends.low, high=ends.high, seeds=4, unit="overlap lost", verdict="holds",
+                 sentence="It does.")
+    one = dict(report="pilot", parameters={}, environment={}, engine=engine_now(),
+               claims={"drift_overlap_falls": found, "a question of its own": found})
+    [e] = evidence_of(one, "pilot")
+    assert e.p == pytest.approx(stats.ttest_1samp(x, 0).pvalue) and e.sd == pytest.approx(x.std(ddof=1))
+
+
+def test_the_weakest_and_the_strongest_decide():
+    rng = np.random.default_rng(0)
+    ahead, near, behind = (m + rng.normal(0, 0.5, 10) for m in (3, 0.6, -3))
+    assert decided_by_all(dict(a=ahead, b=near))["p"] == max(typical_p(ahead), typical_p(near))
+    lost = decided_by_all(dict(a=ahead, b=behind))
+    assert lost["against"] == "b" and lost["p"] == pytest.approx(2 * typical_p(behind)) and lost["value"] < 0
+    won = decided_by_one(dict(a=ahead, b=behind))
+    assert won["against"] == "a" and won["value"] > 2 and won["p"] == pytest.approx(2 * typical_p(ahead))
+    assert within(dict(a=near), 1.4)["p"] == pytest.approx(stats.t.sf((1.4 - np.sort(near)[2:8].mean()) / (
+        np.clip(np.sort(near), np.sort(near)[2], np.sort(near)[7]).std(ddof=1) * np.sqrt(9 / 30)), 5))
+
+
+def test_power_is_that_of_the_tests():
+    for n in (3, 5, 10):
+        assert detectable_at(2.0, n, 0.05) == pytest.approx(minimum_detectable_difference(2.0, n), rel=2e-3)
+    n = seeds_needed(1.5, 1.5, 0.05)
+    assert detectable_at(1.5, n, 0.05) <= 1.5 < detectable_at(1.5, n - 1, 0.05)
+
+
+def test_code_of_ones_own_is_not_imported():
+    own = record(4.0)
+    own["parameters"]["paradigms"] = ["copd", "no_such_module:rows"]
+    assert runs_of(own) and not evidence_of(own, "own")
+
+
+def test_the_published_page_is_what_the_records_give(tmp_path, capsys):
+    "Made anew with `copd claims --out docs/claims.md`."
+    text = (DOCS / "claims.md").read_text(encoding="utf-8")
+    (tmp_path / "claims.md").write_text(text, encoding="utf-8")
+    assert main(["claims", str(DOCS / "reports"), "--out", str(tmp_path / "claims.md")]) == 0
+    made = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert made == text and made.count("| CoPD |") > 15 and "ended below the base" in made
+    assert main(["claims", str(DOCS / "reports"), "--with", str(DOCS / "claims-example.yaml")]) == 0
+    assert "Example group, 2026" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="one .* are needed"): between_marks(MARKS[0], "page")
+
+
+def test_runs_below_the_base_are_counted():
+    found = collapses(dict(new=record(collapse=2), old=record(collapse=2, engine=1))).set_index("paradigm")
+    assert found.below["mixed RLVR"] == 2 and found.runs["mixed RLVR"] == 10 and found.high["mixed RLVR"] > 50
+    assert "text expert" not in found.index and set(found.record) == {"new"}
+    assert "mixed RLVR | 2 of 10" in collapses_markdown(found.reset_index())
+    assert collapses_markdown(collapses({})) == "No record has scores by seed."
+
+
+def test_the_published_schema_is_that_of_the_code():
+    assert (DOCS / "claims.schema.json").read_text(encoding="utf-8") == schema_text()
+
+
+ENTRY = dict(claim="copd_over_mopd", unit="points", where="text", differences=[1.0, 2.0])
+PLAIN = dict(claim="copd_over_mopd", unit="points", where="text", estimate=1.0, low=0.5, high=2.0, seeds=3)
+
+
+@pytest.mark.parametrize("entry, message", [
+    (ENTRY | dict(claim="nothing"), "results.0.claim: 'nothing' is not allowed: copd_over_mixed_two"),
+    (ENTRY | dict(unit="times"), "unit is 'times': copd_over_mopd is in 'points'"),
+    (ENTRY | dict(unit="per cent"), "results.0.unit: 'per cent' is not allowed: coherence lost, correlation"),
+    (ENTRY | dict(differences=["a", 1]), "results.0.differences.0: 'a' is not allowed: a number is needed"),
+    (ENTRY | dict(estimate=1.0), "estimate follows from differences"),
+    ({k: v for k, v in PLAIN.items() if k != "high"}, "high missing: differences by seed, or estimate, low, high"),
+    (PLAIN | dict(low=1.5), "low 1.5 ≤ estimate 1 ≤ high 2 is needed"),
+    (PLAIN | dict(seeds=0), "results.0.seeds: 0 is less than the minimum of 1"),
+    (ENTRY | dict(sedes=3), "results.0: .*sedes"),
+    ({k: v for k, v in ENTRY.items() if k != "where"}, "results.0: .*where")])
+def test_faults_in_a_file_of_others_are_named(tmp_path, capsys, entry, message):
+    file = tmp_path / "others.json"
+    file.write_text(json.dumps(dict(schema="copd_nb.claims/1", source="me", results=[entry]), indent=1))
+    with pytest.raises(ValueError, match=message): read_others(file)
+    assert main(["claims", str(DOCS / "reports"), "--with", str(file)]) == 2 and "line" in capsys.readouterr().err
+
+
+def test_both_forms_of_an_entry_are_read(tmp_path):
+    file = tmp_path / "others.json"
+    file.write_text(json.dumps(dict(schema="copd_nb.claims/1", source="me", results=[ENTRY, PLAIN])))
+    first, second = read_others(file).itertuples()
+    assert first.value == 1.5 and first.seeds == 2 and second.low == 0.5 and np.isnan(second.sd)
