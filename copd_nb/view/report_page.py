@@ -16,7 +16,6 @@ from pathlib import Path
 import mistune
 from bs4 import BeautifulSoup
 from PIL import Image
-from pygments.formatters import HtmlFormatter
 
 import copd_nb
 from .article import article
@@ -76,11 +75,6 @@ def page_file(
     "The text of a file in `copd_nb/assets/pages`."
     return (Path(copd_nb.__file__).parent / "assets" / "pages" / name).read_text(encoding="utf-8")
 
-def _style() -> str:
-    "The style of a page, with code in colours for light and dark."
-    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
-    return page_file("report.css") + light + "@media(prefers-color-scheme:dark){" + dark + "}"
-
 def _made_by(record: Mapping) -> str:
     "Parameters and environment of a record as a table."
     given, where = record.get("parameters", {}), record.get("environment", {})
@@ -111,7 +105,7 @@ def page_of(
     title, answer = asked(record), rendered(found(record)) if record else ""
     about = _made_by(record) if record else ""
     made = article(body, answer, title, _lede(record), FIGURES.get(record.get("report")), about)
-    return _PAGE.format(title=escape(title or heading), style=_style(), body=made)
+    return _PAGE.format(title=escape(title or heading), style=page_file("report.css"), body=made)
 
 # %% ../../nbs/7_view/32_report_page.ipynb #494cbb39
 def renewed(
@@ -122,7 +116,7 @@ def renewed(
     start, end = re.search(r"<main( class=\"report\")?>", page), page.rfind("</main>")
     if not start or end < 0: return page
     body, title = page[start.end():end], re.search(r"<title>(.*?)</title>", page, re.S)
-    if start[1]: return _PAGE.format(title=title[1] if title else "", style=_style(), body=body)
+    if start[1]: return _PAGE.format(title=title[1] if title else "", style=page_file("report.css"), body=body)
     return page_of(body, BeautifulSoup(title[1], "html.parser").get_text() if title else "", record)
 
 def with_way_back(

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['WORDS', 'shorter', 'in_words', 'tidy_table']
 
-# %% ../../nbs/7_view/30_tidy_tables.ipynb #4715bbf6
+# %% ../../nbs/7_view/30_tidy_tables.ipynb #afd3c90c
 import math
 import re
 
 from bs4 import BeautifulSoup, Tag
 
-# %% ../../nbs/7_view/30_tidy_tables.ipynb #9a7441c2
+# %% ../../nbs/7_view/30_tidy_tables.ipynb #5ed0710a
 _LONG = re.compile(r"[-−]?\d+\.\d{3,}")
 
 def shorter(
@@ -25,7 +25,7 @@ def shorter(
     if 0 < size < 0.1: digits = 1 - math.floor(math.log10(size))
     return f"{value:.{min(digits, len(text.strip().rpartition('.')[2]))}f}".replace("-", "−")
 
-# %% ../../nbs/7_view/30_tidy_tables.ipynb #bc2e5f7c
+# %% ../../nbs/7_view/30_tidy_tables.ipynb #ce07d375
 WORDS = dict(
     total_steps="total steps", critical_steps="steps one after the other", longest_chain="steps one after the other",
     mdd="smallest difference found with 80 % power", iqm="interquartile mean", p_holm="p after Holm", r2="R²",
@@ -41,7 +41,7 @@ def in_words(
     "The name of a column in words."
     return WORDS.get(name, name.replace("_", " ") if re.fullmatch(r"[a-z0-9_]+", name) else name)
 
-# %% ../../nbs/7_view/30_tidy_tables.ipynb #a5f5fa2e
+# %% ../../nbs/7_view/30_tidy_tables.ipynb #1cfd9e3f
 def _grid(table: Tag) -> list[list[Tag]] | None:
     "The cells of a table whose rows are equally long and whose cells span nothing; None for another."
     rows = [row.find_all(["th", "td"], recursive=False) for row in table.find_all("tr")]
@@ -68,11 +68,11 @@ def _join_intervals(rows: list[list[Tag]]):
             value, *both = (row[i].get_text().strip() for i in (at, low, high))
             if not both[0] or both[0].lower() in ("nan", "–"): continue
             row[at]["title"] = f"{value} [{both[0]}, {both[1]}]"
-            row[at].string = f"{shorter(value)} [{shorter(both[0])}, {shorter(both[1])}]"
+            row[at].string = f"{shorter(value)} [{shorter(both[0])}, {shorter(both[1])}]".replace("-", "−")
     for row in rows:
         for i in {i for _, *both in ends for i in both}: row[i].decompose()
 
-# %% ../../nbs/7_view/30_tidy_tables.ipynb #2b641d52
+# %% ../../nbs/7_view/30_tidy_tables.ipynb #127871f6
 def _drop_numbers(rows: list[list[Tag]]):
     "Remove the first column if it only counts rows."
     first = [row[0].get_text().strip() for row in rows]
