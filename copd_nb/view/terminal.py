@@ -5,21 +5,19 @@
 # %% auto #0
 __all__ = ['STYLES', 'in_colour', 'painted']
 
-# %% ../../nbs/7_view/33_terminal.ipynb #63305f22
+# %% ../../nbs/7_view/33_terminal.ipynb #4779b000
 import os
 import sys
 from typing import TextIO
 
-# %% ../../nbs/7_view/33_terminal.ipynb #7944daa6
+# %% ../../nbs/7_view/33_terminal.ipynb #a34d922d
 STYLES = dict(bold="1", dim="2", red="31", green="32", yellow="33", cyan="36")
 
 def in_colour(
     stream: TextIO,
 ) -> bool:
     "Whether a stream shows colours."
-    if os.environ.get("NO_COLOR"): return False
-    if os.environ.get("FORCE_COLOR"): return True
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 def painted(
     text: str,

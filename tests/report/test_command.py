@@ -207,9 +207,11 @@ def test_bash_completes_commands_names_and_options():
 
 
 def test_colours_are_for_terminals(monkeypatch, capsys):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     assert main(["reprot"]) == 2 and "\033" not in capsys.readouterr().err
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    for stream in (sys.stdout, sys.stderr): monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     assert main(["reprot"]) == 2 and capsys.readouterr().err.startswith("\033[31mcopd:\033[0m")
+    assert main(["--help"]) == 0 and "\033[1mExperiment\033[0m" in capsys.readouterr().out
     monkeypatch.setenv("NO_COLOR", "1")
     assert main(["--help"]) == 0 and "\033" not in capsys.readouterr().out
