@@ -4455,6 +4455,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'copd_nb.view.article._sections': ('7_view/article.html#_sections', 'copd_nb/view/article.py'),
                                       'copd_nb.view.article._split': ('7_view/article.html#_split', 'copd_nb/view/article.py'),
                                       'copd_nb.view.article._top': ('7_view/article.html#_top', 'copd_nb/view/article.py'),
+                                      'copd_nb.view.article._without': ('7_view/article.html#_without', 'copd_nb/view/article.py'),
                                       'copd_nb.view.article.article': ('7_view/article.html#article', 'copd_nb/view/article.py')},
             'copd_nb.view.browser': { 'copd_nb.view.browser.Curves': ('7_view/browser.html#curves', 'copd_nb/view/browser.py'),
                                       'copd_nb.view.browser.Curves.__init__': ( '7_view/browser.html#curves.__init__',

@@ -60,11 +60,14 @@ def _sections(read: list[Tag]) -> tuple[list[Tag], dict[str, list[Tag]]]:
         (found[own] if found else head).append(piece)
     return head, found
 
+def _is_figure(piece: Tag) -> bool: return piece.name in ("img", "svg") or bool(piece.find(["img", "svg"]))
+
 def _leading(section: list[Tag]) -> list[Tag]:
     "The sentences with which a section begins, or its table if it begins with one."
     rest = section[1:]
-    stop = next((i for i, e in enumerate(rest) if e.name in ("table", "img", "figure", "svg") or e.find("img")), len(rest))
-    return rest[:stop] or rest[:1]
+    stop = next((i for i, e in enumerate(rest) if e.name == "table" or _is_figure(e)), len(rest))
+    only_style = all(e.name == "style" for e in rest[:stop])  # pandas puts one before a table
+    return rest[:stop + 1] if only_style and stop < len(rest) and rest[stop].name == "table" else rest[:stop]
 
 # %% ../../nbs/7_view/31_article.ipynb #c27436a7
 def _described(sections: dict[str, list[Tag]]):
@@ -78,8 +81,6 @@ def _described(sections: dict[str, list[Tag]]):
                     words = " ".join(before.split())
                     picture["alt"] = f"{title}, figure {number}" + f": {words[:160]}" * bool(words)
             if piece.name in ("p", "h3", "h4"): before = piece.get_text()
-
-def _is_figure(piece: Tag) -> bool: return piece.name in ("img", "svg") or bool(piece.find(["img", "svg"]))
 
 def _first_figure(sections: dict[str, list[Tag]], wanted: str | None) -> tuple[str, Tag] | None:
     "Section and piece of the figure for the top: of the wanted section, else the first picture, else a drawing."
@@ -111,6 +112,10 @@ def _contents(soup: BeautifulSoup, titles: dict[str, str]) -> Tag:
         links.append(_box(soup, "li", [link]))
     return _box(soup, "nav", [_box(soup, "ul", links)], **{"class": "contents", "aria-label": "Contents"})
 
+def _without(pieces: list[Tag], gone: list[Tag]) -> list[Tag]:
+    "Pieces but for some; equal ones are others, as two figures may look the same."
+    return [p for p in pieces if not any(p is g for g in gone)]
+
 def _top(soup: BeautifulSoup, head: list[Tag], sections: dict, title: str | None, lede: str | None,
          answer: str, figure: str | None) -> list[Tag]:
     "Title, subject, answer and first figure; they leave their sections."
@@ -121,17 +126,17 @@ def _top(soup: BeautifulSoup, head: list[Tag], sections: dict, title: str | None
         under = [soup.new_tag("p")]
         under[0].string = lede
     for e in under: e["class"] = "lede"
-    for e in [*head]:
-        if e is heading or e in under or e.name == "blockquote": head.remove(e)
+    head[:] = _without(head, [heading, *under, *(e for e in head if e.name == "blockquote")])
     own = next((sections.pop(t) for t in ANSWERS if t in sections), [])
-    said = _leading(own) if own else list(BeautifulSoup(answer, "html.parser").children)
-    rest = [e for e in own[1:] if e not in said]
+    said = _leading(own) if own else []
+    said = said or list(BeautifulSoup(answer, "html.parser").children)
+    rest = _without(own[1:], said)
     found = ("", next(filter(_is_figure, rest))) if any(map(_is_figure, rest)) else _first_figure(sections, figure)
     made = [heading, *under, _box(soup, "section", said, **{"class": "verdict", "aria-label": "The answer"})]
     if found:
-        if found[0]: sections[found[0]].remove(found[1])
+        if found[0]: sections[found[0]] = _without(sections[found[0]], [found[1]])
         made.append(_box(soup, "figure", [found[1]], **{"class": "first"}))
-    return made + [e for e in rest if not found or e is not found[1]]
+    return made + _without(rest, [found[1]] if found else [])
 
 # %% ../../nbs/7_view/31_article.ipynb #81ae6e3a
 BACK = '<nav class="back"></nav>'  # filled by the index

@@ -87,3 +87,20 @@ def test_tables_of_every_form():
     assert named == [["arm", "a"], ["1", "x"]]
     low = "<table><thead><tr><th>low</th><th>high</th></tr></thead><tr><td>1</td><td>2</td></tr></table>"
     assert tidied(low) == [["low", "high"], ["1", "2"]]
+
+
+def test_an_answer_that_begins_with_a_table_or_a_figure():
+    table = "<style>#T {color: red}</style><table><tr><td>1</td></tr></table><p>words</p><img src='data:,'>"
+    made = article(body(("The answer", table), ("Accuracy", "<p>why</p>")), "<p>said</p>")
+    box = BeautifulSoup(made, "html.parser").select_one(".verdict")
+    assert box.table and box.style and "said" not in made and "words" not in box.get_text()
+    made = article(body(("The finding", "<img src='data:,'><p>words</p>")), "<p>said</p>")
+    assert BeautifulSoup(made, "html.parser").select_one(".verdict").get_text() == "said" and made.count("<img") == 1
+
+
+def test_equal_parts_stay_apart():
+    same = "<p>same</p><img src='data:,'>"
+    made = article(body(("Accuracy", same + same), ("Costs", same)), "<p>same</p>")
+    assert made.count("<img") == 3 and made.count("<p>same</p>") == 4
+    first, costs = made.index("<img"), made.index('id="Costs"')
+    assert first < made.index('class="contents"') and made[costs:].count("<img") == 1
