@@ -2789,6 +2789,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'copd_nb/report/overview.py'),
                                          'copd_nb.report.overview._heading': ( '8_report/overview.html#_heading',
                                                                                'copd_nb/report/overview.py'),
+                                         'copd_nb.report.overview._light': ('8_report/overview.html#_light', 'copd_nb/report/overview.py'),
                                          'copd_nb.report.overview._lighter': ( '8_report/overview.html#_lighter',
                                                                                'copd_nb/report/overview.py'),
                                          'copd_nb.report.overview._title': ('8_report/overview.html#_title', 'copd_nb/report/overview.py'),

@@ -20,7 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from ..engine.environment import without_places
 from ..view.report_page import page_file, page_of, with_way_back
-from .overview import _heading, studies, write_index
+from .overview import _heading, _light, studies, write_index
 from .parameters import _plain_path, check_parameters, notebook_of, parameterised, parameters_of
 
 # %% ../../nbs/8_report/02_driver.ipynb #c004
@@ -57,7 +57,7 @@ def _to_html(notebook: Path) -> Path:
     "The executed notebook as one HTML file, with the record beside it."
     body, page, record = _body(nbformat.read(notebook, as_version=4)), notebook.with_suffix(".html"), None
     if (file := notebook.with_name("results.json")).exists(): record = json.loads(file.read_text(encoding="utf-8"))
-    made = page_of(body, _heading(notebook) or notebook.stem, record)
+    made = _light(page_of(body, _heading(notebook) or notebook.stem, record))
     index = notebook.parents[1] / "index.html"
     page.write_text(with_way_back(made, "../index.html") if index.exists() else made, encoding="utf-8")
     return page

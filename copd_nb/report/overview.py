@@ -152,6 +152,10 @@ def _check_size(folder: Path, limit: int):
 
 _PICTURE = re.compile("(data:image/png;base64,)([A-Za-z0-9+/=]+)")
 
+def _light(page: str) -> str:
+    "A page with lighter pictures."
+    return _PICTURE.sub(_lighter, page)
+
 def _lighter(match: re.Match) -> str:
     "An embedded picture with 256 colours, enough for a figure; as it was if that is no smaller, or see-through."
     small = io.BytesIO()
@@ -179,7 +183,7 @@ def publish(
             for file in entry.files():
                 copied = Path(shutil.copy(file, aside / entry.folder.name))
                 if copied.suffix == ".html":
-                    copied.write_text(_PICTURE.sub(_lighter, copied.read_text(encoding="utf-8")), encoding="utf-8")
+                    copied.write_text(_light(copied.read_text(encoding="utf-8")), encoding="utf-8")
         for entry in (e for e in entries(aside) if not e.fault):
             for page in entry.own(f"{entry.name}.html"):
                 page.write_text(renewed(page.read_text(encoding="utf-8"), entry.record), encoding="utf-8")
