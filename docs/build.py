@@ -22,6 +22,11 @@ from copd_nb.schedule.neighbours import camopd, codistill_grpo, reward_and_teach
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))  # for the parts beside this file
+
+from site_parts import add_style, gallery, search_from_files  # noqa: E402
+from storeys import STOREYS  # noqa: E402
+
 PAGES, REPORTS = ROOT / "docs", ROOT / "docs" / "reports"
 RESULTS = next((file for name in ("experiment-standard", "comparison-standard")  # the former name of the report
                 if (file := REPORTS / name / "results.json").exists()), None)
@@ -212,12 +217,22 @@ def stage(source: Path):
         page.write_text(text, encoding="utf-8")
     for notebook in (n for place in NOTEBOOKS for n in ROOT.glob(place)):
         copy_notebook(notebook, source / notebook.relative_to(ROOT))
-    for folder, files in dict(img=PAGES.glob("img/*"), bench=ROOT.glob("bench/*.json")).items():
+    (source / "gallery.md").write_text(gallery(figures(), source), encoding="utf-8")
+    for folder, files in dict(img=PAGES.glob("img/*.*"), bench=ROOT.glob("bench/*.json")).items():
         (source / folder).mkdir(parents=True, exist_ok=True)
         for file in files: shutil.copy(file, source / folder)
     for folder in ("results", "reports"):
         shutil.copytree(PAGES / folder, source / folder, ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
     shutil.copy(PAGES / "_smalldocs.yml", source)
+
+
+def figures() -> dict[str, list[tuple[Path, str]]]:
+    "Notebooks whose figures the gallery shows, by subject, with their addresses."
+    places = {"Tutorials": "nbs/tutorials/*.ipynb", "Explained": "nbs/explain/*.ipynb"} | {
+        f"{name.capitalize()}: {PACKAGES[name]}": f"nbs/?_{name}/*.ipynb" for name in
+        ("view", "signals", "schedule", "engine", "analysis", "study", "scale")}
+    return {heading: [(n, n.relative_to(ROOT).with_suffix(".html").as_posix()) for n in sorted(ROOT.glob(place))]
+            for heading, place in places.items()}
 
 
 def modules() -> dict[str, list]:
@@ -229,14 +244,16 @@ def modules() -> dict[str, list]:
 
 def list_modules(source: Path):
     "The first page of the API: every module and its subject. smalldocs makes the other pages."
-    found, lines = modules(), ["# API", "", "Every public function and class, with its parameters, made from the code."]
+    found, lines = modules(), ["# API", "", "Every public function and class, with its parameters, made from the code. "
+                               "The packages are in the order of their imports: each uses only those before it."]
     short = [m.__name__.rpartition(".")[2] for mine in found.values() for m in mine]
     for name, mine in found.items():
-        lines += ["", f"## {name}: {PACKAGES[name]}", ""]
+        lines += ["", f"## {name}: {PACKAGES[name]}", "", "```python", STOREYS[name], "```", ""]
         for m in mine:
             stem = m.__name__.rpartition(".")[2]
             page = stem if short.count(stem) == 1 else m.__name__  # as smalldocs names pages
-            lines.append(f"- [{m.__name__}]({page}.qmd): {m.__doc__.strip()}")
+            notebook = next(ROOT.glob(f"nbs/?_{name}/[0-9]*_{stem}.ipynb")).relative_to(ROOT).as_posix()
+            lines.append(f"- [{m.__name__}]({page}.qmd): {m.__doc__.strip()} ([examples](../{notebook}))")
     (source / "api").mkdir()
     (source / "api" / "index.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -267,6 +284,9 @@ def build(target: Path = ROOT / "_docs") -> Path:
     list_modules(source)
     smalldocs("render", "--quiet", "--strict", ".", within=source)
     drop_web_fonts(site)
+    shutil.copytree(source / "img" / "gallery", site / "img" / "gallery", dirs_exist_ok=True)  # named in HTML alone
+    search_from_files(site)
+    add_style(site)
     if found := loads_from_elsewhere(site): sys.exit("needs the network: " + "; ".join(found))
     if not (site / "index.html").exists(): sys.exit("the site has no index.html")
     return site / "index.html"

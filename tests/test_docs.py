@@ -1,4 +1,5 @@
 "The documentation site builds offline, its links lead somewhere, and what it says of the log is what a run logs."
+import ast
 import importlib.util
 import math
 import re
@@ -178,3 +179,33 @@ def test_the_page_on_metrics_names_what_is_logged(tmp_path, monkeypatch):
                      'sampler_level="sequence"'}  # test_mismatch does
         assert named - seen <= borrowed | {"teacher", "delta_clipped_share", "micro_prompts",
                                            "micro_tokens"}, f"{kind}: not logged: {named - seen}"
+
+
+def test_the_examples_of_the_api_run(tmp_path, monkeypatch):
+    "Each ends in an expression whose value shows something; they are the packages, in their order."
+
+    monkeypatch.chdir(tmp_path)
+    assert list(docs.STOREYS) == list(docs.PACKAGES)
+    for name, code in docs.STOREYS.items():
+        *body, last = ast.parse(code).body
+        assert isinstance(last, ast.Expr), name
+        exec(compile(ast.Module(body, []), name, "exec"), names := {})
+        value = eval(compile(ast.Expression(last.value), name, "eval"), names)
+        assert value is not None and len(str(value)) > 2, name
+
+
+def test_the_site_is_searched_without_a_server_and_has_a_gallery(site):
+    found = (site / "search.js").read_text()
+    program = (site / "site_libs" / "smalldocs.js").read_text()
+    assert found.startswith("window.smalldocsIndex = [{") and "search.js" in program
+    assert (site / "gallery.html").read_text().count("<img") > 40 and (site / "start.html").exists()
+    api = (site / "api" / "index.html").read_text()
+    assert api.count("<pre") >= len(docs.PACKAGES) and api.count(">examples</a>") > 100
+
+
+def test_published_pages_are_light_and_titled_by_their_question():
+    for entry in docs.entries(docs.REPORTS):
+        [page] = entry.own(f"{entry.name}.html")
+        text = page.read_text(encoding="utf-8")
+        assert page.stat().st_size < 1_500_000 and 'class="verdict"' in text and 'class="contents"' in text
+        assert entry.title.rstrip().endswith("?") or entry.name == "pilot", entry.title

@@ -6,21 +6,21 @@
 __all__ = ['inert', 'run_report', 'run_all']
 
 # %% ../../nbs/8_report/02_driver.ipynb #c002
+import json
 import sys
 import tempfile
 import time
 import warnings
-from html import escape
 from pathlib import Path
 
 import nbformat
 import papermill
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
-from pygments.formatters import HtmlFormatter
 
 from ..engine.environment import without_places
-from .overview import _heading, page_file, studies, write_index
+from ..view.report_page import page_file, page_of, with_way_back
+from .overview import _heading, _light, studies, write_index
 from .parameters import _plain_path, check_parameters, notebook_of, parameterised, parameters_of
 
 # %% ../../nbs/8_report/02_driver.ipynb #c004
@@ -43,11 +43,6 @@ def inert(text: str) -> str:
     "Text from elsewhere as Markdown in which no element, picture or address takes effect."
     return text.replace("<", "&lt;").replace("](", "]&#40;").replace("]:", "]&#58;")
 
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title><style>{style}</style></head><body><main>{body}</main></body></html>"""
-
 def _body(content) -> str:
     "A notebook's cells as HTML, widgets as their static frames."
     content.metadata.pop("widgets", None)
@@ -59,11 +54,12 @@ def _body(content) -> str:
         return exporter.from_notebook_node(content)[0]
 
 def _to_html(notebook: Path) -> Path:
-    "The executed notebook as one HTML file."
-    title = escape(_heading(notebook) or notebook.stem)
-    style = page_file("report.css") + HtmlFormatter().get_style_defs(".highlight")
-    body, page = _body(nbformat.read(notebook, as_version=4)), notebook.with_suffix(".html")
-    page.write_text(_PAGE.format(title=title, style=style, body=body), encoding="utf-8")
+    "The executed notebook as one HTML file, with the record beside it."
+    body, page, record = _body(nbformat.read(notebook, as_version=4)), notebook.with_suffix(".html"), None
+    if (file := notebook.with_name("results.json")).exists(): record = json.loads(file.read_text(encoding="utf-8"))
+    made = _light(page_of(body, _heading(notebook) or notebook.stem, record))
+    index = notebook.parents[1] / "index.html"
+    page.write_text(with_way_back(made, "../index.html") if index.exists() else made, encoding="utf-8")
     return page
 
 # %% ../../nbs/8_report/02_driver.ipynb #c006

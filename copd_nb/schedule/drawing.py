@@ -11,7 +11,7 @@ from html import escape
 from .core import Schedule, Sync
 from .layout import _TOP, _Column, _drawn, _head, _label, _Lane, _lanes, _columns
 from .parts import OPD, Merge, Signal, _origins
-from .shapes import _arrow, _dot, _ink, _path, _rect, _text, _tint, _width, capability_colors
+from .shapes import _arrow, _dot, _ink, _path, _rect, _text, _tint, _width, palette
 
 # %% auto #0
 __all__ = ['svg']
@@ -178,7 +178,7 @@ def _draw_frame(schedule: Schedule, width: float, height: float, summary: str, c
 
 def svg(self: Schedule) -> str:  # a complete <svg> element
     "The drawing: static, self-contained, all names escaped."
-    colors, lanes = capability_colors(self.capabilities()), _lanes(self)
+    colors, lanes = palette(self.capabilities()), _lanes(self)
     names = [words for name, start in self.branches for words in (name, _from(start))]
     columns = _columns(self, 40 + max(_width(words, 12) for words in names))
     bottom, right = max(lane.top + lane.height for lane in lanes.values()), columns[-1].right

@@ -7,19 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
+from zlib import crc32
 
 # %% auto #0
-__all__ = ['PALETTE', 'capability_colors']
+__all__ = ['OKABE_ITO', 'COLORS', 'palette']
 
 # %% ../../nbs/3_schedule/10_shapes.ipynb #c004
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")  # Okabe–Ito
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_PARADIGMS = "copd mixed_rlvr mopd merged_experts static_opd expert"  # and capabilities, each in the palette's order
+_SUITES = ("text image video", "add subtract sort multiply digits remainder", "colours reverse", "sums products")
+COLORS = {name: color for names in (_PARADIGMS, *_SUITES) for name, color in zip(names.split(), OKABE_ITO)}
+COLORS |= dict(mean=OKABE_ITO[6], base=OKABE_ITO[7])
 
 
-def capability_colors(
-    capabilities: Iterable[str],  # in order
-) -> dict[str, str]:  # capability → hex colour; from the eighth on, colours repeat
-    "A colour-blind-safe colour for each capability."
-    return {capability: PALETTE[i % len(PALETTE)] for i, capability in enumerate(capabilities)}
+def palette(
+    names: Iterable[str],  # paradigms, capabilities or anything else
+) -> dict[str, str]:  # name → hex colour; from the ninth on, colours repeat
+    "A colour-blind-safe colour for each name, the same in every figure."
+    names = list(dict.fromkeys(names))
+    keys = {name: str(name).lower().replace(" ", "_") for name in names}
+    found = {name: COLORS[key] for name, key in keys.items() if key in COLORS}
+    for name in names:
+        if name in found: continue
+        free = [c for c in OKABE_ITO if c not in found.values()] or OKABE_ITO[:6]
+        wanted = OKABE_ITO[crc32(keys[name].encode()) % 6]  # black and grey are for the mean and the base
+        found[name] = wanted if wanted in free else free[0]
+    return {name: found[name] for name in names}
 
 
 def _rgb(color: str) -> list[int]:

@@ -39,6 +39,7 @@ class Experiment:
     tuned: Mapping = field(default_factory=dict)  # of what the last sweep was made
     presets: Mapping = field(default_factory=dict)  # name → parts that it replaces
     title: str = "experiment"
+    question: str | None = None  # what it asks: the heading of its report
     folder: Path = Path(".")
     file: Path | None = None  # from which it was read
 

@@ -60,7 +60,7 @@ _PART = dict(  # what a preset may replace
                            trials=mapped(listed(_FREE)))))
 _RUN = record({}, dict(store=TEXT, workers=_or_null(_COUNT), cluster=dict(type=["string", "object", "null"])))
 SCHEMA = Draft202012Validator(record({}, _PART | dict(
-    title=TEXT, suite=TEXT, model=dict(anyOf=[TEXT, _MODEL]), capabilities=mapped(_CAPABILITY),
+    title=TEXT, question=TEXT, suite=TEXT, model=dict(anyOf=[TEXT, _MODEL]), capabilities=mapped(_CAPABILITY),
     together=mapped(listed(TEXT)), run=_RUN, tuned=_FREE, presets=mapped(record({}, _PART)))))
 
 # %% ../../nbs/6_study/06_experiment_schema.ipynb #b6587691

@@ -20,10 +20,9 @@ from graphlib import CycleError, TopologicalSorter
 from multiprocessing import connection
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..data.names import imported
 from ..policy.suites import load_suite
+from ..engine.counting import Count, counted
 from ..engine.executors import Cluster, cluster_from
 from ..engine.runs import Run, request_stop, stop_requested
 from .jobs import Job, differences, do, is_done, is_trained, judged_anew
@@ -147,7 +146,7 @@ def _stop(running: dict[Future, Job], store: str | Path):
             with suppress(FileNotFoundError, ValueError):  # not begun, or being written
                 if not stop_requested(path) and not Run(path).finished: request_stop(path)
 
-def _run_open(queue: _Queue, store: str | Path, pool: ProcessPoolExecutor | _OnCluster, workers: int, bar: tqdm):
+def _run_open(queue: _Queue, store: str | Path, pool: ProcessPoolExecutor | _OnCluster, workers: int, bar: Count):
     "Keep all workers busy; the first error is raised once the running jobs have ended, Ctrl-C once they have stopped."
     running = {}
     try:
@@ -187,7 +186,7 @@ def do_all(
     jobs: Iterable[tuple[Job, list[Job]]],  # jobs, the most urgent first, each with those that must be done before it
     store: str | Path,  # folder of run folders
     workers: Workers = None,  # processes, None for one a core; or "ray", an address or a Cluster
-    progress: bool = False,  # show a bar of jobs on stderr
+    progress: bool = False,  # show a bar of steps on stderr
 ):
     "Do jobs side by side; equal jobs are done once. ValueError if jobs need each other."
     todo, here = _open(jobs, store), _processes(workers)
@@ -197,7 +196,8 @@ def do_all(
         here = 1
         print("capabilities given as objects stay in this process: its jobs run one after another", flush=True)
     queue, whole = _Queue(todo), Path(store).resolve()
-    with tqdm(total=len(todo), desc="runs", unit="run", disable=not progress) as bar:
+    steps = {whole / job.name: sum(phase.steps for phase in job.schedule.phases) for job, _ in todo}
+    with counted(steps, len(todo), progress) as bar:
         if here == 1:
             for job in in_order(todo):
                 do(job, store)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from ..data.capability import Example
 from ..analysis.curves import need_columns
-from .style import COLORS, OKABE_ITO, finish, new_axes
+from .style import COLORS, finish, new_axes, palette
 
 # %% ../../nbs/7_view/09_scoreboard.ipynb #196814a9
 def scoreboard(
@@ -29,12 +29,14 @@ def scoreboard(
     need_columns(runs, "paradigm", "seed", "accuracy")
     rows = scores[scores["paradigm"] != base].sort_values("mean", ascending=False, kind="stable")
     ax = new_axes(ax, 7, 1.1 + 0.36 * len(rows))
+    colors = palette(runs["paradigm"])
     for y, row in enumerate(rows.itertuples()):
-        own = runs[runs["paradigm"] == row.paradigm]
-        ax.plot(own["accuracy"], [y + 0.22] * len(own), "o", markersize=3, color=OKABE_ITO[1], alpha=0.8,
-                label="one seed" if y == 0 else None)
+        own, color = runs[runs["paradigm"] == row.paradigm], colors.get(row.paradigm, "#555555")
+        ax.plot(own["accuracy"], [y + 0.22] * len(own), "o", markersize=3, color=color, alpha=0.6)
         ax.errorbar(row.mean, y, xerr=[[row.mean - row.low], [row.high - row.mean]], fmt="D", markersize=5, capsize=3,
-                    color=OKABE_ITO[0], label="mean, 95 % interval" if y == 0 else None)
+                    color=color)
+    ax.plot([], [], "o", markersize=3, color="#555555", label="one seed")
+    ax.plot([], [], "D-", markersize=5, color="#555555", label="mean, 95 % interval")
     for row in scores[scores["paradigm"] == base].itertuples():
         ax.axvline(row.mean, color=COLORS["base"], linestyle="--", linewidth=1.2, label=base)
     ax.set_yticks(range(len(rows)), rows["paradigm"])

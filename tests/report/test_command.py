@@ -1,6 +1,7 @@
 "The command: refusals come before anything heavy, Ctrl-C and a closed pipe end quietly."
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from copd_nb.report import command
-from copd_nb.report.command import main, parser
+from copd_nb.report.command import COMMANDS, EXAMPLES, completed, main, parser, spelled_out
 
 REFUSED = {
     "trian copd": r"unknown command 'trian' \(did you mean 'train'\?\): train, ",
@@ -177,3 +178,40 @@ def test_a_suite_in_the_working_directory_is_found_by_an_installed_script(tmp_pa
         """
     done = run(code, cwd=tmp_path)
     assert done.returncode == 2 and "it was called" in done.stderr, done.stderr
+
+
+def test_every_command_has_examples_that_its_parser_takes(capsys):
+    assert set(EXAMPLES) == set(COMMANDS)
+    for name, lines in EXAMPLES.items():
+        with pytest.raises(SystemExit): main([name, "--help"])
+        assert all(line in capsys.readouterr().out for line in lines[:1])
+        for line in lines:
+            if line.startswith("eval"): continue
+            words = shlex.split(line.partition(" >")[0])
+            assert words[0] == name and parser().parse_args([name, *spelled_out(COMMANDS[name], words[1:])])
+
+
+def completed_by_bash(*words):
+    "What bash offers behind some words."
+    listed = " ".join(shlex.quote(w) for w in ("copd", *words))
+    asked = f"COMP_WORDS=({listed})\nCOMP_CWORD={len(words)}\n_copd\n"
+    script = completed("bash") + "\n" + asked + """printf '%s\\n' "${COMPREPLY[@]}\""""
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_bash_completes_commands_names_and_options():
+    assert completed_by_bash("pre") == ["preflight"] and set(completed_by_bash("")) == set(COMMANDS)
+    assert completed_by_bash("report", "dyn") == ["dynamics"] and "--quick" in completed_by_bash("compare", "--")
+    assert completed_by_bash("train", "mop") == ["mopd"] and completed_by_bash("completion", "z") == ["zsh"]
+    assert completed_by_bash("unknown", "x") == []
+
+
+def test_colours_are_for_terminals(monkeypatch, capsys):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["reprot"]) == 2 and "\033" not in capsys.readouterr().err
+    for stream in (sys.stdout, sys.stderr): monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    assert main(["reprot"]) == 2 and capsys.readouterr().err.startswith("\033[31mcopd:\033[0m")
+    assert main(["--help"]) == 0 and "\033[1mExperiment\033[0m" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["--help"]) == 0 and "\033" not in capsys.readouterr().out

@@ -113,7 +113,13 @@ def test_every_paradigm_of_the_axes_has_a_row_whose_price_is_what_was_spent(tmp_
 
 def test_html_is_whole_and_needs_no_network(smoke):
     page = smoke["html"].read_text()
-    assert "The answer" in page and "Trial run (preset smoke)" in page
+    assert 'aria-label="The answer"' in page and "Trial run (preset smoke)" in page
+    parts = ("<h1", 'class="verdict"', 'class="first"', 'class="contents"', ">Accuracy</h2>", ">How it was done</h2>",
+             "<summary>Parameters", "<summary>Code")
+    order = [page.index(part) for part in parts]
+    assert order == sorted(order) and "Which paradigm is best at sums" in page[:page.index("class=\"verdict\"")]
+    assert smoke["html"].stat().st_size < 1_500_000
+    assert "No description has been provided" not in page and not re.search(r"<img(?![^>]*alt=)", page)
     assert page.count("data:image/png") > 10 and "<svg" in page
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', page)
 
@@ -176,7 +182,8 @@ def test_the_index_shows_every_report_and_all_claims(tmp_path):
     for c in CLAIMS: assert c.text in page.text
     for text in (f"{len(CLAIMS) - 2} × not run", "2 × holds", "1 × not detected", "(examples only)"):
         assert text in page.text
-    assert "It is made up." in page.text and "Big" in page.text and not any(tag in ("script", "img", "link", "iframe")
+    # a headline that is a table has its sentences beside it
+    assert "It is made up." in page.text and "It is." in page.text and not any(tag in ("script", "img", "link", "iframe")
             for tag, _ in page.elements)
 
 

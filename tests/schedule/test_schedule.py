@@ -13,7 +13,7 @@ from copd_nb.schedule.costs import Cost, ModelShape, Workload
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import ESTIMATORS, METHODS, OPD, RL, SFT, Merge, Phase, Update, split_prompts
 from copd_nb.schedule.price import budget_curve, budget_table, critical_path, total_cost, update_cost
-from copd_nb.schedule.shapes import capability_colors
+from copd_nb.schedule.shapes import palette
 
 SVG = "{http://www.w3.org/2000/svg}"
 SHAPE = ModelShape(parameters=1000, embedding=0, layers=2, hidden=8, vocabulary=10)
@@ -721,4 +721,4 @@ def test_base_gets_a_lane_only_as_a_teacher():
 
 
 def test_colors_differ_for_seven_capabilities():
-    assert len(set(capability_colors("abcdefg").values())) == 7
+    assert len(set(palette("abcdefg").values())) == 7

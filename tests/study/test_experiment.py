@@ -46,6 +46,16 @@ def test_a_file_becomes_an_experiment(file):
     assert [p.label for p in rows_of(exp)["all"]] == ["math expert", "sort expert", "mixed RLVR", "CoPD"]
 
 
+def test_a_question_is_kept_and_is_no_part_of_a_configuration(file):
+    plain = read_experiment(file)
+    file.write_text("question: Does sorting cost arithmetic?\n" + TEXT)
+    asked = read_experiment(file)
+    assert plain.question is None and asked.question == "Does sorting cost arithmetic?"
+    assert asked.config == plain.config and rows_of(asked) == rows_of(plain)
+    file.write_text("question: [1]\n" + TEXT)
+    with pytest.raises(ValueError, match="question"): read_experiment(file)
+
+
 def test_presets_replace_parts_and_cycles_fit(file):
     file.write_text(TEXT + "presets: {tiny: {steps: 3, config: {prompts: 2}, seeds: [5]}}\n")
     tiny, quick = read_experiment(file, "tiny"), read_experiment(file, "quick")
