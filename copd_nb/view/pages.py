@@ -59,9 +59,10 @@ def _png(draw: Callable[[Axes], object], size: tuple[float, float], dpi: int) ->
 def figure(
     draw: Callable[[Axes], object],  # draws on the axes it is given
     what: str,  # alternative text
+    size: tuple[float, float] = (8, 3.4),  # inches
 ) -> str:  # HTML
     "A plot as an inline PNG, or the message of the ValueError that prevented it."
-    try: data = base64.b64encode(_png(draw, (8, 3.4), 130)).decode()
+    try: data = base64.b64encode(_png(draw, size, 130)).decode()
     except ValueError as error: return f"<p>{escape(str(error))}</p>"
     return f'<div class="figure"><img alt="{escape(what)}" src="data:image/png;base64,{data}"></div>'
 
