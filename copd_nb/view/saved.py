@@ -16,11 +16,18 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def drop_live_views(
     path: str | Path,  # a notebook, rewritten only if it holds live views
 ) -> int:  # how many outputs were changed
-    "Remove live views and widget state from a saved notebook; static frames stay."
+    "Remove live views and widget state from a saved notebook; pictures and words stay."
     path, changed = Path(path), 0
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    for output in (o for cell in notebook["cells"] for o in cell.get("outputs", [])):
-        changed += output.get("data", {}).pop(WIDGET, None) is not None
+    for cell in notebook["cells"]:
+        outputs, before = [], ""
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            live = data.pop(WIDGET, None) is not None
+            changed += live
+            if not (live and "copd-still" in before and set(data) <= {"text/plain"}): outputs.append(output)
+            before = "".join(data.get("text/html", ""))
+        if "outputs" in cell: cell["outputs"] = outputs
     if notebook["metadata"].pop("widgets", None) is None and not changed: return 0
     aside = path.with_suffix(".new")
     aside.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

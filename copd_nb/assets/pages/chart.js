@@ -215,7 +215,7 @@ class Chart {
     const now = this.cursor === null ? (by > 0 ? -1 : xs.length) : nearest(xs, this.cursor);
     this.cursor = xs[Math.max(0, Math.min(xs.length - 1, now + by))];
     this.height = null;
-    this.draw();
+    this.paint();
     this.said.textContent = this.tip.innerText.replaceAll("\n", ", ");
   }
 

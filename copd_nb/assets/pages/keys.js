@@ -1,9 +1,9 @@
 // Names for controls that have none, and arrow keys between the tokens of a strip. Loaded by copd_nb.view.pages.
 function name(root) {
-  for (const box of root.querySelectorAll(".jupyter-widgets")) {
-    const label = box.querySelector(":scope > .widget-label")?.textContent.trim();
+  for (const words of root.querySelectorAll(".widget-label, .widget-label-basic")) {
+    const label = words.textContent.trim();
     if (!label) continue;
-    const parts = box.querySelectorAll(".noUi-handle, input, select, .widget-readout");
+    const parts = words.parentElement.querySelectorAll(".noUi-handle, input, select, .widget-readout");
     for (const part of parts) if (!part.getAttribute("aria-label")) part.setAttribute("aria-label", label);
   }
 }
