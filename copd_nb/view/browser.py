@@ -58,7 +58,8 @@ class Curves:
         if "reward" in events:
             rewards = events[events["kind"] == "train"].groupby(["phase_index", "step"])["reward"].mean()
             self.values["reward"] = rewards.dropna()
-        self.spent, self.made = budget_curve(events, schedule) if self.values else None, {}
+        timed = events if "seconds" in events else events.assign(seconds=0.0)  # no budget here is one of time
+        self.spent, self.made = budget_curve(timed, schedule) if self.values else None, {}
 
     def of(
         self,

@@ -103,7 +103,7 @@ class TokenState:
     def _above(self) -> list[str]:
         "Lines of text above the tokens of the picture."
         prompt = " ".join(self.completion.example.transcript.split())
-        about = f"completion {self.row + 1} of {len(self.view.completions)}, colour: {METRICS[self.metric].label}"
+        about = f"completion {self.row} (0 to {len(self.view.completions) - 1}), colour: {METRICS[self.metric].label}"
         return [visible(self.whose, 110), "prompt: " + visible(prompt, 100), about]
 
     @property

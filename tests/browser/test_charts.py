@@ -68,7 +68,7 @@ def tool(page, name):
 
 def test_a_chart_answers_pointer_and_keyboard(page):
     view = tool(page, "gaps")
-    canvas, said, legend = view.locator(".box canvas"), view.locator(".said"), view.locator(".legend button")
+    canvas, said, legend = view.locator(".box > canvas"), view.locator(".said"), view.locator(".legend button")
     canvas.focus()
     page.keyboard.press("Home")
     assert "step 0" in said.inner_text() and "image – text: 1" in said.inner_text()
@@ -149,8 +149,8 @@ def test_runs_are_sorted_and_no_two_lines_look_alike(page):
     view.locator("select").filter(has_text="last").select_option("last")
     view.locator(".widget-checkbox input").check()
     view.locator("tbody tr", has_text="shipped").first.wait_for()
-    page.wait_for_function("e => [...e.querySelectorAll('tbody tr')].map(r => +r.cells[5].innerText).every((v, i, all) => "
-                           "!i || v <= all[i - 1])", arg=view.element_handle())
+    page.wait_for_function("""e => [...e.querySelectorAll("tbody tr")].map(r => +r.cells[5].innerText)
+      .every((v, i, all) => !i || v <= all[i - 1])""", arg=view.element_handle())
     swatches = view.locator(".legend canvas").evaluate_all("es => es.map(e => e.toDataURL())")
     assert len(swatches) == len(set(swatches)) == 21
     view.get_by_role("button", name="refresh").click()

@@ -8,6 +8,16 @@ function name(root) {
   }
 }
 
+const ICONS = {play: "play or pause", pause: "play or pause", stop: "back to the start", retweet: "repeat"};
+
+function icons(root) {
+  for (const button of root.querySelectorAll("button")) {
+    if (button.textContent.trim() || button.getAttribute("aria-label") || button.title) continue;
+    const icon = button.querySelector("i")?.className.match(/fa-([a-z]+)/)?.[1];
+    if (icon) button.setAttribute("aria-label", ICONS[icon] ?? icon);
+  }
+}
+
 function move(event) {
   const button = event.target.closest(".copd-strip button");
   const by = {ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9}[event.key];
@@ -27,9 +37,10 @@ export default {render({el}) {
     root = el.closest(".copd-live");
     if (!root) return requestAnimationFrame(begin);
     root.addEventListener("keydown", move, true);
-    seen = new MutationObserver(() => name(root));
+    seen = new MutationObserver(() => { name(root); icons(root); });
     seen.observe(root, {childList: true, subtree: true});
     name(root);
+    icons(root);
   };
   begin();
   return () => { seen?.disconnect(); root?.removeEventListener("keydown", move, true); };
