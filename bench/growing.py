@@ -117,6 +117,17 @@ def spent(action) -> float:
     return time.process_time() - begin
 
 
+def live(label: str, words, state) -> dict[str, float]:
+    "Seconds of a redraw of the chart in the browser, the kernel's part; nothing in checkouts without charts."
+    if not hasattr(state, "panels"): return {}
+    from copd_nb.view.charts import LineChart
+    chart = LineChart()
+    def redraw():
+        words()
+        chart.draw(state.panels())
+    return {f"{label}, live redraw": statistics.median(spent(redraw) for _ in range(REDRAWS))}
+
+
 def monitor(folder: Path) -> dict[str, float]:
     "Seconds of the first look at a run and of a redraw after one more step, the log growing as in a training."
     from copd_nb.view.monitor import MonitorState
@@ -136,6 +147,7 @@ def monitor(folder: Path) -> dict[str, float]:
             with open(path / "events.jsonl", "ab") as log: log.writelines(later[4 * i:4 * i + 4])
             redraws.append(spent(look))
         found[f"monitor, {steps:,} steps, redraw"] = statistics.median(redraws)
+        found |= live(f"monitor, {steps:,} steps", lambda: state.above() + state.below(), state)
     return found
 
 
@@ -155,6 +167,7 @@ def browser(folder: Path) -> dict[str, float]:
             made[0].html()
             again.append(spent(made[0].html))
         found[f"browser, {n} runs, again"] = statistics.median(again)
+        found |= live(f"browser, {n} runs", made[0].below, made[0])
     return found
 
 

@@ -50,6 +50,7 @@ _NAMES = {  # module → the public names that come from it
     "view.designer": "ScheduleDesigner",
     "view.gap_explorer": "GapExplorer",
     "view.monitor": "RunMonitor",
+    "view.story": "RunStory save_story shipped_run",
     "view.token_inspector": "TokenInspector",
     "view.token_views": "token_view",
     "scale.callbacks": "GapCallback",

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from ..analysis.curves import band, common_budget, need_columns
-from .style import DASHES, finish, new_axes, palette, side_legend
+from .style import finish, looks, new_axes, side_legend
 
 # %% ../../nbs/7_view/02_dynamics.ipynb #c005
 def probe_rows(
@@ -62,11 +62,11 @@ def _shade(ax: Axes, events: pd.DataFrame):
 def _lines(ax: Axes, table: pd.DataFrame, by: str, x: str, y: str) -> str:
     "One line a value of `by`, band from min to max over seeds; returns the title of the legend."
     table = table if "seed" in table else table.assign(seed=0)
-    colors = palette(str(name).split(" · ")[0] for name in table[by].unique())
-    for i, (name, part) in enumerate(table.groupby(by, sort=False)):
-        one = band(part, x, y)
-        color = colors[str(name).split(" · ")[0]]
-        ax.plot(one[x], one["mean"], color=color, linestyle=DASHES[i % len(DASHES)], linewidth=1.8, label=name)
+    styles = looks(table[by].unique())
+    for name, part in table.groupby(by, sort=False):
+        one, (color, dash, marker) = band(part, x, y), styles[str(name)]
+        ax.plot(one[x], one["mean"], color=color, linestyle=dash, marker=marker, markevery=0.1, linewidth=1.8,
+                label=name)
         if one["units"].max() > 1: ax.fill_between(one[x], one["min"], one["max"], color=color, alpha=0.18, linewidth=0)
     seeds = table["seed"].nunique()
     return f"{by}\n(mean; band: min–max\nof {seeds} seeds)" if seeds > 1 else f"{by}\n(one seed)"

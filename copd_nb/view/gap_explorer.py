@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 
 from ..engine.runs import Run
 from .dynamics import UNITS, dynamics, probe_values
-from .pages import Explorer, card, choose, figure, table
+from .charts import ChartExplorer, Panel, probe_panel, several
+from .pages import card, choose, figure, table
 
 # %% ../../nbs/7_view/12_gap_explorer.ipynb #c005
 GAPS = ("overlap", "overlap_sequence", "overlap_mass", "symmetric_kl", "jsd")  # the same in both directions of a pair
@@ -30,6 +31,7 @@ class GapState:
     capability: str = "all"
     k: int | None = None  # None for the main one
     step: int | None = None  # None for the last
+    more: tuple[str, ...] = ()  # further metrics, drawn below the first
 
     def __post_init__(self):
         self.k, self.step = self.k or self.ks[0], self.steps[-1] if self.step is None else self.step
@@ -72,14 +74,32 @@ class GapState:
         dynamics(probe_values(self.selected, self.column), self.metric, ax)
         ax.axvline(self.step, color="black", linewidth=1.2, linestyle=":")
 
-    def html(self) -> str:
-        "Curve and numbers."
+    @property
+    def label(self) -> str:
+        "Metric with its unit and k."
+        return UNITS.get(self.metric, self.metric) + (f", k = {self.k}" if self.metric.startswith("overlap") else "")
+
+    def panels(self) -> list[Panel]:
+        "The curve of the chosen pair and capability, and of the further metrics; the chosen step is dotted."
+        found = [probe_panel(self.selected, self.column, self.metric)]
+        found += [probe_panel(self.selected, m, m) for m in self.more if m != self.metric]
+        found[0].label = self.label
+        for panel in found: panel.marks = [self.step]
+        return found
+
+    def above(self) -> str: return ""
+
+    def below(self) -> str:
+        "The numbers at the chosen step."
         seeds = self.selected["seed"].nunique()
         spread = f"mean [smallest, largest] of {seeds} seeds" if seeds > 1 else "one seed"
-        k = f", k = {self.k}" if self.metric.startswith("overlap") else ""
-        what = f"{UNITS.get(self.metric, self.metric)}{k}"
-        numbers = table(_shown(self.now(), seeds), f"{what}, step {self.step}: {spread}")
-        return card(figure(self.draw, f"{what} by step"), numbers)
+        return card(table(_shown(self.now(), seeds), f"{self.label}, step {self.step}: {spread}"))
+
+    words = below
+
+    def html(self) -> str:
+        "Curve and numbers."
+        return card(figure(self.draw, f"{self.label} by step")) + self.below()
 
 def _shown(rows: pd.DataFrame, seeds: int) -> pd.DataFrame:
     "The numbers of a step as text."
@@ -108,7 +128,7 @@ def gap_state(
                     tuple(k) if isinstance(k, list) else (k,))
 
 # %% ../../nbs/7_view/12_gap_explorer.ipynb #c007
-class GapExplorer(Explorer):
+class GapExplorer(ChartExplorer):
     "Walk through the probes of a run: metric, pair, capability, k, step."
     def __init__(
         self,
@@ -121,4 +141,4 @@ class GapExplorer(Explorer):
         super().__init__(state, dict(
             metric=choose("metric", GAPS, state.metric), pair=choose("pair", names("pair"), "all"),
             capability=choose("capability", names("capability"), "all"),
-            k=choose("k", state.ks, state.k), step=steps))
+            k=choose("k", state.ks, state.k), step=steps, more=several("more metrics", GAPS)), "probes")

@@ -79,8 +79,9 @@ THEME = f""".copd{{color-scheme:light dark;color:var(--ink);background:var(--pap
  overflow-wrap:anywhere}} .copd .scale{{display:flex;align-items:center;gap:.6em;flex-wrap:wrap}}
 .copd .bar{{width:12em;max-width:50%;height:1em;border:1px solid var(--line)}}
 .copd .q{{min-width:5em;background:linear-gradient(to right,var(--one) calc(var(--p)*100%),transparent 0)}}
-.copd .wide{{overflow-x:auto}} .copd h4{{margin:.2em 0 .4em}} .copd p{{margin:.3em 0}}
-.copd bdi{{overflow-wrap:anywhere}}"""
+.copd .wide{{overflow-x:auto}}
+.copd h4{{margin:.2em 0 .4em}} .copd p{{margin:.3em 0}}
+.copd bdi{{overflow-wrap:anywhere}} .copd .tall{{max-height:22em;overflow:auto}}"""
 
 # %% ../../nbs/7_view/08_token_pages.ipynb #c010
 def _metric_rules(name: str) -> str:

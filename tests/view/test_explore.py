@@ -68,6 +68,9 @@ def view_of(*texts):
     return TokenView("s", "t", "given", 1.0, 2, [one(t) for t in texts])
 
 
+def shown(explorer): return explorer.output.value + explorer.below.value
+
+
 def bundle(explorer): return explorer._repr_mimebundle_()
 
 
@@ -140,15 +143,15 @@ def test_several_seeds_have_a_spread(store):
 
 def test_gap_explorer_answers_its_controls(store):
     explorer = GapExplorer(Run(store / "copd-0"))
-    first = explorer.output.value
+    first = shown(explorer)
     explorer.controls["step"].value = 1
-    assert "step 1: one seed" in explorer.output.value and explorer.output.value != first
+    assert "step 1: one seed" in shown(explorer) and shown(explorer) != first
     explorer.controls["k"].value = 1
-    assert explorer.state.column == "overlap@1" and "k = 1" in explorer.output.value
+    assert explorer.state.column == "overlap@1" and "k = 1" in shown(explorer)
     explorer.controls["metric"].value = "symmetric_kl"
-    assert "nats" in explorer.output.value
+    assert "nats" in shown(explorer)
     explorer.controls["pair"].value, explorer.controls["capability"].value = "base – text", "image"
-    assert "no probe of pair" in explorer.output.value
+    assert "no probe of pair" in shown(explorer)
 
 
 def test_gaps_refuse_what_has_none(store, suite, start, tmp_path):
@@ -174,7 +177,7 @@ def test_a_click_chooses_a_token():
     assert inspector.state.row == 1 and [label for label,
                                          _ in inspector.state.labels()] == ["d", "e"] and inspector.state.token == 1
     inspector.controls["metric"].value = "overlap"
-    assert inspector.state.metric == "overlap" and "no id in common" in inspector.output.value
+    assert inspector.state.metric == "overlap" and "no id in common" in inspector.head.value
 
 
 def test_twenty_thousand_tokens_are_paged():
@@ -202,7 +205,7 @@ def test_empty_completions_are_said_to_be_empty():
 def test_labels_are_visible_and_panels_escaped():
     state = TokenState(view_of(["<script>", "\u202e", "\n"]))
     assert [label for label, _ in state.labels()] == ["<script>", "\\u202e", "␊"]  # the buttons escape
-    assert "<script>" not in state.panel() and "p&lt;b&gt;" in state.panel()
+    assert "<script>" not in state.words() and "p&lt;b&gt;" in state.words()
 
 
 def test_the_static_frame_shows_the_same_place():
@@ -330,8 +333,9 @@ def test_finished_runs_show_every_metric(store):
         )) and not monitor.thread.is_alive()
     for metric in monitor.controls["metric"].options:
         monitor.controls["metric"].value = metric
-        shown = "signals_every" if metric in SIGNALS else "data:image/png"  # this run watched no gradients
-        assert shown in monitor.output.value, metric
+        panels = monitor.chart.spec["panels"]
+        if metric in SIGNALS: assert "signals_every" in monitor.output.value and not panels  # it watched no gradients
+        else: assert [p["name"] for p in panels] == [metric] and panels[0]["lines"] and monitor.chart.data
     assert "step 3 of 3" in monitor.output.value
 
 
@@ -377,11 +381,11 @@ def test_curves_equal_the_events(store):
 def test_browser_menus_filter(store):
     browser = RunBrowser(store)
     browser.menus["learning_rate"].value = "0.001"
-    assert list(browser.state.left.run) == ["expert"] and "1 of 3 runs" in browser.output.value
+    assert list(browser.state.left.run) == ["expert"] and "1 of 3 runs" in browser.below.value
     browser.menus["learning_rate"].value = "any"
     assert len(browser.state.left) == 3
     browser.controls["budget"].value = "tokens"
-    assert "against tokens" in browser.output.value
+    assert browser.chart.spec["xname"] == "tokens"
 
 
 def test_runs_of_one_name_and_seed_but_other_schedules_keep_their_own_curve(tmp_path, suite, start):

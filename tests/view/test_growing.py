@@ -341,16 +341,16 @@ def test_curves_of_a_browser_equal_learning_curves(store):
 def test_a_refresh_keeps_filters_and_offers_new_settings(store):
     browser = RunBrowser(store)
     browser.menus["learning_rate"].value = "3e-05"
-    assert "3 of 6 runs" in browser.output.value
+    assert "3 of 6 runs" in browser.below.value
     write(store / "run-8", 12, 0, learning_rate=3e-5, prompts=99)
     browser.button.click()
-    assert browser.menus["learning_rate"].value == "3e-05" and "4 of 7 runs" in browser.output.value
+    assert browser.menus["learning_rate"].value == "3e-05" and "4 of 7 runs" in browser.below.value
     assert "99" in browser.menus["prompts"].options and browser.bar.children[-1] is browser.button
     browser.menus["prompts"].value = "99"
-    assert "1 of 7 runs" in browser.output.value
+    assert "1 of 7 runs" in browser.below.value
     (store / "run-8" / "manifest.json").unlink()
     browser.refresh()
-    assert "prompts" not in browser.menus and "3 of 6 runs" in browser.output.value
+    assert "prompts" not in browser.menus and "3 of 6 runs" in browser.below.value
 
 
 def test_a_picture_has_as_many_settings_as_its_legend_has_room_for(tmp_path):
