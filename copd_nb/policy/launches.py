@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../../nbs/1_policy/13_launches.ipynb #0652791c
-FREE = ("_unsafe_view", "detach", "lift_fresh", "promote_types", "scalar_tensor", "device")  # no kernel of a card
+FREE = ("_unsafe_view", "detach", "lift_fresh", "promote_types", "device")  # no kernel of a card
 
 class _Counted(TorchDispatchMode):
     "Counts operations by name while it is on."

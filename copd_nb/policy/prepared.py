@@ -62,7 +62,7 @@ class Prepared:
 
     def keep(self, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
         "A value in a dtype, in the memory that it had before."
-        name = f"{name}, {dtype}"
+        name = f"{name}, {dtype}, {tuple(value.shape)}"
         if name not in self.kept: self.kept[name] = torch.empty_like(value, dtype=dtype, requires_grad=False)
         return self.kept[name].copy_(value.detach())
 

@@ -119,7 +119,7 @@ class StaticKeys:
 
     def begin(self, table: Table, columns: int, at: Tensor):
         "Before a step: the table, the own keys that take part, and the column (1,) that is written."
-        later = torch.where(self.columns[:columns] <= at, 0.0, MASKED)
+        later = (self.columns[:columns] > at) * MASKED
         self.table, self.seen, self.at = table, columns, at
         both = [self.bias[:table.blocks], later.expand(table.blocks, columns)]
         self.both = torch.cat(both, 1)[:, None, None, None]

@@ -7,6 +7,7 @@ __all__ = ['WARM', 'EVERY', 'KEPT', 'ROOM', 'REPEATS', 'Eager', 'Captured', 'Fix
            'replayed']
 
 # %% ../../nbs/2_signals/12_replay.ipynb #839de317
+import gc
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -55,8 +56,12 @@ class Captured:
         now.wait_stream(stream)
 
     def _record(self):
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, **self.shared): self.step()
+        self.graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+        gc.disable()  # nothing of other graphs may be freed in the middle of a recording
+        try:
+            with torch.cuda.graph(self.graph, **self.shared): self.step()
+        finally:
+            if collects: gc.enable()
 
 # %% ../../nbs/2_signals/12_replay.ipynb #7bb221d4
 class Fixed:
@@ -179,7 +184,7 @@ class Rollout:
 
 # %% ../../nbs/2_signals/12_replay.ipynb #9441b05f
 KEPT = 2  # forms of a model
-ROOM = 64  # prompts' room is a multiple of so many tokens
+ROOM = 64  # tokens: prompts' room is this or a larger power of two
 REPEATS = dict(cuda=Captured)  # kind of device → what repeats a step, `Eager` where nothing else is named
 _kept: WeakKeyDictionary = WeakKeyDictionary()  # model → [(form, Fixed)], the last used last
 
@@ -190,7 +195,8 @@ def _form(policy: Policy, keys: PromptKeys, head: Head, *sizes) -> tuple:
     layers = tuple((x.dtype, *x.shape[1:2], *x.shape[3:]) for pair in keys.layers for x in pair)
     cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
     rest = head.scale, head.softcap, head.temperature, len(head.banned), torch.are_deterministic_algorithms_enabled()
-    return str(device), tuple((t.data_ptr(), t.dtype) for t in fixed), layers, cast, rest, sizes
+    learn = tuple(p.shape for p in policy.parameters())  # adapters of one model may differ in rank
+    return str(device), tuple((t.data_ptr(), t.dtype) for t in fixed), learn, layers, cast, rest, sizes
 
 def fixed_for(
     policy: Policy,
@@ -205,16 +211,16 @@ def fixed_for(
     "The tensors and graphs of a rollout, if possible those of an earlier one; ValueError if the policy has none."
     if fault := static_fault(policy):
         raise ValueError(f"{policy.name!r} can't decode in fixed shapes: {fault}; set graphs to False")
-    table, repeat, prompt = first_table(owner), REPEATS.get(policy.device.type, Eager), keys.seen.shape[1]
-    form = _form(policy, keys, head, table, len(owner), length, top, forced, len(eos), repeat)
-    mine = _kept.setdefault(policy.model, [])
-    old = next((pair for pair in mine if pair[0] == form), None)
-    if old: mine.remove(old)
-    if not old or old[1].keys.room < prompt:
+    room = max(ROOM, 1 << (keys.seen.shape[1] - 1).bit_length())
+    sizes = first_table(owner), len(owner), room, length, top, forced, REPEATS.get(policy.device.type, Eager)
+    form, mine = _form(policy, keys, head, len(eos), *sizes), _kept.setdefault(policy.model, [])
+    found = next((pair for pair in mine if pair[0] == form), None)
+    if found: mine.remove(found)
+    else:
         del mine[:max(0, len(mine) + 1 - KEPT)]
-        old = form, Fixed(keys, table, len(owner), -(-prompt // ROOM) * ROOM, length, top, forced, repeat)
-    mine.append(old)
-    return old[1]
+        found = form, Fixed(keys, *sizes)
+    mine.append(found)
+    return found[1]
 
 def release():
     "Free the tensors and graphs of all rollouts."

@@ -155,19 +155,24 @@ def test_the_next_rollout_has_the_new_weights_in_the_old_memory(shipped):
 def test_branches_share_tensors(shipped):
     a = stirred(lora(shipped, 4))
     b = stirred(a.clone("b"), seed=1)
-    for policy in (a, b, a):
+    wide = a.joined([(0.5, a), (0.5, b)])  # of another rank
+    for policy in (a, b, wide, a):
         with torch.autocast("cpu", torch.bfloat16): outs = ways(policy, [a.encode(TASKS["text"].test[:4])],
                                                                 dict(group_size=4, greedy=4))
         assert (outs[0][0].logp[:, 0] == outs[1][0].logp[:, 0]).all()
-    assert len(replay._kept[a.model]) == 1
-    (_, fixed), = replay._kept[a.model]
-    assert fixed.policy is None and not any("forward" in vars(m) for m in a.model.modules())
+    (_, wider), (_, fixed) = replay._kept[a.model]
+    assert wider is not fixed and fixed.policy is None and not any("forward" in vars(m) for m in a.model.modules())
 
 
-def test_longer_prompts_and_other_forms_get_tensors_of_their_own(shipped):
+def test_longer_prompts_and_other_forms_get_tensors_of_their_own(shipped, monkeypatch):
+    monkeypatch.setattr(replay, "ROOM", 4)
     policy, short, long = shipped.clone(), *(shipped.encode(TASKS[n].test[:2]) for n in ("text", "video"))
-    for prompts in (short, long, short): same(*ways(policy, [prompts], dict(group_size=2)))
-    assert [f.keys.room for _, f in replay._kept[policy.model]] == [-(-long.ids.shape[1] // 64) * 64]
+    found = [ways(policy, [prompts], dict(group_size=2)) for prompts in (short, long, short)]
+    for pair in found: same(*pair)
+    assert torch.equal(found[0][1][0].logp, found[2][1][0].logp)  # as if nothing had come before
+    rooms = [f.keys.room for _, f in replay._kept[policy.model]]
+    lengths = [p.ids.shape[1] for p in (long, short)]
+    assert rooms[0] > rooms[1] and all(room // 2 < n <= room for room, n in zip(rooms, lengths))
     for n in (3, 4, 5): same(*ways(policy, [short], dict(group_size=n)))
     assert len(replay._kept[policy.model]) == replay.KEPT
     replay.release()
@@ -289,26 +294,26 @@ class Taped:
         self.made.append(self)
 
 
-@pytest.mark.parametrize("kind", ["full", "adapters", "adapters, bf16"])
+@pytest.mark.parametrize("kind", ["full", "adapters, bf16"])
 def test_a_recorded_step_repeats_without_its_code(kind, shipped, monkeypatch):
     "Rollouts whose positions are recorded operations on fixed tensors, also after the weights have changed."
     monkeypatch.setattr(static_keys, "COLUMNS", 8)
     monkeypatch.setattr(Taped, "made", [])
     policy = shipped.clone() if kind == "full" else stirred(lora(shipped, 4))
-    prompts = policy.encode([*TASKS["text"].test[:3], *TASKS["image"].test[:2]])
+    prompts = policy.encode([*TASKS["text"].test[:2], *TASKS["image"].test[:1]])
     half = torch.autocast("cpu", torch.bfloat16, enabled="bf16" in kind)
 
     def rolled(repeat):
         policy.graphs = True
         monkeypatch.setitem(replay.REPEATS, "cpu", repeat)
-        with torch.no_grad(), half: return sample(policy, prompts, 8, 20, 1.5, source=generator("cpu", "tape"))
-    for seed in range(3):
+        with torch.no_grad(), half: return sample(policy, prompts, 8, 18, 1.5, source=generator("cpu", "tape"))
+    for seed in range(2):
         eager, taped = rolled(replay.Eager), rolled(Taped)
         assert torch.equal(eager.ids, taped.ids) and torch.equal(eager.logp, taped.logp)
         assert torch.equal(eager.entropy, taped.entropy)
         if not seed: recorded = len(Taped.made)
         stirred(policy, 0.01, seed)
-    assert recorded >= 2 and sum(t.plays for t in Taped.made) > 30
+    assert recorded >= 2 and sum(t.plays for t in Taped.made) > 15
     tables_of = [t.seats for f in replay._kept[policy.model] for t, _ in f[1].runs]
     assert len(set(tables_of)) >= 2
 
@@ -349,10 +354,10 @@ def test_captured_warms_up_records_and_replays(shipped, monkeypatch):
         (_, f), = replay._kept[policy.model]
         grids = f.out.ids, f.out.logp, f.out.entropy, f.out.top_ids, f.token, f.position, f.row, f.alive, f.column
         return [*grids, *(x for pair in f.keys.own for x in pair)]
-    usual = sample(policy, prompts, 4, 20, 2.5, source=generator("cpu", 0), drop_finished=False)
+    usual = sample(policy, prompts, 4, 9, 2.5, source=generator("cpu", 0), drop_finished=False)
     policy.graphs = True
     with cards(monkeypatch, tensors) as log:
-        outs = [sample(policy, prompts, 4, 20, 2.5, source=generator("cpu", 0), drop_finished=False) for _ in range(2)]
+        outs = [sample(policy, prompts, 4, 9, 2.5, source=generator("cpu", 0), drop_finished=False) for _ in range(2)]
         (_, fixed), = replay._kept[policy.model]
     for out in outs: same([usual], [out])
     first, steps = ["wait", "wait"] * replay.WARM + ["record"], {run.calls for run in fixed.runs.values()}
