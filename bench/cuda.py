@@ -97,7 +97,7 @@ def decoding(training: Training, rows: int, tokens: int, graphs: bool = False) -
             _, first = timed(rolled)
             torch.cuda.reset_peak_memory_stats()
             out, seconds = timed(rolled)
-            off = (out.logp - scored(policy, prompts, out.ids)).abs().mean().item() if rows <= 64 else None
+            off = (out.logp - scored(policy, prompts, out.ids) * out.mask).abs().mean().item() if rows <= 64 else None
             started = launches(rolled) / tokens
     finally: policy.graphs = False
     return dict(rows=rows, tokens=tokens, graphs=graphs, tokens_a_second=round(rows * tokens / seconds),

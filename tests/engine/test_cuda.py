@@ -131,9 +131,10 @@ def test_graphs_repeat_what_they_recorded(kind, start, suite, monkeypatch):
             logits = card.completion_logits(prompts, graphs.ids)
             for p in card.parameters(): p.add_(0.01 * torch.randn_like(p))
         logp = logits.float().log_softmax(-1).gather(-1, graphs.ids[..., None])[..., 0]
-        worst = ((graphs.logp - logp) * graphs.mask).abs().max().item()
-        print(f"graphs, {kind}: {worst:.1e} nats from a scoring pass, {len(replays) - before} replays")
-        assert worst < (0.3 if "bf16" in kind else 2e-3)
+        off = ((graphs.logp - logp) * graphs.mask).abs()
+        print(f"graphs, {kind}: {off.max():.1e} nats from a scoring pass, {len(replays) - before} replays, as the "
+              f"steps themselves to {(graphs.logp - eager.logp).abs().max():.0e}")
+        assert off.mean() < 0.05 if "bf16" in kind else off.max() < 2e-3
     replay.release()
 
 
