@@ -1,7 +1,9 @@
 """A step of `examples/qwen3-vl-4b.yaml` on one graphics card: full size, random weights, short completions.
 
 `python bench/cuda.py` prints JSON: seconds and tokens of a step of each phase, the card's arithmetic, and the peak of
-memory beside the plan's.
+memory beside the plan's. `--decoding` is short: milliseconds of a position of 16, 64 and 256 rows with the usual
+decoder and with CUDA graphs (`Config.graphs`), what each launches, and how far its log-probabilities are from a scoring
+pass. A GRPO step of 0.34 M weights with and without graphs, and TRL's: `bench/run.py --only 1 --device cuda`.
 """
 import argparse
 import json
@@ -11,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
 from copd_nb.engine.state import Training, model_shape
@@ -24,6 +27,7 @@ from copd_nb.study.memory import lora_size, memory_plan
 from copd_nb.study.rehearsal import share_of_digits
 from copd_nb.study.sources import qwen3_vl_4b
 from copd_nb.policy.processors import small_processor
+from copd_nb.signals.replay import release
 from copd_nb.signals.rollouts import generator
 from copd_nb.signals.sampling import sample
 from copd_nb.engine.runs import create_run
@@ -83,17 +87,40 @@ def step(training: Training, phase, n: int) -> dict:
                 notes=[n["kind"] for n in training.notes])
 
 
-def decoding(training: Training, rows: int, tokens: int) -> dict:
-    "Sampling alone, of one prompt a row's group."
+def decoding(training: Training, rows: int, tokens: int, graphs: bool = False) -> dict:
+    "Sampling alone, of one prompt a row's group; the second time, with graphs when they are recorded."
     policy, one = training.base, training.capabilities["text"]
-    prompts = policy.encode(one.train[:rows // 8])
-    with torch.no_grad(), training.accelerator.autocast():
-        _, seconds = timed(lambda: sample(policy, prompts, 8, tokens, source=generator(policy.device, "bench")))
-    return dict(rows=rows, tokens=tokens, tokens_a_second=round(rows * tokens / seconds),
-                milliseconds_a_position=round(1000 * seconds / tokens, 1))
+    prompts, policy.graphs = policy.encode(one.train[:rows // 8]), graphs
+    def rolled(): return sample(policy, prompts, 8, tokens, source=generator(policy.device, "bench"))
+    try:
+        with torch.no_grad(), training.accelerator.autocast():
+            _, first = timed(rolled)
+            torch.cuda.reset_peak_memory_stats()
+            out, seconds = timed(rolled)
+            off = (out.logp - scored(policy, prompts, out.ids) * out.mask).abs().mean().item() if rows <= 64 else None
+            started = launches(rolled) / tokens
+    finally: policy.graphs = False
+    return dict(rows=rows, tokens=tokens, graphs=graphs, tokens_a_second=round(rows * tokens / seconds),
+                milliseconds_a_position=round(1000 * seconds / tokens, 2), first_seconds=round(first, 2),
+                launches_a_position=round(started), mean_difference_from_scoring=off and round(off, 5),
+                peak=round(torch.cuda.max_memory_allocated() / 2 ** 30, 2))
 
 
-def measure(side: int, prompts: int, tokens: int, steps: int):
+def scored(policy: Policy, prompts, ids: torch.Tensor) -> torch.Tensor:
+    "Log-probabilities of completions, by a pass over them."
+    logp = policy.completion_logits(prompts, ids).float().log_softmax(-1)
+    return logp.gather(-1, ids[..., None])[..., 0]
+
+
+def launches(work) -> int:
+    "Calls of the driver that start a kernel, a copy or a graph."
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        work()
+        torch.cuda.synchronize()
+    return sum(e.count for e in seen.key_averages() if "Launch" in e.key or e.key.startswith("cudaMemcpy"))
+
+
+def measure(side: int, prompts: int, tokens: int, steps: int, only_decoding: bool):
     chosen = read_experiment(EXAMPLE)
     rank = chosen.model["lora"]
     config = replace(chosen.config, prompts=prompts, opd_prompts=prompts, max_new_tokens=tokens, micro_prompts=prompts,
@@ -107,7 +134,10 @@ def measure(side: int, prompts: int, tokens: int, steps: int):
     policy = lora(plain, rank)
     if config.recompute: policy.recompute()
     training = begin(policy, config, schedule, suite())
-    for rows in (16, 64, 256): say("decoding", decoding(training, rows, 32))
+    for rows in (16, 64, 256):
+        for graphs in (False, True): say("decoding", decoding(training, rows, 32, graphs))
+    release()
+    if only_decoding: return
     size = lora_size(plain.model, rank)
     plan = memory_plan(plain.model.config.get_text_config(), model_shape(plain), schedule, config, size,
                        prompt=side * side // 1024, weight_bytes=2)
@@ -125,5 +155,6 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", type=int, default=8, help="of a stream in a step, with 8 completions each")
     parser.add_argument("--tokens", type=int, default=256, help="of a completion")
     parser.add_argument("--steps", type=int, default=2, help="of each phase")
+    parser.add_argument("--decoding", action="store_true", help="nothing but sampling, with and without CUDA graphs")
     given = parser.parse_args()
-    measure(given.side, given.prompts, given.tokens, given.steps)
+    measure(given.side, given.prompts, given.tokens, given.steps, given.decoding)

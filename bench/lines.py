@@ -38,6 +38,7 @@ class Lines:
     "All cases of a preset."
     preset: Preset
     folder: str  # of the models and prompts
+    device: str = "cpu"  # where models are trained
 
     @property
     def batch(self) -> dict:
@@ -55,6 +56,7 @@ class Lines:
         def case(title, model, reward, limit, aim, **flags):
             task = dict(model=model, capability="text", reward=reward, max_new_tokens=limit)
             sides = self.ours("copd_nb", "grpo", **task, **flags), self.trl("TRL", "grpo", **task)
+            if self.device == "cuda": sides = *sides, self.ours("graphs", "grpo", **task, **flags, graphs=True)
             return Case(1, f"{title}, {self.preset.prompts} × {self.preset.group_size} × {limit}", sides, 15, aim=aim)
         return [case(f"GRPO step, text, {SMALL}", "small", "digits", 8, dict(TRL=2.0)),
                 case("as shipped: warm-started, exact reward, flat groups skipped", "warm", "exact", 10, {},

@@ -46,7 +46,7 @@ def begin(schedule: Schedule, capabilities: list[Capability], base: Path | Polic
     "A training that is ready for its first step."
     chosen, policy = Config(probe_every=0, eval_every=0, device="cpu" if device() == "cpu" else None,
                             **config), base if isinstance(base, Policy) else Policy.load(base, name="base")
-    policy.packs = policy.packs and chosen.pack
+    policy.packs, policy.graphs = policy.packs and chosen.pack, chosen.graphs
     run = create_run(Path(tempfile.mkdtemp()) / "run", dict(content_hash="bench"))
     accelerator = accelerator_for(chosen)
     return Training(schedule, by_name(capabilities), policy.to(accelerator.device), chosen, accelerator, run)

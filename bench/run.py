@@ -108,7 +108,7 @@ def main():
     arguments = parsed()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        every = Lines(PRESETS[arguments.preset], folder).cases()
+        every = Lines(PRESETS[arguments.preset], folder, arguments.device).cases()
         chosen = [c for c in every if not arguments.only or c.line in arguments.only]
         results = earlier(arguments) if arguments.only else {}
         materials(chosen, folder, arguments.threads)

@@ -27,7 +27,7 @@ _CHOICES = dict(optimizer=("adamw", "sgd"), optimizer_state=("keep", "reset", "s
                 rate=("constant", "linear", "cosine"), sampler_correction=("truncate", "mask", "none"),
                 sampler_level=("token", "sequence"))
 _LATER = dict(optimizer="adamw", rate="constant", rate_floor=0.0, average=0.0,
-              signals_every=0)  # newer fields: what changes nothing
+              signals_every=0, graphs=False)  # newer fields: what changes nothing
 CORRECTION = ("sampler_correction", "sampler_level", "sampler_cap", "sampler_floor")  # nothing to the engine's sampler
 _POSITIVE = ("prompts", "opd_prompts", "group_size", "max_new_tokens", "temperature", "learning_rate", "epochs",
              "checkpoint_every", "max_grad_norm", "probe_prompts", "opd_top_k", "eval_prompts")
@@ -76,6 +76,7 @@ class Config:
     drop_finished: bool = True  # rollouts that have ended leave the decode batch
     skip_flat: bool = True  # groups without advantage are left out of the update's passes: they have no gradient
     pack: bool = True  # no padding in linear layers; False: padded rows over copies of the prompt's cache
+    graphs: bool = False  # decode in fixed shapes; on a graphics card each position is one CUDA graph
     failed_reward: float | None = 0.0  # of a completion whose verifier failed, which is logged; None to stop the run
     reward_seconds: float | None = 600.0  # time limit of a reward for the completions of a step, None for no limit
     skip_limit: int = 3  # updates in a row that are skipped because they are not finite; one more ends the run
@@ -121,6 +122,7 @@ class Config:
             if not (value is None or value > 0): refuse(name, "must be positive" + ", or None" * none)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed: refuse(name, f"one of {', '.join(allowed)}")
+        if self.graphs and not self.pack: refuse("graphs", "needs packed rows, set pack to True")
 
     def content(
         self,

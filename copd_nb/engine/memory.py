@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from ..signals.replay import release
 from .config import Limits
 from .state import Training
 
@@ -68,4 +69,5 @@ def retry_on_oom(
         attempt = Attempt(training, part, most, least or {})
         yield attempt
         if attempt.done: return
+        release()
         if torch.cuda.is_available(): torch.cuda.empty_cache()

@@ -19,6 +19,7 @@ from ..data.names import imported, named
 from ..policy.core import Policy, check_same_vocabulary
 from ..policy.groups import Group
 from ..policy.lora_branches import LoraPolicy
+from ..policy.static_keys import static_fault
 from ..policy.suites import SUITES, load_suite
 from ..data.names import json_or_text
 from ..signals.estimators import estimator_named
@@ -134,6 +135,8 @@ def placed(
 ) -> Policy:
     "A copy of a policy on the device of the training."
     copy = policy.clone(name).to(accelerator.device)
-    copy.packs = policy.packs and config.pack
+    copy.packs, copy.graphs = policy.packs and config.pack, config.graphs
+    fault = "several processes hold it" if group.size > 1 else static_fault(copy)
+    if config.graphs and fault: raise ValueError(f"config graphs=True: {name!r} can't decode in fixed shapes: {fault}")
     if config.recompute: copy.recompute()
     return imported("copd_nb.scale.sharding:shard")(copy, group) if group.size > 1 else copy

@@ -50,6 +50,7 @@ class Policy:
     origin: str | None = None  # folder or hub name that the weights were read from
     group = Group()  # the processes that hold it
     date: datetime | None = None  # date that its chat template sees; None for the current time
+    graphs = False  # whether it decodes over static keys, on a card as CUDA graphs
 
     def __init__(
         self,

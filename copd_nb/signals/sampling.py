@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..data.names import imported
 from ..policy.attention import PromptKeys
 from ..policy.core import Policy
 from ..policy.prompts import Prefill, Prompts
@@ -42,10 +43,16 @@ class _Sampled:
 
     def note(self, rows: Tensor, t: int, ids: Tensor, logits: Tensor):
         "Write column t of some rows."
-        self.ids[rows, t], log_probs = ids, logits.float().log_softmax(-1)
-        self.logp[rows, t] = log_probs.gather(-1, ids[:, None])[:, 0]
-        self.entropy[rows, t] = -(log_probs.exp() * log_probs).sum(-1)
-        if k := self.top_ids.shape[-1]: self.top_ids[rows, t] = log_probs.topk(k).indices
+        k = self.top_ids.shape[-1]
+        self.ids[rows, t], numbers = ids, _numbers(ids, logits, k)
+        self.logp[rows, t], self.entropy[rows, t] = numbers[:2]
+        if k: self.top_ids[rows, t] = numbers[2]
+
+def _numbers(ids: Tensor, logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    "Log-probabilities of ids (n,), entropies, and the k most likely ids, from their logits (n, V)."
+    log_probs = logits.float().log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    return log_probs.gather(-1, ids[:, None])[:, 0], entropy, log_probs.topk(k).indices if k else None
 
 def _empty(size: int, length: int, k: int, eos: Tensor) -> _Sampled:
     "Grids of `size` rows and `length` columns, filled with end tokens and zeros."
@@ -136,11 +143,11 @@ def _together(
     owner = torch.arange(len(groups), device=policy.device).repeat_interleave(groups)
     position = torch.cat([r.prompts.next_position for r in requests])[owner]
     state = torch.cat([s.hidden.detach() for s in starts])[owner]
-    decoder = policy.decoder(PromptKeys.join([s.keys for s in starts]), owner, position, max_new_tokens - 1)
+    keys, head, ends = PromptKeys.join([s.keys for s in starts]), policy.head(temperature), _ends(policy)
     lengths = None if requests[0].lengths is None else torch.cat([r.lengths for r in requests])
-    most = max(r.top_k for r in requests)
-    head, ends = policy.head(temperature), _ends(policy)
-    out = _decode(decoder, state, head, torch.cat(drawn), lengths, ends, drop_finished, most)
+    rest = state, head, torch.cat(drawn), lengths, ends, drop_finished, max(r.top_k for r in requests)
+    if policy.graphs: out = imported("copd_nb.signals.replay:replayed")(policy, keys, owner, position, *rest)
+    else: out = _decode(policy.decoder(keys, owner, position, max_new_tokens - 1), *rest)
     parts = zip(*(x.split(sizes) for x in (out.ids, out.logp, out.entropy, out.fed, out.top_ids)))
     return [rollouts_of(policy, r, ids, logp, entropy, int(fed.sum()), start, tops)
             for r, (ids, logp, entropy, fed, tops), start in zip(requests, parts, starts)]

@@ -25,6 +25,7 @@ from copd_nb.policy.lora_branches import lora
 from copd_nb.scale.sharding import ShardedPolicy, join_group
 from copd_nb.study.loading import slow_precision
 from copd_nb.study.memory import memory_plan
+from copd_nb.signals import replay
 from copd_nb.signals.rollouts import generator
 from copd_nb.signals.sampling import sample
 from copd_nb.engine.runs import Run
@@ -105,6 +106,36 @@ def test_sampled_log_probabilities_are_those_of_a_forward_pass(start, suite):
     assert ((out.logp - logp) * out.mask).abs().max() < 2e-3
     again = sample(card, prompts, 4, 12, source=generator(card.device, "test"))
     assert torch.equal(out.ids, again.ids)
+
+
+@pytest.mark.parametrize("kind", ["full", "adapters", "adapters, bf16", "recomputed"])
+def test_graphs_repeat_what_they_recorded(kind, start, suite, monkeypatch):
+    "Rollouts whose positions are CUDA graphs: the tokens of the same steps run anew, with new weights and fewer rows."
+    card, replays = on_card(lora(start.clone(), 4) if "adapters" in kind else start), []
+    if kind == "recomputed": card.recompute()
+    prompts = card.encode([e for n in NAMES for e in suite[n].test[:4]])
+    real = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), real(graph))[1])
+    lengths = torch.arange(1, 97, device="cuda") % 40 + 1  # the table shrinks
+
+    def rolled(repeat):
+        monkeypatch.setitem(replay.REPEATS, "cuda", repeat)
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled="bf16" in kind):
+            return sample(card, prompts, 8, 40, source=generator(card.device, "test"), lengths=lengths)
+    for seed in range(3):
+        card.graphs, before = True, len(replays)
+        graphs, eager = rolled(replay.Captured), rolled(replay.Eager)
+        assert torch.equal(graphs.ids, eager.ids) and (graphs.logp - eager.logp).abs().max() < 1e-4
+        assert len(replays) - before > (20 if not seed else 38)  # but for those that warm up
+        with torch.no_grad():
+            logits = card.completion_logits(prompts, graphs.ids)
+            for p in card.parameters(): p.add_(0.01 * torch.randn_like(p))
+        logp = logits.float().log_softmax(-1).gather(-1, graphs.ids[..., None])[..., 0]
+        off = ((graphs.logp - logp) * graphs.mask).abs()
+        print(f"graphs, {kind}: {off.max():.1e} nats from a scoring pass, {len(replays) - before} replays, as the "
+              f"steps themselves to {(graphs.logp - eager.logp).abs().max():.0e}")
+        assert off.mean() < 0.05 if "bf16" in kind else off.max() < 2e-3
+    replay.release()
 
 
 def test_gap_between_two_policies(start, suite):

@@ -192,7 +192,7 @@ def test_micro_batches_change_nothing(signals, reduction, suite, start, tmp_path
 SWITCHES = dict(plain=dict(shared_prompt=False), fresh_prefill=dict(keep_prefill=False),
                 dead_rows=dict(drop_finished=False), flat_groups=dict(skip_flat=False), padded=dict(pack=False),
                 tokens=dict(micro_tokens=12), prompts_and_tokens=dict(micro_prompts=2, micro_tokens=7),
-                in_turns=dict(rollout_rows=9), recomputed=dict(recompute=True),
+                graphs=dict(graphs=True), in_turns=dict(rollout_rows=9), recomputed=dict(recompute=True),
                 all_for_memory=dict(recompute=True, rollout_rows=4, micro_prompts=3, micro_tokens=16),
                 everything_off=dict(shared_prompt=False, keep_prefill=False, drop_finished=False, skip_flat=False,
                                     pack=False))
@@ -208,7 +208,7 @@ def test_every_switch_changes_the_work_and_not_the_result(switch, signals, suite
     for options in ({}, SWITCHES[switch]):
         training = begin(schedule, suite, start, replace(TINY, prompts=6, group_size=4, max_new_tokens=8, **options),
                          tmp_path)
-        training.base.packs = training.config.pack
+        training.base.packs, training.base.graphs = training.config.pack, training.config.graphs
         if training.config.recompute: training.base.recompute()
         with torch.no_grad(): training.branch("a").policy.model.lm_head.weight.mul_(1.2)
         batches = collect(training, schedule.phases[0].updates[0], 0)
@@ -225,7 +225,7 @@ def test_every_switch_changes_the_work_and_not_the_result(switch, signals, suite
         assert g[s].norm() > 1e-4 and (g[s] - other_g[s]).norm() < 1e-4 * g[s].norm()
         assert abs(loss[s] - other_loss[s]) < 1e-5
     assert not any(padded)
-    assert any(other_padded) == (switch in ("dead_rows", "padded", "everything_off"))
+    assert any(other_padded) == (switch in ("dead_rows", "padded", "graphs", "everything_off"))
 
 
 def test_flat_groups_are_not_run(suite, start, tmp_path, monkeypatch):

@@ -1,13 +1,15 @@
 "Schedules, suites, samplers and learners by name: built in, from the working directory, or as objects."
 import pytest
 
+from copd_nb.engine.accelerator import accelerator_for
 from copd_nb.engine.config import Config
-from copd_nb.engine.request import LEARNERS, part_from, schedule_from, suite_from
+from copd_nb.engine.request import LEARNERS, part_from, placed, schedule_from, suite_from
 from copd_nb.engine.training import train
 from copd_nb.engine.update import Learner
 from copd_nb.policy.toys import minis, tiny_policy
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.paradigms import expert, mixed_rlvr
+from copd_nb.signals import replay
 
 PAIR = ["text", "image"]
 SMALL = Config(prompts=2, group_size=2, max_new_tokens=2, probe_every=0, eval_every=0, device="cpu")
@@ -98,3 +100,22 @@ def test_everything_by_name_trains_what_objects_train(module, tmp_path):
     hashes = {run.manifest["content_hash"] for run in (by_name, plain)}
     assert by_name.manifest["learner"] == "MyLearner" and len(hashes) == 2
     assert set(__import__(module).CALLS) == {"sampler", "learner"}
+
+
+def test_graphs_are_a_wish_that_is_met_or_refused(tmp_path, monkeypatch):
+    "A run that asks for them decodes so, evaluations included, and learns the same; what can't is refused."
+    with pytest.raises(ValueError, match="graphs=True: needs packed rows"): Config(graphs=True, pack=False)
+    policy, suite, called = tiny_policy(), minis(("text",)), []
+    real = replay.replayed
+    monkeypatch.setattr(replay, "replayed", lambda *args: (called.append(1), real(*args))[1])
+    sizes = dict(prompts=4, group_size=4, max_new_tokens=6, probe_every=0, eval_every=1, eval_prompts=4, device="cpu")
+    runs = [train(expert("text", 1), suite, policy, Config(**sizes, graphs=g), tmp_path / str(g), progress=False)
+            for g in (False, True)]
+    assert len(called) >= 2 and runs[0].manifest["content_hash"] != runs[1].manifest["content_hash"]
+    for a, b in zip(*(r.result.parameters() for r in runs)): assert (a - b).abs().max() < 1e-5
+    config = Config(**sizes, graphs=True)
+    assert placed("base", policy, config, accelerator_for(config)).graphs and not policy.graphs
+    policy.packs = False
+    with pytest.raises(ValueError, match="config graphs=True: 'base' can't decode in fixed shapes: it runs padded"):
+        placed("base", policy, config, accelerator_for(config))
+    replay.release()
