@@ -81,6 +81,7 @@ class Chart {
       button("−", "zoom out", () => this.scale(2)), button("all", "show all steps", () => this.reset()),
       button("PNG", "save the picture as PNG", () => this.png()), button("CSV", "save the values as CSV",
       () => this.csv()));
+    bar.onkeydown = e => e.stopPropagation();  // JupyterLab takes arrow keys away from sliders
     bar.setAttribute("role", "toolbar");
     bar.setAttribute("aria-label", "chart");
     return bar;
