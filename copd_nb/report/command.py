@@ -43,10 +43,12 @@ COMMANDS = {f.__name__: f for group in GROUPS.values() for f in group}
 
 EXAMPLES = dict(
     init=["init mine.yaml --model models/smollm2 --data math.jsonl --data sort.jsonl"],
-    check=["check mine.yaml", "check mine.yaml --rehearse", "check data.jsonl --column prompt=question --reward numeric"],
+    check=["check mine.yaml", "check mine.yaml --rehearse",
+           "check data.jsonl --column prompt=question --reward numeric"],
     train=["train mine.yaml copd", "train mine.yaml copd --quick",
            "train copd text image --cycles 2 --out runs/first", "train copd text image -c learning_rate 1e-5"],
-    compare=["compare mine.yaml --quick", "compare mine.yaml --seeds 0 1 2 --workers 4", "compare minis --preset smoke"],
+    compare=["compare mine.yaml --quick", "compare mine.yaml --seeds 0 1 2 --workers 4",
+             "compare minis --preset smoke"],
     sweep=["sweep mine.yaml --quick", "sweep mine.yaml --dry"],
     runs=["runs", "runs mine.yaml"], track=["track runs/first --to tensorboard"],
     report=["report dynamics -p preset quick", "report all -p preset smoke"], reports=["reports"],

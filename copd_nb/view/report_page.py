@@ -124,8 +124,8 @@ def with_way_back(
     index: str,  # its address, relative to the page
 ) -> str:
     "The page with a link to the index of all reports."
-    return re.sub(r'<nav class="back">.*?</nav>', f'<nav class="back"><a href="{escape(index)}">← All reports</a></nav>',
-                  page, count=1)
+    link = f'<nav class="back"><a href="{escape(index)}">← All reports</a></nav>'
+    return re.sub(r'<nav class="back">.*?</nav>', link, page, count=1)
 
 def thumbnail(
     page: str,  # of a report
