@@ -166,7 +166,7 @@ LEADS: dict[str, tuple[Callable[[Runs], Differences], Callable]] = {  # claim â†
     "copd_over_mopd": (_over("mopd"), decided_by_all),
     "copd_over_own_expert": (lambda r: r.over_experts(_copd(r).label) if _copd(r) else {}, decided_by_all),
     "mixed_seesaw": (lambda r: _mixed_against_experts(r, -1), decided_by_one),
-    "hub_three_branches": (_over("mixed", "mopd", k=3, budget=""), decided_by_all),
+    "hub_three_branches": (_over("mixed", "mopd", k=3, budget="steps"), decided_by_all),
     "copd_over_merged": (_over("merged"), decided_by_all),
     "copd_over_mixed_critical_path": (_over("mixed", budget="chain"), decided_by_all),
     "m2rl_interference": (lambda r: _mixed_against_experts(r, 1), decided_by_all),

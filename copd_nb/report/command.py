@@ -53,6 +53,7 @@ EXAMPLES = dict(
     runs=["runs", "runs mine.yaml"], track=["track runs/first --to tensorboard"],
     report=["report dynamics -p preset quick", "report all -p preset smoke"], reports=["reports"],
     index=["index", "index runs/reports --publish docs/reports"],
+    claims=["claims docs/reports", "claims docs/reports --with mine.yaml --metric greedy"],
     gap=["gap runs/a/result runs/b/result --prompts prompts.jsonl", "gap base tuned --prompts data.parquet --limit 50"],
     preflight=["preflight models/student models/teacher --prompts prompts.jsonl"],
     audit=["audit shipped", "audit numeric data.jsonl --limit 100"], fetch=["fetch smollm2"],
