@@ -33,7 +33,7 @@ class Preset:
     report: tuple = ("--preset", "quick")  # of `copd compare minis`
 
 PRESETS = dict(full=Preset(), smoke=Preset(4, 4, "small", 256, 1000, 32, 2, 1, 4, 2, 1000, (2, 3), (16, 32, 64), (2,),
-                                           2, "small", "small-teacher", (8,), ((2, 2),), ("--quick",)))
+                                           2, "tiny", "tiny-teacher", (8,), ((2, 2),), ("--quick",)))
 
 
 @dataclass(frozen=True)

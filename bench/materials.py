@@ -44,7 +44,8 @@ MODELS = {"small": lambda folder: small(), "teacher": lambda folder: small(1), "
           "mini": lambda folder: minis_base(),
           "smollm2": lambda folder: Policy.load(FETCHED),
           "smollm2-teacher": lambda folder: stirred(Policy.load(FETCHED)),
-          "small-teacher": lambda folder: stirred(small())}
+          "tiny": lambda folder: text_policy(128, 2, 4),  # with heads of a size that vLLM has on processors
+          "tiny-teacher": lambda folder: stirred(text_policy(128, 2, 4))}
 
 
 def stirred(policy: Policy, size: float = 0.01) -> Policy:
