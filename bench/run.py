@@ -73,12 +73,12 @@ def starter(threads: int, device: str, pythons: dict[str, str | None]):
 
 
 def commit() -> str:
-    "What is checked out; the results that this program writes change nothing."
+    "The last change of what is checked out; the results that this program writes change nothing."
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    others = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results.json",
-                 ":!bench/results.md")
-    return (git("describe", "--always") or "unknown") + ("-dirty" if others else "")
+    others = ["--", ".", ":!bench/results.json", ":!bench/results.md"]
+    changed = git("status", "--porcelain", "--untracked-files=no", *others)
+    return (git("log", "-1", "--format=%h", *others) or "unknown") + ("-dirty" if changed else "")
 
 
 def processor(device: str) -> str:
