@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
@@ -12,7 +13,8 @@ def main(words: list[str]):
     "Run a program that stands beside this interpreter for each repetition; it must succeed."
     program = [str(Path(sys.executable).parent / words[0]), *words[1:]]
     def step() -> dict:
-        subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+        with tempfile.TemporaryDirectory() as new:  # nothing is left from the repetition before
+            subprocess.run([w.replace("{new}", new) for w in program], check=True, stdout=subprocess.DEVNULL)
         return dict(peak_bytes=1024 * getrusage(RUSAGE_CHILDREN).ru_maxrss)
     Server().serve(step)
 

@@ -16,12 +16,13 @@ class Side:
     program: str  # a file of this folder, without ".py"
     task: dict  # what the program is told
     compared: bool = True  # False: a yardstick, its ratio means nothing
+    place: str = "own"  # environment: this one, that of "trl" or that of "vllm"
 
 
 @dataclass(frozen=True)
 class Case:
     "Some sides that do the same work; the first is the one that the others are measured against."
-    line: int  # of the benchmark, 1 to 8
+    line: int  # of the benchmark
     title: str
     sides: tuple[Side, ...]
     repeats: int = 9  # rounds
@@ -29,6 +30,8 @@ class Case:
     aim: dict[str, float] = field(default_factory=dict)  # side → wanted ratio of its seconds to those of the first
     within: float | None = None  # wanted seconds of the first side
     fit: str | None = None  # what the sides differ in: the exponent of seconds against it is fitted
+    peak_aim: float | None = None  # wanted share of the matrix-product peak
+    rate: bool = False  # every side makes the same tokens: tokens a second are told
     note: str = ""  # shown under the table when a side of this case needs a word
 
 

@@ -1,5 +1,5 @@
 """What is compared with what."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contest import Case, Side
 
@@ -27,10 +27,13 @@ class Preset:
     copies: tuple = (2, 3, 4)  # branches as LoRA adapters and as full copies
     layers: int = 30  # of their model: SmolLM2-135M
     real: str = "smollm2"  # the pretrained model
+    real_teacher: str = "smollm2-teacher"
     real_lengths: tuple = (64, 256)
+    real_batches: tuple = ((8, 8), (16, 4))  # prompts and completions of each
+    report: tuple = ("--preset", "quick")  # of `copd compare minis`
 
 PRESETS = dict(full=Preset(), smoke=Preset(4, 4, "small", 256, 1000, 32, 2, 1, 4, 2, 1000, (2, 3), (16, 32, 64), (2,),
-                                           2, "small", (8,)))
+                                           2, "tiny", "tiny-teacher", (8,), ((2, 2),), ("--quick",)))
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,12 @@ class Lines:
         return Side(name, "ours", dict(job=job, folder=self.folder, **self.batch) | dict(skip_flat=False) | task)
 
     def trl(self, name: str, job: str, **task) -> Side:
-        return Side(name, "trl_side", dict(job=job, folder=self.folder, **self.batch) | task)
+        return Side(name, "trl_side", dict(job=job, folder=self.folder, **self.batch) | task, place="trl")
+
+    def peak(self, precision: str = "fp32") -> Side:
+        "The yardstick of what is possible."
+        more = {} if precision == "fp32" else dict(precision=precision)
+        return Side("matrix product", "product", dict(size=self.preset.product) | more, compared=False)
 
     def text(self) -> list[Case]:
         "Line 1: text, small model; and the same as it would be trained."
@@ -65,9 +73,8 @@ class Lines:
     def large(self) -> list[Case]:
         "Line 2: text, large model, with the peak of the machine beside it."
         task = dict(model=self.preset.large, capability="text", reward="digits", max_new_tokens=8)
-        peak = Side("matrix product", "product", dict(size=self.preset.product), compared=False)
-        sides = self.ours("copd_nb", "grpo", **task), self.trl("TRL", "grpo", **task), peak
-        return [Case(2, f"GRPO step, text, {LARGE}", sides, 7, warmup=1, aim=dict(TRL=1.5))]
+        sides = self.ours("copd_nb", "grpo", **task), self.trl("TRL", "grpo", **task), self.peak()
+        return [Case(2, f"GRPO step, text, {LARGE}", sides, 7, warmup=1, aim=dict(TRL=1.5), peak_aim=0.55)]
 
     def pictures(self) -> list[Case]:
         "Line 3: image and video, the shipped base."
@@ -164,15 +171,54 @@ class Lines:
                           precision=precision, parts=4)
             sides = [self.ours("copd_nb", "forced", **task, precision=precision), self.trl("TRL", "grpo", **theirs)]
             if precision == "bf16": sides.insert(1, self.ours("copd_nb, fp32", "forced", **task))
-            else: sides.append(Side("matrix product", "product", dict(size=self.preset.product), compared=False))
             how = f"{f'LoRA of rank {rank}' if rank else 'full copy'}, {precision}"
-            return Case(11, f"GRPO step, {self.preset.real}, 8 × 8 × {limit}, {how}", tuple(sides), 3, warmup=1,
+            return Case(11, f"GRPO step, {self.preset.real}, 8 × 8 × {limit}, {how}", (*sides, self.peak(precision)), 3,
+                        warmup=1, peak_aim=0.75 if precision == "fp32" else None, rate=True,
                         aim={"TRL": 2.5} if precision == "fp32" else {"copd_nb, fp32": 1.8})
+
+        def sampled(limit, precision):
+            task = dict(batch, max_new_tokens=limit, micro_prompts=2, precision=precision)
+            theirs = self.ours("copd_nb with VllmSampler", "exact", **task, sampler="vllm")
+            sides = self.ours("copd_nb", "exact", **task), replace(theirs, place="vllm"), self.peak(precision)
+            return Case(11, f"GRPO step with VllmSampler, {self.preset.real}, 8 × 8 × {limit}, full copy, {precision}",
+                        sides, 2, warmup=1, rate=True)
         return [case(limit, rank, precision) for limit in self.preset.real_lengths
-                for rank, precision in ((None, "fp32"), (16, "fp32"), (None, "bf16"))]
+                for rank, precision in ((None, "fp32"), (16, "fp32"), (None, "bf16"))] + [
+                    sampled(limit, precision) for limit in self.preset.real_lengths for precision in ("fp32", "bf16")]
+
+    def sampling(self) -> list[Case]:
+        "Line 12: sampling alone, the same prompts as token ids, completions of one length."
+        limit = self.preset.real_lengths[0]
+
+        def case(prompts, group_size, precision):
+            task = dict(folder=self.folder, model=self.preset.real, tokens=f"{self.preset.real}-tokens",
+                        prompts=prompts, group_size=group_size, length=limit, precision=precision)
+            sides = tuple(Side(name, "sampling", task | dict(way=way), place=place) for name, way, place in (
+                ("copd_nb", "copd_nb", "own"), ("transformers", "transformers", "own"), ("vLLM", "vllm", "vllm")))
+            aim = dict.fromkeys(("transformers", "vLLM"), 2.0 if precision == "fp32" else 1.5)
+            return Case(12, f"sampling, {self.preset.real}, {prompts} × {group_size} × {limit}, {precision}",
+                        (*sides, self.peak(precision)), 3, warmup=1, aim=aim, rate=True)
+        return [case(*batch, precision) for batch in self.preset.real_batches for precision in ("fp32", "bf16")]
+
+    def taught(self) -> list[Case]:
+        "Line 13: on-policy distillation of a pretrained model from a teacher of its size."
+        limit, sizes = self.preset.real_lengths[0], dict(group_size=8)
+        task = dict(sizes, model=self.preset.real, teacher=self.preset.real_teacher, capability="text",
+                    max_new_tokens=limit)
+        ours = self.ours("copd_nb, reverse KL", "opd", **task, opd_prompts=8, estimator="reverse", micro_prompts=2,
+                         exact=True)
+        theirs = self.trl("TRL, reverse KL", "opd", **task | dict(prompts=8), exact=True, parts=4)
+        return [Case(13, f"OPD step, {self.preset.real}, teacher of its size, 8 × 8 × {limit}, fp32",
+                     (ours, theirs, self.peak()), 3, warmup=1, aim={"TRL, reverse KL": 2.0}, rate=True)]
+
+    def report(self) -> list[Case]:
+        "Line 14: `make report`, from nothing to the page."
+        words = ["copd", "compare", "minis", *self.preset.report, "--store", "{new}/runs", "--out", "{new}/report"]
+        return [Case(14, f"make report: copd compare minis {' '.join(self.preset.report)}",
+                     (Side("copd compare", "command", dict(words=words)),), 1, warmup=0, within=300)]
 
     def cases(self) -> list[Case]:
         "Every line, in order."
         parts = (self.text, self.large, self.pictures, self.distillation, self.scoring, self.finished, self.growth,
-                 self.cold, self.gaps, self.adapters, self.pretrained)
+                 self.cold, self.gaps, self.adapters, self.pretrained, self.sampling, self.taught, self.report)
         return [case for part in parts for case in part()]

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from copd_nb.engine.config import Config
 from copd_nb.engine.training import train
@@ -41,7 +42,26 @@ def warm(folder: Path, steps: int = 240) -> Policy:
 MODELS = {"small": lambda folder: small(), "teacher": lambda folder: small(1), "large": lambda folder: large(),
           "warm": warm,
           "mini": lambda folder: minis_base(),
-          "smollm2": lambda folder: Policy.load(FETCHED)}
+          "smollm2": lambda folder: Policy.load(FETCHED),
+          "smollm2-teacher": lambda folder: stirred(Policy.load(FETCHED)),
+          "tiny": lambda folder: text_policy(128, 2, 4),  # with heads of a size that vLLM has on processors
+          "tiny-teacher": lambda folder: stirred(text_policy(128, 2, 4))}
+
+
+def stirred(policy: Policy, size: float = 0.01) -> Policy:
+    "A policy with noise on its weights: a teacher that differs from it."
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in policy.parameters(): p.add_(torch.randn(p.shape, generator=source) * size * p.std())
+    return policy
+
+
+def write_tokens(folder: Path, name: str, model: str):
+    "The first prompts as a model's own policy reads them, as text and as token ids."
+    examples = minis(("text",))["text"].draw(0, 0, 64)
+    encoded = MODELS[model](folder).encode(examples)
+    ids = [row[m].tolist() for row, m in zip(encoded.ids, encoded.mask.bool())]
+    (folder / f"{name}.json").write_text(json.dumps(dict(prompts=[e.prompt for e in examples], ids=ids)))
 
 
 def write_prompts(folder: Path, capability: str):
@@ -59,4 +79,5 @@ if __name__ == "__main__":
     target = Path(sys.argv[1])
     for name in sys.argv[2:]:
         if name in MODELS: MODELS[name](target).save(target / name)
+        elif name.endswith("-tokens"): write_tokens(target, name, name.removesuffix("-tokens"))
         else: write_prompts(target, name)

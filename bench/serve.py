@@ -19,12 +19,23 @@ def finish():
     torch.cuda.synchronize()
 
 
+def _resident(process: int) -> int:
+    "The most memory that a process ever held resident, with its children that live; 0 if it has ended (Linux)."
+    try:
+        told = Path(f"/proc/{process}/status").read_text()
+        children = [c for f in Path(f"/proc/{process}/task").glob("*/children") for c in f.read_text().split()]
+    except OSError: return 0
+    most = re.search(r"VmHWM:\s+(\d+) kB", told)  # a process that has just ended has none
+    return 1024 * int(most[1] if most else 0) + sum(_resident(int(c)) for c in children)
+
+
 def peak_bytes() -> int:
-    "The most memory that this process ever held: on the graphics card if it uses one, else resident (Linux)."
+    """The most memory that this process and its children ever held: on the graphics card if it uses one, else resident.
+    A child's peak is added even if it was at another time."""
     if device() != "cpu":
         import torch
         return torch.cuda.max_memory_allocated()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    return _resident(os.getpid())
 
 
 def versions(*packages: str) -> dict[str, str]:

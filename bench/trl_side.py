@@ -112,12 +112,13 @@ def grpo(server: Server, folder: Path, out: str, model: str, capability: str, re
 
 def opd(server: Server, folder: Path, out: str, model: str, teacher: str, capability: str, prompts: int,
         group_size: int,
-        max_new_tokens: int, learning_rate: float) -> DistillationTrainer:
+        max_new_tokens: int, learning_rate: float, exact: bool = False, parts: int = 1) -> DistillationTrainer:
     "On-policy distillation with the whole-vocabulary reverse KL; without groups, so prompts are repeated."
     (policy, tokenizer), (frozen, _) = load(folder / model), load(folder / teacher)
-    settings = DistillationConfig(out, **PLAIN, learning_rate=learning_rate, per_device_train_batch_size=prompts
-                                  * group_size,
-                                  max_completion_length=max_new_tokens, beta=1.0)
+    more = dict(generation_kwargs=dict(min_new_tokens=max_new_tokens)) if exact else {}
+    settings = DistillationConfig(out, **PLAIN | more, learning_rate=learning_rate, beta=1.0,
+                                  per_device_train_batch_size=prompts * group_size // parts,
+                                  gradient_accumulation_steps=parts, max_completion_length=max_new_tokens)
     each = dataset(folder, capability)
     repeated = each.select([i for i in range(len(each)) for _ in range(group_size)])
     return DistillationTrainer(policy, frozen, settings, repeated, processing_class=tokenizer,

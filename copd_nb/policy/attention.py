@@ -186,8 +186,8 @@ class Decoding:
         "(n, heads, d) scaled queries, (n, key heads, d) keys and values of this step → (n, heads, d)."
         if layer == len(self.store):
             self.store.append(tuple(x.new_zeros(self.stored.rows, x.shape[1], self.length, x.shape[2]) for x in (k, v)))
-        keys, values = self.store[layer]
-        keys[self.stored.at, :, self.step], values[self.stored.at, :, self.step] = k, v
+        (keys, values), rows = self.store[layer], slice(None) if self.stored.full else self.stored.at
+        keys[rows, :, self.step], values[rows, :, self.step] = k, v
         own = _part(self.stored.pad(q), keys[:, :, :self.step + 1], values[:, :, :self.step + 1], None)
         prompt = _part(self._shared.pad(q), *self.prompt.layers[layer], self._mask)
         return _join([self.stored.take(x) for x in own], [self._shared.take(x) for x in prompt]).to(q.dtype)

@@ -18,7 +18,8 @@ def loads(folder):
 class Operators:
     "A finder that finds nothing: it declares what torchvision lacks when somebody looks for it."
     def find_spec(self, name, path=None, target=None):
-        if name != "torchvision": return None
+        torch = sys.modules.get("torch")
+        if name != "torchvision" or torch and not hasattr(torch, "ops"): return None  # torch is being imported
         sys.meta_path.remove(self)
         found = PathFinder.find_spec(name, path)
         if found is not None and not loads(found.submodule_search_locations[0]): self.declare()
