@@ -176,10 +176,9 @@ class Store:
         ends = [None if (c := self._curve(name)) is None or c.empty else c["accuracy"].iloc[-1] for name in left["run"]]
         shown = left[[*FIRST, *others]].copy()
         shown.insert(len(FIRST), "last", pd.Series(ends, left.index, dtype=float).round(3))
-        key = self.sort if self.sort in shown else "run"
-        try: return shown.sort_values(key, ascending=not self.descending, kind="stable")
-        except TypeError:  # values of several types
-            return shown.sort_values(key, ascending=not self.descending, kind="stable", key=lambda v: v.map(str))
+        order = dict(by=self.sort if self.sort in shown else "run", ascending=not self.descending, kind="stable")
+        try: return shown.sort_values(**order)
+        except TypeError: return shown.sort_values(**order, key=lambda v: v.map(str))  # values of several types
 
     def below(self, most: int = ROWS) -> str:
         "The table."
