@@ -4760,6 +4760,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'copd_nb.view.browser.Store.__init__': ( '7_view/browser.html#store.__init__',
                                                                                'copd_nb/view/browser.py'),
                                       'copd_nb.view.browser.Store._curve': ('7_view/browser.html#store._curve', 'copd_nb/view/browser.py'),
+                                      'copd_nb.view.browser.Store._telling': ( '7_view/browser.html#store._telling',
+                                                                               'copd_nb/view/browser.py'),
                                       'copd_nb.view.browser.Store.above': ('7_view/browser.html#store.above', 'copd_nb/view/browser.py'),
                                       'copd_nb.view.browser.Store.below': ('7_view/browser.html#store.below', 'copd_nb/view/browser.py'),
                                       'copd_nb.view.browser.Store.curves': ('7_view/browser.html#store.curves', 'copd_nb/view/browser.py'),

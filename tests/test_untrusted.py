@@ -41,6 +41,7 @@ from copd_nb.view import designer as designer_module
 from copd_nb.view import gap_explorer as gap_explorer_module
 from copd_nb.view import monitor as monitor_module
 from copd_nb.view import pages as pages_module
+from copd_nb.view import story as story_module
 from copd_nb.view import token_inspector as token_inspector_module
 from copd_nb.analysis.audits import audit
 from copd_nb.data.capability import Capability, Example, check_name
@@ -666,7 +667,7 @@ def run(p, tmp_path):
         for i in (0, 1)]
     rows += [
         dict(kind="probe", a=p, b="b", owner=p, capability=p, phase=p, phase_index=0, step=i, global_step=i,
-             overlap=0.5) for i in (0, 1)]
+             overlap=0.5, jsd=0.1) for i in (0, 1)]
     EventLog(folder / "events.jsonl").append(rows)
     return Run(folder)
 
@@ -679,6 +680,9 @@ def monitored(p, tmp_path):
 
 
 def gaps(p, tmp_path): return gap_explorer_module.gap_state(run(p, tmp_path)).html()
+
+
+def story(p, tmp_path): return story_module.RunStory(run(p, tmp_path)).frame()
 
 
 def store(p, tmp_path):
@@ -774,7 +778,7 @@ BUILDERS = dict(
     guess=lambda p, t: guess_from([{"question": p + "?", "answer": p}] * 3, p)._repr_html_(),
     forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]),
                                    p)._repr_html_())
-DRAWINGS = dict(monitor=monitored, gaps=gaps, store=store)  # they draw, so one payload has to do
+DRAWINGS = dict(monitor=monitored, gaps=gaps, store=store, story=story)  # they draw, so one payload has to do
 SILENT = {"cost", "card"}  # take no text of others
 
 
@@ -803,7 +807,7 @@ def test_every_html_builder_is_in_the_list():
     "Functions that write tags, by package: a new one has to be added to DRAWINGS, and counted here."
     found = Counter(p.parent.name for p in LIBRARY for f in nodes(p.read_text(encoding="utf-8"))
                     if isinstance(f, ast.FunctionDef) and f.name in HTML_NAMES)
-    assert found == dict(data=3, signals=1, schedule=4, engine=1, analysis=1, view=9, scale=2)
+    assert found == dict(data=3, signals=1, schedule=4, engine=1, analysis=1, view=10, scale=2)
 
 
 def test_a_page_of_a_report_allows_no_script_and_no_network(tmp_path):

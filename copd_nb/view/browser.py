@@ -93,7 +93,17 @@ class Store:
             if not kept: again.append(name)
         self.runs = pd.DataFrame([row for _, row in self.read.values() if row is not None])
         self.differing = [c for c in self.runs.columns if c != "run" and self.runs[c].map(repr).nunique() > 1]
+        self.telling = self._telling()
         return again
+
+    def _telling(self) -> list[str]:
+        "Settings that tell the runs apart as well as all that differ."
+        told = self.runs[[c for c in self.differing if c == "schedule" or c not in FIRST]].map(repr)
+        kept, groups = [], 1
+        for name in sorted(told, key=lambda c: c != "schedule"):
+            more = len(told[[*kept, name]].drop_duplicates())
+            if more > groups: kept, groups = [*kept, name], more
+        return [c for c in kept if c not in FIRST]
 
     @property
     def left(self) -> pd.DataFrame:
@@ -105,9 +115,8 @@ class Store:
         return self.runs[keep]
 
     def label(self, row: pd.Series) -> str:
-        "Schedule and differing settings of a run, without its seed."
-        settings = [c for c in self.differing if c not in FIRST]
-        return " ".join([row["schedule"], *(f"{c}={row[c]}" for c in settings)])
+        "Schedule of a run and the settings that tell it from others, without its seed."
+        return " ".join([row["schedule"], *(f"{c}={row[c]}" for c in self.telling)])
 
     def curves(self) -> pd.DataFrame:  # columns paradigm, seed, the budgets, accuracy (% or mean reward)
         "Curves of the remaining runs, finished or not; ValueError if none of them logged the metric."
@@ -151,7 +160,8 @@ class Store:
         "Learning curves of the remaining runs, one line a setting; ValueError if none logged the metric."
         parts = [band(part, self.budget, "accuracy").assign(line=name)
                  for name, part in self.curves().groupby("paradigm", sort=False)]
-        found = pd.concat(parts).rename(columns={self.budget: "x", "mean": "y", "min": "low", "max": "high"})
+        found = pd.concat(parts)[["line", self.budget, "mean", "min", "max", "units"]].set_axis(
+            ["line", "x", "y", "low", "high", "units"], axis=1)
         if found["units"].max() < 2: found = found.drop(columns=["low", "high"])
         return [Panel(found, self.label_of_metric, self.metric)]
 
@@ -162,15 +172,13 @@ class Store:
 
     def listed(self) -> pd.DataFrame:  # columns run … seed, last (of the metric), and what differs
         "The remaining runs in the chosen order."
-        others = [c for c in self.differing if c not in FIRST]
-        left = self.left
+        others, left = [c for c in self.differing if c not in FIRST], self.left
         ends = [None if (c := self._curve(name)) is None or c.empty else c["accuracy"].iloc[-1] for name in left["run"]]
         shown = left[[*FIRST, *others]].copy()
         shown.insert(len(FIRST), "last", pd.Series(ends, left.index, dtype=float).round(3))
-        key = self.sort if self.sort in shown else "run"
-        try: return shown.sort_values(key, ascending=not self.descending, kind="stable")
-        except TypeError:  # values of several types
-            return shown.sort_values(key, ascending=not self.descending, kind="stable", key=lambda v: v.map(str))
+        order = dict(by=self.sort if self.sort in shown else "run", ascending=not self.descending, kind="stable")
+        try: return shown.sort_values(**order)
+        except TypeError: return shown.sort_values(**order, key=lambda v: v.map(str))  # values of several types
 
     def below(self, most: int = ROWS) -> str:
         "The table."

@@ -51,7 +51,7 @@ def _png(draw: Callable[[Axes], object], size: tuple[float, float], dpi: int) ->
     "A plot as PNG; of a ValueError its message as ValueError."
     page, buffer = Figure(figsize=size, layout="constrained", dpi=dpi), io.BytesIO()
     with _DRAWING, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
+        warnings.filterwarnings("ignore", "Glyph .* missing|constrained_layout not applied")
         draw(page.subplots())
         page.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -126,7 +126,8 @@ class Story:
         ax.set_axis_off()
         self._map(ax.inset_axes([0, 0, 0.5, 0.94]))
         self._curves(ax.inset_axes([0.62, 0.12, 0.38, 0.8]))
-        ax.set_title(f"step {self.step} of {self.steps[-1]}, phase {self.phase}", loc="left", fontsize=11)
+        ax.set_title(f"step {self.step} of {self.steps[-1]}, phase {self.phase}", loc="left", fontsize=11,
+                     parse_math=False)
 
     def _map(self, ax: Axes):
         "Trails, places, and the distance beside each pair."
@@ -142,7 +143,7 @@ class Story:
             ax.plot(trail["x"], trail["y"], color=color, alpha=0.35, linewidth=1.5)
             ax.plot(*now.loc[name, ["x", "y"]], "o", color=color, markersize=11, zorder=3)
             ax.annotate(name, now.loc[name, ["x", "y"]], xytext=(9, 9), textcoords="offset points", fontsize=10,
-                        color=color, weight="bold")
+                        color=color, weight="bold", parse_math=False)
         self._diamonds(ax)
         room = 1.15 * max(0.01, self.plane[["x", "y"]].abs().to_numpy().max())
         low, high = self.plane[["x", "y"]].min(), self.plane[["x", "y"]].max()

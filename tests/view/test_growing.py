@@ -353,6 +353,17 @@ def test_a_refresh_keeps_filters_and_offers_new_settings(store):
     assert "prompts" not in browser.menus and "3 of 6 runs" in browser.below.value
 
 
+def test_a_chart_of_a_browser_has_every_setting_with_its_band(store):
+    browser = RunBrowser(store)
+    lines, = (p["lines"] for p in browser.chart.spec["panels"])
+    assert [line["band"] for line in lines] == [True, True] and len(browser.chart.data) == 8 * sum(
+        4 * line["n"] for line in lines)
+    assert browser.state.telling == ["learning_rate"] and len({(l["color"], str(l["dash"])) for l in lines}) == 2
+    browser.controls["sort"].value, browser.controls["descending"].value = "last", True
+    last = browser.state.listed()["last"]
+    assert last.is_monotonic_decreasing and last.notna().all()
+
+
 def test_a_picture_has_as_many_settings_as_its_legend_has_room_for(tmp_path):
     for i in range(LINES + 3): write(tmp_path / f"run-{i:02}", 4, learning_rate=1e-5 * (i + 1))
     state, ax = Store(tmp_path), axes()

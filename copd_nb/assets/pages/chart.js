@@ -116,10 +116,11 @@ class Chart {
     };
     this.sizes = new ResizeObserver(() => this.draw());
     this.sizes.observe(this.el);
-    this.themes = new MutationObserver(() => this.draw());
+    const themed = () => { this.ink = undefined; this.filled = ""; this.fill(); this.draw(); };
+    this.themes = new MutationObserver(themed);
     this.themes.observe(document.body, {attributes: true, attributeFilter: ["data-jp-theme-light", "class"]});
     this.scheme = matchMedia("(prefers-color-scheme: dark)");
-    this.scheme.onchange = () => this.draw();
+    this.scheme.onchange = themed;
     this.changed = () => this.take();
     for (const name of ["spec", "data"]) this.model.on(`change:${name}`, this.changed);
   }
