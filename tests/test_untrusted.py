@@ -467,11 +467,11 @@ def test_a_translator_that_interpolates_is_found_out(notebook, monkeypatch, tran
 
 @pytest.mark.parametrize("report, given, message", [
     ("experiment", dict(prompts="abc"), "'prompts' of report 'experiment' is 'abc': a whole number or null is needed"),
-    ("pilot", dict(short="abc"),
-     "'short' of report 'pilot' is 'abc': a whole number is needed, such as the default 20"),
+    ("pilot", dict(opd_steps="abc"),
+     "'opd_steps' of report 'pilot' is 'abc': a whole number is needed, such as the default 40"),
     ("audit", dict(samples=1.5), "a whole number"), ("audit", dict(samples=True), "a whole number"),
-    ("audit", dict(samples=None), "a whole number"), ("pilot", dict(own_shares=7), "a list, each a number"),
-    ("pilot", dict(own_shares=["a"]), "a list, each"), ("sweep", dict(save=1), "true or false"),
+    ("audit", dict(samples=None), "a whole number"), ("pilot", dict(taught=7), "a list, each a whole number"),
+    ("pilot", dict(taught=["a"]), "a list, each"), ("sweep", dict(save=1), "true or false"),
     ("ratio", dict(beta="0.1"), "a number"), ("ratio", dict(beta=False), "a number"),
     ("ratio", dict(parts=[[1, "a"]]), "a list, each a list"), ("ratio", dict(names="add"), "a list, each text"),
     ("ratio", dict(store=5), "text"),

@@ -73,12 +73,12 @@ def _needs() -> Iterator[Claim]:
 # %% ../../nbs/5_analysis/07_claims.ipynb #c010
 def _reasons() -> Iterator[Claim]:
     "Pilots and dynamics: overlap is why."
-    yield Claim("overlap_predicts_gain", "The gain of OPD rises with the overlap of student and teacher", 0.89, "pilot",
-                "correlation", 0.0,
-                "Correlation of the gain after OPD with the top-10 overlap before it, over students of one teacher. R² "
-                "is its square; the paper states 0.79.")
+    given = "with top-1 overlap before it, given accuracy before it, within a teacher. "
+    yield Claim("overlap_predicts_gain", "At equal accuracy before, more overlap means more accuracy after OPD", 0.89,
+                "pilot", "correlation", 0.0, f"Partial correlation of accuracy after OPD {given}The paper correlates "
+                "the gain with top-10 overlap over students of one teacher; R² is its square, the paper states 0.79.")
     yield Claim("absorption_rises_with_overlap", "Absorption η rises with the overlap of student and teacher", None,
-                "pilot", "correlation", 0.0, "Correlation of η with the top-10 overlap. " + ASKED)
+                "pilot", "correlation", 0.0, f"Partial correlation of η {given}{ASKED}")
     yield Claim("drift_kl_rises", "An expert's symmetric KL to the base rises while it trains", 10.0, "pilot", "times",
                 1.0,
                 "Last value over the first that was measured after training began; the paper states about ten. The "
