@@ -1,6 +1,6 @@
 """A step of `examples/qwen3-vl-4b.yaml` on one graphics card: full size, random weights, short completions.
 
-`python bench/cuda.py` prints JSON: seconds and tokens of a step of each phase, the card's arithmetic, and the peak of
+`python bench/card.py` prints JSON: seconds and tokens of a step of each phase, the card's arithmetic, and the peak of
 memory beside the plan's. `--decoding` is short: milliseconds of a position of 16, 64 and 256 rows with the usual
 decoder and with CUDA graphs (`Config.graphs`), what each launches, and how far its log-probabilities are from a scoring
 pass. A GRPO step of 0.34 M weights with and without graphs, and TRL's: `bench/run.py --only 1 --device cuda`.
