@@ -112,7 +112,7 @@ def test_gap_explorer_and_token_inspector(lab, open_page):
 
 
 def test_run_monitor_and_browser(lab, open_page):
-    page = lab.open(open_page(), "101_first_run.ipynb")
+    page = lab.open(open_page(height=1300), "101_first_run.ipynb")
     lab.run_all(page)
     view = widget(page, "stop")
     view.get_by_text("copd: finished").wait_for()
