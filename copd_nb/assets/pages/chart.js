@@ -164,7 +164,7 @@ class Chart {
     const place = [...this.legend.children].indexOf(button);
     this.fill();
     this.legend.children[place]?.focus();
-    this.draw();
+    this.paint();
   }
 
   swatch(line) {
@@ -211,6 +211,7 @@ class Chart {
   }
 
   step(by) {  // the cursor to the next value
+    [this.from, this.to] = this.zoom ?? this.extent();
     const xs = [...new Set(this.panels.flatMap(p => this.visible(p)).flatMap(l => [...l.x]))]
       .filter(x => x >= this.from && x <= this.to).sort((a, b) => a - b);
     if (!xs.length) return;
