@@ -11,7 +11,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 
 import copd_nb
-from copd_nb.analysis.findings import claims_markdown
+from copd_nb.analysis.page import claims_of, claims_page_markdown, counts_sentence
 from copd_nb.analysis.records import read_results
 from copd_nb.report.driver import inert
 from copd_nb.report.overview import STUDIES, Entry, entries
@@ -128,8 +128,8 @@ def studies(names: str, root: str) -> str:
 
 
 def claims(names: str) -> str:
-    "The paper's claims beside what published reports found."
-    return claims_markdown([e.record for e in chosen(names)])
+    "The claims of the paper and of its critics beside what published reports found."
+    return claims_page_markdown(claims_of({e.folder.name: e.record for e in chosen(names)}))
 
 
 def headline(names: str) -> str:
@@ -163,8 +163,8 @@ def measured() -> str:
     made = (f"{len(given['seeds'])} training seeds, {given['steps']} steps a capability, 95 % intervals over seeds and "
             f"examples; `make report PRESET=standard`, commit {commit}.")
     return "\n".join([*means(content["tables"]), "", made, "", "CoPD and mixed RLVR, from paired differences:", "",
-                      *said, "", "**The studies**", "", *heads, "", "**The paper's claims**", "",
-                      claims_markdown([e.record for e in found])])
+                      *said, "", "**The studies**", "", *heads, "", "**The claims**", "",
+                      f"{counts_sentence(claims_of({e.folder.name: e.record for e in found}))} [The table](claims.md)"])
 
 
 def with_measured(text: str) -> str:

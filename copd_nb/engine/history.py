@@ -26,9 +26,10 @@ def engine_of(
 ) -> int:
     "The engine of a record: the number that it carries, else that of the date at which it was started."
     if "engine" in record: return int(record["engine"])
-    started, table = record["environment"].get("started"), engines()
-    if not started: return int(table.engine.iloc[0])
-    before = table[[since <= datetime.fromisoformat(started) for since in table.since]]
+    table = engines()
+    try: started = datetime.fromisoformat(record["environment"]["started"])
+    except (KeyError, TypeError, ValueError): return int(table.engine.iloc[0])
+    before = table[[since <= started for since in table.since]]
     return int(before.engine.iloc[-1]) if len(before) else int(table.engine.iloc[0])
 
 def is_older(record: dict) -> bool:

@@ -174,15 +174,14 @@ def claims(
 ):
     "Make the table of claims again from records alone; nothing is trained"
     from copd_nb.analysis.collapses import collapses, collapses_markdown
-    from copd_nb.analysis.evidence import evidence_of
     from copd_nb.analysis.others import read_others
-    from copd_nb.analysis.page import between_marks, claims_page, claims_page_markdown
+    from copd_nb.analysis.page import between_marks, claims_of, claims_page_markdown
     from copd_nb.report.overview import entries
     check_names([metric], ("greedy", "sampled"), "metric")
     more = read_others(with_) if with_ else None
     records = {e.folder.name: e.record for e in entries(folder) if not e.fault}
-    page = claims_page(x for name, record in records.items() for x in evidence_of(record, name, metric))
-    text = f"{claims_page_markdown(page, more)}\n\n{collapses_markdown(collapses(records, metric))}"
+    made = claims_page_markdown(claims_of(records, metric), more)
+    text = f"{made}\n\n{collapses_markdown(collapses(records, metric))}"
     if out:
         before = Path(out).read_text(encoding="utf-8") if Path(out).exists() else ""
         Path(out).write_text(between_marks(before, text), encoding="utf-8")

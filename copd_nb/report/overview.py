@@ -23,7 +23,8 @@ from urllib.parse import quote
 from jinja2 import Environment
 from PIL import Image
 
-from ..analysis.findings import claims_markdown, claims_table
+from ..analysis.page import KINDS, claims_of, claims_rows, kind_of
+from ..engine.history import is_older
 from ..analysis.records import read_results
 from ..view.report_page import asked, found, page_file, rendered, renewed, thumbnail, with_way_back
 from .parameters import notebook_of, report_names
@@ -93,6 +94,11 @@ class Entry:
         return next((thumbnail(p.read_text(encoding="utf-8")) for p in self.own(f"{self.name}.html")), None)
 
     @property
+    def older(self) -> bool:
+        "Whether its numbers are of an engine that computed something else."
+        return is_older(self.record)
+
+    @property
     def brief(self) -> bool: return len(self.record["headline"]) < 1500
 
 # %% ../../nbs/8_report/01_overview.ipynb #c010
@@ -127,10 +133,10 @@ def write_index(
 ) -> Path:  # the page
     "Write the index of all reports in a folder, with links relative to it; FileNotFoundError if there is none."
     listed, page = entries(folder), Path(out or Path(folder) / "index.html")
-    table = claims_table([e.record for e in listed if not e.fault])
-    counts = Counter(verdict.split(" (")[0] for verdict in table["verdict"]).most_common()
+    claims = claims_of({e.folder.name: e.record for e in listed if not e.fault})
+    counts = sorted(Counter(claims[claims.main].verdict.map(kind_of)).items(), key=lambda x: KINDS.index(x[0]))
     template = Environment(autoescape=True, trim_blocks=True).from_string(page_file("index.html.j2"))
-    body = template.render(entries=listed, claims=table.to_dict("records"), counts=counts, root=page.parent,
+    body = template.render(entries=listed, claims=claims_rows(claims), counts=counts, root=page.parent,
                            style=page_file("index.css"))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(body, encoding="utf-8")
@@ -171,7 +177,7 @@ def publish(
     to: str | Path = "docs/reports",  # reports that are there already stay, unless they are published again
     limit: int = 10_000_000,  # bytes of the whole folder
 ) -> Path:  # the index
-    "Copy pages with smaller pictures, and records; write index and claims.md. ValueError for too much or a broken one."
+    "Copy pages with smaller pictures, and records; write the index. ValueError for too much or a broken one."
     to, listed = Path(to), entries(folder)
     if broken := [f"{e.folder.name}: {e.fault}" for e in listed if e.fault]:
         raise ValueError(f"records that can't be read can't be published: {'; '.join(broken)}")
@@ -188,8 +194,6 @@ def publish(
             for page in entry.own(f"{entry.name}.html"):
                 page.write_text(renewed(page.read_text(encoding="utf-8"), entry.record), encoding="utf-8")
         write_index(aside)
-        claims = claims_markdown([e.record for e in entries(aside)])
-        (aside / "claims.md").write_text(claims + "\n", encoding="utf-8")
         _check_size(aside, limit)
         shutil.copytree(aside, to, dirs_exist_ok=True)
     return to / "index.html"

@@ -3,13 +3,12 @@ import re
 from statistics import mean
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from copd_nb.analysis.claims import CLAIMS, claim
-from copd_nb.analysis.findings import claims_markdown, claims_table, finding, finding_of, of_all, of_some
+from copd_nb.analysis.findings import finding, finding_of, of_all, of_some
 from copd_nb.analysis.tests import ONE_SEED
 from copd_nb.analysis.paper import paper_lead, paper_summary, paper_table
 from copd_nb.analysis.records import VERDICTS
@@ -140,31 +139,3 @@ def test_some_rarely_holds_by_chance():
         hits += of_some(those(1 - 0.05 / 3)).low > 0
         loose += max(i.low for i in those(0.95)) > 0
     assert hits <= 0.05 * 200 and loose > hits
-
-
-def record(report, preset=None, **claims):
-    return dict(report=report, parameters=dict(preset=preset) if preset else {}, claims=claims)
-
-
-def test_missing_reports_are_not_run_and_nothing_is_lost():
-    empty = claims_table([])
-    assert list(empty.columns) == ["claim", "paper", "ours", "verdict", "report"]
-    assert list(empty.index) == [c.id for c in CLAIMS] and set(empty.verdict) == {"not run"}
-    mopd, own = finding("copd_over_mopd", 1.8, 0.4, 4.0, 1), finding("copd_over_mopd", -1.8, -4.0, -0.4, 3, "greedy")
-    strange = mopd | dict(unit="apples")
-    table = claims_table([record("comparison", "quick", copd_over_mopd=mopd, **{"copd_over_mopd/greedy": own}),
-                          record("later", something_new=strange)])
-    rows = table.loc["copd_over_mopd"]
-    assert list(rows.verdict) == ["holds (examples only)", "does not hold"]
-    assert list(rows.report) == ["comparison (quick)"] * 2
-    assert list(rows.ours) == ["1.8 points [0.4, 4.0], 1 seed", "−1.8 points [−4.0, −0.4], 3 seeds"]
-    assert set(rows.paper) == {"1.1 points"}
-    assert table.index[-1] == "something_new" and table.iloc[-1].report == "later"
-    assert (table.verdict == "not run").sum() == len(CLAIMS) - 1
-
-
-def test_the_table_in_markdown_has_a_row_for_each_row():
-    hostile = record("a|b", "x\ny", copd_over_mopd=finding("copd_over_mopd", 1.0, 0.5, 2.0, 3, "a | b"))
-    lines = claims_markdown([hostile]).splitlines()
-    assert len(lines) == len(CLAIMS) + 2 and all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in lines)
-    assert len(claims_table([hostile])) == len(CLAIMS) and isinstance(claims_table([hostile]), pd.DataFrame)

@@ -2,7 +2,6 @@
 import numpy as np
 import pytest
 
-from copd_nb.analysis.findings import claims_table
 from copd_nb.analysis.setting_claims import Judged, is_paper, own_findings, paper_findings
 from copd_nb.analysis.verdicts import (
     base_sentence, detectable, experts_of, leader_sentence, leaders, listed_names, seed_table, sure_sentence,
@@ -86,8 +85,7 @@ def test_further_copd_rows_have_findings_of_their_own():
     found = paper_findings([judged(s, ["mixed", *two], copd=0.8, mixed=0.6) for s in settings_of().values()])
     assert set(found) == {f"copd_over_mixed_{n}{l}" for n in ("two", "three") for l in ("", "/strong")}
     assert "(gentle, sampled)" in found["copd_over_mixed_two"]["sentence"]
-    table = claims_table([dict(report="experiment", parameters={}, claims=found)])
-    assert (table.loc["copd_over_mixed_two"].verdict == "holds").all()
+    assert {f["verdict"] for id, f in found.items() if id.startswith("copd_over_mixed_two")} == {"holds"}
 
 
 def test_claims_about_other_settings_have_their_own_words():
@@ -98,5 +96,4 @@ def test_claims_about_other_settings_have_their_own_words():
     assert found["mixed_seesaw/two_branch/mixed RLVR/sampled"]["sentence"].startswith("Mixed RLVR falls below")
     assert own_findings([judged(settings_of()["two_branch"], ["mixed", "copd"])]) == {}
     assert own_findings([judged(mine.setting, ["merged"])]) == {}  # neither CoPD nor mixed RLVR
-    table = claims_table([dict(report="experiment", parameters={}, claims=found)])
-    assert table.loc["copd_over_opd"].claim == f"{opd['text']} (a, b; sampled)"
+    assert opd["where"] == "a, b; sampled"
