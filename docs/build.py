@@ -13,6 +13,7 @@ from latex2mathml.converter import convert
 import copd_nb
 from copd_nb.analysis.page import claims_of, claims_page_markdown, counts_sentence
 from copd_nb.analysis.records import read_results
+from copd_nb.engine.history import is_older
 from copd_nb.report.driver import inert
 from copd_nb.report.overview import STUDIES, Entry, entries
 from copd_nb.schedule.copd_schedules import copd
@@ -106,8 +107,9 @@ def results(names: list[str]) -> str:
         parts += [f"**{setting(key)}**", "", *shown, "", *said, ""]
     if not parts: raise ValueError(f"{RESULTS.name} has no row of {names}")
     seeds = len(content["parameters"]["seeds"])
+    older = " It is of an older engine, so it settles nothing." if is_older(content) else ""
     return "\n".join([*parts, f"{seeds} seeds, 95 % intervals over seeds and prompts; `make report PRESET=standard`, "
-                              f"commit {content['environment']['commit']}."])
+                              f"commit {content['environment']['commit']}.{older}"])
 
 
 def chosen(names: str) -> list[Entry]:
@@ -152,19 +154,42 @@ def means(tables: dict[str, list[dict]]) -> list[str]:
     return ["| mean accuracy, % | " + " | ".join(map(setting, tables)) + " |", "|---" * (len(tables) + 1) + "|", *lines]
 
 
-def measured() -> str:
-    "The page on results: the comparison's means and verdicts, a sentence a study, the claims."
-    content, found = harmless(read_results(RESULTS)), published()
-    heads = [f"- [{inert(e.title)}](reports/{e.folder.name}/{e.name}.html) {e.record['headline']}" for e in found
-             if e.brief and e.name in STUDIES]
-    said = [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items()
-            for v in rows if "mixed RLVR" in (v["paradigm"], v["other"])]
-    given, commit = content["parameters"], content["environment"]["commit"]
+BESIDE = ("mixed RLVR", "MOPD", "merged experts", "averaged")  # what CoPD is compared with in short
+
+
+def compared(content: dict) -> list[str]:
+    "The sentences of an experiment on CoPD and its nearest neighbours."
+    def near(v: dict) -> bool:
+        pair = {v["paradigm"], v["other"]}
+        return "CoPD" in pair and any(name.startswith(BESIDE) for name in pair - {"CoPD"})
+    return [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items()
+            for v in rows if near(v)]
+
+
+def experiment(entry: Entry) -> list[str]:
+    "What an experiment found: means, and CoPD beside its neighbours."
+    content, given = entry.record, entry.record["parameters"]
     made = (f"{len(given['seeds'])} training seeds, {given['steps']} steps a capability, 95 % intervals over seeds and "
-            f"examples; `make report PRESET=standard`, commit {commit}.")
-    return "\n".join([*means(content["tables"]), "", made, "", "CoPD and mixed RLVR, from paired differences:", "",
-                      *said, "", "**The studies**", "", *heads, "", "**The claims**", "",
-                      f"{counts_sentence(claims_of({e.folder.name: e.record for e in found}))} [The table](claims.md)"])
+            f"examples; commit {content['environment']['commit']}.")
+    return ["", f"## {inert(entry.title)}", "", *means(content["tables"]), "",
+            f"{made} [The report](reports/{entry.folder.name}/{entry.name}.html)", "", *compared(content)]
+
+
+def measured() -> str:
+    "The page on results: each experiment's means and verdicts, a sentence a study, the claims."
+    found = published()
+    now = [e for e in found if e.name == "experiment" and not e.older]
+    def line(e: Entry) -> str:
+        told = e.record["headline"] if e.brief else ""
+        return f"- [{inert(e.title)}](reports/{e.folder.name}/{e.name}.html) {told}".rstrip()
+    studies = [line(e) for e in found if e.name in STUDIES and e.name != "experiment" and not e.older]
+    old = [line(e) for e in found if e.older and e.name in (*STUDIES, "comparison")]
+    parts = [x for e in now for x in experiment(e)]
+    if studies: parts += ["", "## Studies", "", *studies]
+    if old: parts += ["", "## Of an older engine", "", "Rewards read numbers in another way then. These settle nothing, "
+                      "until they are made again.", "", *old]
+    claims = counts_sentence(claims_of({e.folder.name: e.record for e in found}))
+    return "\n".join([*parts, "", "## The claims", "", f"{claims} [The table](claims.md)"]).strip()
 
 
 def with_measured(text: str) -> str:

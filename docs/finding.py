@@ -10,9 +10,9 @@ from copd_nb.view.style import palette
 
 DOCS = Path(__file__).parent
 PANELS = {  # title → record, setting, rows from the top
-    "embedded suite, 3 capabilities, 5 seeds": ("comparison-standard", "three_branch", {
-        name: name for name in ("mixed RLVR", "MOPD", "merged experts", "CoPD")}),
-    "no teacher but in CoPD, 3 seeds": ("experiment-averaging", "three", {
+    "embedded suite, 2 capabilities, 3 seeds": ("experiment-neighbours", "two", {
+        name: name for name in ("mixed RLVR", "MOPD", "merged experts", "averaged every 5", "CoPD")}),
+    "3 capabilities, no teacher but in CoPD, 3 seeds": ("experiment-averaging", "three", {
         "mixed RLVR": "mixed RLVR", "averaged once": "merged experts", "averaged every 10": "averaged every 10",
         "averaged every step": "averaged every step", "CoPD": "CoPD"}),
     "SmolLM2-135M, 2 capabilities, 3 seeds": ("experiment-smollm2", "all", {
