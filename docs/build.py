@@ -186,8 +186,8 @@ def measured() -> str:
     old = [line(e) for e in found if e.older and e.name in (*STUDIES, "comparison")]
     parts = [x for e in now for x in experiment(e)]
     if studies: parts += ["", "## Studies", "", *studies]
-    if old: parts += ["", "## Of an older engine", "", "Rewards read numbers in another way then. These settle nothing, "
-                      "until they are made again.", "", *old]
+    said = "Rewards read numbers in another way then. These settle nothing, until they are made again."
+    if old: parts += ["", "## Of an older engine", "", said, "", *old]
     claims = counts_sentence(claims_of({e.folder.name: e.record for e in found}))
     return "\n".join([*parts, "", "## The claims", "", f"{claims} [The table](claims.md)"]).strip()
 
