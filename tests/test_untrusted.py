@@ -51,6 +51,7 @@ from copd_nb.data.files import read_examples
 from copd_nb.data.faults import problems
 from copd_nb.data.guess import guess_from
 from copd_nb.view.comparisons import AccuracyTable
+from copd_nb.view.report_page import rendered
 from copd_nb.policy.core import Policy
 from copd_nb.policy.lora_branches import lora
 from copd_nb.analysis.records import write_results
@@ -774,7 +775,7 @@ BUILDERS = dict(
     page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure,
     card=lambda p, t: designer_module.Design(("a", "b"), topology="hub", hub="a").html(),
     rule=lambda p, t: Rule(lambda schedule, cycle, rows: None, words=p)._repr_html_(), timeline=timeline,
-    markdown=lambda p, t: index_module._rendered(p), index=index, report=report, site=site, audit=audited,
+    markdown=lambda p, t: rendered(p), index=index, report=report, site=site, audit=audited,
     guess=lambda p, t: guess_from([{"question": p + "?", "answer": p}] * 3, p)._repr_html_(),
     forecast=lambda p, t: Forecast(pd.DataFrame([dict(what=p, times=1, seconds=1.0, total=1.0, idle=0.0, bytes=1.0)]),
                                    p)._repr_html_())

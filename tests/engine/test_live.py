@@ -34,7 +34,7 @@ from copd_nb.study.memory import memory_plan
 from copd_nb.engine.state import model_shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NEW = ("rate", "rate_floor", "average", "optimizer", "signals_every", *CORRECTION)
+NEW = ("rate", "rate_floor", "average", "optimizer", "signals_every", "graphs", *CORRECTION)
 
 
 @pytest.fixture(scope="module")

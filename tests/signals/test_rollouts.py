@@ -135,7 +135,7 @@ class Scripted:
         self.tiny, self.table, self.eos, self.end = tiny, table, eos, eos[0]
         self.tokenizer, self.calls, self.fed = tiny.tokenizer, 0, 0
 
-    device, group = torch.device("cpu"), Group()
+    device, group, graphs = torch.device("cpu"), Group(), False
 
     def prefill(self, prompts):
         return Prefill(self.tiny.prefill(prompts).keys, self.table[-1].expand(len(prompts), -1))
