@@ -51,7 +51,10 @@ def go(name, suite, start, out, **how):
 class Killed(BaseException): "A process that ends."
 
 
-@pytest.mark.parametrize("name", CASES)
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "kept")) for name in CASES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_killed_after_each_step_is_the_run_that_was_not(name, suite, start, tmp_path, monkeypatch):
     whole, real = go(name, suite, start, tmp_path / "whole"), phase_module.train_step
     for _ in range(40):
@@ -72,7 +75,7 @@ def test_a_run_killed_after_each_step_is_the_run_that_was_not(name, suite, start
     assert f"result{AVERAGE}" in set(whole.events.query("kind == 'eval'").model)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_branches_apart_do_as_they_do_together(name, suite, start, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setattr(cluster_module, "RayExecutor", Apart)
