@@ -140,7 +140,8 @@ def write_index(
                            style=page_file("index.css"))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(body, encoding="utf-8")
-    for own in (file for e in listed for file in e.own(f"{e.name}.html")):
+    beside = page.parent.resolve() == Path(folder).resolve()  # an index elsewhere leaves the pages as they are
+    for own in (file for e in listed if beside for file in e.own(f"{e.name}.html")):
         index = quote(Path(os.path.relpath(page, own.parent)).as_posix())
         own.write_text(with_way_back(own.read_text(encoding="utf-8"), index), encoding="utf-8")
     return page

@@ -81,7 +81,7 @@ SHIPPED = ("minis", "regimes")  # experiments that come with the package
 
 def _path_of(name: str | Path) -> Path:
     "The file of an experiment; a shipped one by its name."
-    if str(name) in SHIPPED and not Path(name).exists():
+    if str(name) in SHIPPED and not Path(name).is_file():
         return Path(str(files("copd_nb"))) / "assets" / "experiments" / f"{name}.yaml"
     return Path(name)
 

@@ -7,7 +7,7 @@ from bs4 import BeautifulSoup
 
 from conftest import SHOTS
 
-from copd_nb.report.driver import _to_html
+from copd_nb.report.driver import _body
 from copd_nb.view.saved import WIDGET
 
 pytestmark = pytest.mark.browser
@@ -79,7 +79,7 @@ def stripped(html: str) -> str:
 
 @pytest.mark.parametrize("strip", [False, True], ids=["nbconvert", "stripped"])
 def test_a_page_of_it_shows_every_widget(saved, open_page, tmp_path, strip):
-    page, html = open_page(1200, 900), _to_html(saved).read_text(encoding="utf-8")
+    page, html = open_page(1200, 900), f"<!doctype html><body>{_body(nbformat.read(saved, as_version=4))}</body>"
     (tmp_path / "page.html").write_text(stripped(html) if strip else html, encoding="utf-8")
     page.goto(f"file://{tmp_path}/page.html")
     shown = page.locator("img").evaluate_all("es => es.filter(e => e.offsetParent && e.naturalWidth > 300).length")

@@ -92,7 +92,7 @@ def test_prices_agree_with_what_was_spent(smoke):
         assert 0.7 < spent / price["tokens"] < 1.4 and 0.7 < row["flops"] / price["flops"] < 1.4
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_every_paradigm_of_the_axes_has_a_row_whose_price_is_what_was_spent(tmp_path):
     "Syncs, merging by drift, others' completions, a teacher beside a reward, a larger batch: one report."
     drifting = dict(rule="drift", settings=dict(target=1e-4))
@@ -219,8 +219,11 @@ def test_reports_under_their_former_name_stay_in_their_place(tmp_path):
 
 def test_an_index_elsewhere_links_back(tmp_path):
     made(tmp_path / "reports", "experiment")
+    report = tmp_path / "reports" / "experiment-quick" / "experiment.html"
+    before = report.read_text()
     page = write_index(tmp_path / "reports", tmp_path / "site" / "all.html")
     assert "../reports/experiment-quick/experiment.html" in Page(page.read_text()).hrefs()
+    assert report.read_text() == before  # nobody asked for another page
 
 
 def test_the_title_is_that_of_the_executed_notebook(tmp_path):

@@ -71,7 +71,7 @@ def test_examples_fit_the_card_that_they_name(name, prompt, low, high):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [f for f in FILES if f.stem != "balance"], ids=lambda f: f.stem)  # rows of others
 def test_examples_are_rehearsed(file):
     experiment = read_experiment(file)
     table = rehearse(experiment)
