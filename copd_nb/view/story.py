@@ -160,7 +160,7 @@ class Story:
             x, y = np.average(places[["x", "y"]], axis=0, weights=list(weights.values()))
             for place in places.itertuples(): ax.plot([place.x, x], [place.y, y], color="black", linewidth=1.2)
             ax.plot(x, y, "D", color="black", markersize=8, zorder=4)
-            ax.annotate("merge", (x, y), xytext=(8, -13), textcoords="offset points", fontsize=9)
+            ax.annotate("merge", (x, y), xytext=(9, 6), textcoords="offset points", fontsize=9)  # distances lie below
 
     def _now(self) -> pd.DataFrame: return self.distances[self.distances["global_step"] == self.step]
 

@@ -45,6 +45,17 @@ def test_intervals_cover(between, loose):
     assert new / 400 >= 0.91
 
 
+def test_weights_from_few_seeds_need_moderation():
+    "Cells alike, weighted by what five seeds say of each: the interval holds the truth less often than it claims."
+    rng, raw, moderate = np.random.default_rng(1), 0, 0
+    for _ in range(400):
+        runs = rng.normal(1.0, 2.0, (10, 5))
+        low, high = (getattr(over_cells(runs.mean(1), runs.var(1, ddof=1) / 5), end) for end in ("low", "high"))
+        found = lead_over_cells({i: dict(a=x, b=np.zeros(5)) for i, x in enumerate(runs)}, "a", "b")
+        raw, moderate = raw + (low <= 1 <= high), moderate + (found.low <= 1 <= found.high)
+    assert raw / 400 < 0.92 < moderate / 400
+
+
 def test_moderated_variances():
     "Alike ones become one; ones that differ by orders of magnitude stay; Smyth's numbers come back."
     rng = np.random.default_rng(3)

@@ -35,7 +35,8 @@ export function smooth(y, weight) {  // exponential moving average without the b
 
 function unpacked(spec, bytes) {
   const sum = (spec.panels ?? []).flatMap(p => p.lines).reduce((s, l) => s + l.n * (l.band ? 4 : 2), 0);
-  if (!bytes || sum * 8 !== bytes.byteLength) return null;  // names and numbers of two moments  // float64: x, y and, with a band, low, high of each line, one after the other
+  if (!bytes || sum * 8 !== bytes.byteLength) return null;  // names and numbers of two moments
+  // float64: x, y and, with a band, low, high of each line, one after the other
   const all = new Float64Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
   let at = 0;
   const next = n => all.slice(at, at += n);
