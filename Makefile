@@ -12,13 +12,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 PRESET ?= quick
 BENCH ?=
 
-.PHONY: setup chromium report lint test test-all test-notebooks test-reports test-browser test-slow test-cuda test-parity test-vllm sweep bench docs export clean
+.PHONY: setup programs report lint test test-all test-notebooks test-reports test-browser test-slow test-cuda test-parity test-vllm sweep bench docs export clean
 
-setup: $(VENV)/.done chromium
+setup: $(VENV)/.done programs
 
-chromium:  ## for the browser tests; installed where apt-get may
-	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
-		|| echo "chromium could not be installed: browser tests will be skipped (with CI set they fail)"
+programs:  ## chromium for the browser tests, zsh for one of completion; installed where apt-get may
+	@command -v chromium >/dev/null && command -v zsh >/dev/null || { apt-get update -qq \
+		&& apt-get install -y -qq --no-install-recommends chromium zsh >/dev/null; } \
+		|| echo "chromium or zsh could not be installed: their tests will be skipped (with CI set those of the browser fail)"
 
 $(VENV)/.done: constraints.txt settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -72,12 +72,6 @@ def dataset(folder: Path, capability: str) -> Dataset:
     return numbered.with_transform(lambda rows: dict(prompt=[asked(i) for i in rows["number"]], answer=rows["answer"]))
 
 
-def take_nested_videos(videos):
-    "Let our video processor take what chat templates hand over: a list of videos for each prompt."
-    take = videos.preprocess
-    videos.preprocess = lambda nested, **options: take([video for prompt in nested for video in prompt], **options)
-
-
 def rewarded(name: str, end: int, pace: Paced):
     "A reward function; like the engine's it gives 0 to completions without an end token. Counts tokens on the way."
     exact = lambda text, answer: float(text.rpartition(":")[2].strip() == answer)
@@ -96,9 +90,7 @@ def grpo(server: Server, folder: Path, out: str, model: str, capability: str, re
     "GRPO with the token-normalised loss and clipping of the engine's default: TRL calls it dapo."
     policy, processor = load(folder / model)
     tokenizer, pace = getattr(processor, "tokenizer", processor), Paced(server)
-    if tokenizer is not processor:
-        take_nested_videos(processor.video_processor)
-        pace.watch(policy.model.visual)
+    if tokenizer is not processor: pace.watch(policy.model.visual)
     settings = PLAIN | dict(bf16=precision == "bf16")
     if precision: settings["generation_kwargs"] = dict(min_new_tokens=max_new_tokens)  # completions of one length
     settings = GRPOConfig(out, **settings, learning_rate=learning_rate, num_generations=group_size,

@@ -1,5 +1,8 @@
 "Set before torch loads: spinning OpenMP threads make a shared machine crawl. A busy machine fails no property."
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -7,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from contextlib import contextmanager  # noqa: E402
 
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -38,6 +42,20 @@ def dies_after(monkeypatch):
             patch.setattr(phase_module, "train_step", dying)
             yield
     return block
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The documentation site, built once for all processes; a broken link or a file from the network ends the build."
+    mine = tmp_path_factory.getbasetemp()
+    folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "docs"
+    with FileLock(f"{folder}.lock"):
+        if not (built := folder.with_suffix(".built")).exists():
+            command = [sys.executable, Path(__file__).parents[1] / "docs" / "build.py", folder]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+            built.touch()
+    return folder / "site"
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,7 @@ def connect(
 def worker_environment(cluster: Cluster) -> dict:
     "The runtime environment of a worker: as many threads as processors, none of them spinning."
     given = cluster.runtime_env or {}
-    names = dict(OMP_NUM_THREADS=str(max(1, int(cluster.cpus))), OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="10000",
+    threads = str(max(1, int(cluster.cpus)))
+    names = dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="10000",
                  TOKENIZERS_PARALLELISM="false")
     return dict(given, env_vars=names | given.get("env_vars", {}))

@@ -96,8 +96,8 @@ def _end_with_parent():
 @contextmanager
 def _workers(n: int) -> Iterator[ProcessPoolExecutor]:
     "n processes that share the cores."
-    threads, fresh = max(1, _cores() // n), multiprocessing.get_context("spawn")
-    with (_environment(OMP_NUM_THREADS=str(threads), **_WORKER),
+    threads, fresh = str(max(1, _cores() // n)), multiprocessing.get_context("spawn")
+    with (_environment(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, **_WORKER),
           ProcessPoolExecutor(n, fresh, _end_with_parent) as pool): yield pool
 
 @contextmanager

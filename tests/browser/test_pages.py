@@ -1,7 +1,4 @@
 "The site and the published reports from file://: they fit three widths, can be searched, and are dark where asked."
-import subprocess
-import sys
-
 import pytest
 
 from conftest import ROOT
@@ -19,14 +16,6 @@ OUTSIDE = """() => [...document.querySelectorAll('main svg[role=img], main table
 BROKEN = """() => [...document.querySelectorAll('main a[href^="#"]')].map(a => decodeURIComponent(a.hash.slice(1)))
   .filter(id => !document.getElementById(id))"""
 SCROLLS = "() => document.documentElement.scrollWidth - innerWidth"
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("docs")
-    done = subprocess.run([sys.executable, ROOT / "docs" / "build.py", folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "site"
 
 
 @pytest.mark.parametrize("width", [1400, 900, 400])

@@ -2,6 +2,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,24 @@ def test_bash_completes_commands_names_and_options():
     assert completed_by_bash("report", "dyn") == ["dynamics"] and "--quick" in completed_by_bash("compare", "--")
     assert completed_by_bash("train", "mop") == ["mopd"] and completed_by_bash("completion", "z") == ["zsh"]
     assert completed_by_bash("unknown", "x") == []
+
+
+IN_ZSH = """\
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell "autoload -U compinit; source $1; copd() { print -r - \\\"<\\$*>\\\"; }"
+for typed whole in "${@[2,-1]}"; do
+  zpty -w -n shell "copd $typed"$'\\t\\r'
+  zpty -r shell seen "*<$whole>*"
+done"""
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed: `make setup` installs it where it may")
+def test_zsh_completes_the_same(tmp_path):
+    "A real zsh in a terminal; what isn't completed is waited for in vain."
+    (tmp_path / "copd.zsh").write_text(completed("zsh"))
+    asked = ["pre", "preflight", "report dyn", "report dynamics", "compare --see", "compare --seeds"]
+    subprocess.run(["zsh", "-f", "-c", IN_ZSH, "zsh", tmp_path / "copd.zsh", *asked], check=True, timeout=120)
 
 
 def test_colours_are_for_terminals(monkeypatch, capsys):

@@ -1,8 +1,10 @@
 "Jobs: names, order, resumption, and numbers that don't depend on the number of processes."
+import os
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +37,6 @@ def test_unknown_suite_is_named(suite):
 
 
 def test_processes_do_not_change_numbers(tmp_path, monkeypatch):
-    import torch
     threads = torch.get_num_threads()
     listed = [job(mixed_rlvr(["text", "image"], 1)), job(expert("text", 1))]
     torch.set_num_threads(1)  # as in a worker process
@@ -48,6 +49,14 @@ def test_processes_do_not_change_numbers(tmp_path, monkeypatch):
         pd.testing.assert_frame_equal(scores_of(a, j), scores_of(b, j))
     monkeypatch.setattr(workers_module, "do", lambda *a: pytest.fail("done again"))
     do_all(free(listed), tmp_path / "two", workers=1)
+
+
+def test_workers_share_the_cores_whatever_the_environment_says(monkeypatch):
+    "torch asks MKL's variable, too: two processes of two threads on two cores were seven times slower."
+    monkeypatch.setenv("MKL_NUM_THREADS", "64")
+    monkeypatch.setattr(workers_module, "_cores", lambda: 2)
+    with workers_module._workers(2) as pool: assert pool.submit(torch.get_num_threads).result() == 1
+    assert os.environ["MKL_NUM_THREADS"] == "64"
 
 
 def test_judged_later_without_training_again(tmp_path, monkeypatch):
