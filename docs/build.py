@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))  # for the parts beside this file
 
 from site_parts import add_style, gallery, search_from_files  # noqa: E402
+from speed import speed  # noqa: E402
 from storeys import STOREYS  # noqa: E402
 
 PAGES, REPORTS = ROOT / "docs", ROOT / "docs" / "reports"
@@ -33,6 +34,7 @@ RESULTS = next((file for name in ("experiment-standard", "comparison-standard") 
                 if (file := REPORTS / name / "results.json").exists()), None)
 MEASURED, BEGIN, END = (PAGES / "measured.md", "<!-- made by `python docs/build.py measured` -->",
                         "<!-- end of what is made -->")
+FAST = "<!-- made from bench/results.json -->"
 NOTEBOOKS = "nbs/[0-9]_*/[0-9]*.ipynb", "nbs/tutorials/*.ipynb", "nbs/explain/*.ipynb"
 PACKAGES = dict(
     data="what is learnt", policy="who learns", signals="what one step learns from",
@@ -194,9 +196,12 @@ def measured() -> str:
 
 def with_measured(text: str) -> str:
     "The page on results with its tables made anew; ValueError if the marks are missing."
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{MEASURED.name} needs one {BEGIN} and one {END}")
-    return text.partition(BEGIN)[0] + f"{BEGIN}\n{measured()}\n{END}" + text.partition(END)[2]
+    for begin, make in {BEGIN: measured, FAST: speed}.items():
+        before, found, rest = text.partition(begin)
+        if not found or begin in rest or END not in rest:
+            raise ValueError(f"{MEASURED.name} needs one {begin} and {END} behind it")
+        text = f"{before}{begin}\n{make()}\n{END}{rest.partition(END)[2]}"
+    return text
 
 
 def filled(text: str, root: str = "") -> str:
