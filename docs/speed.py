@@ -29,5 +29,6 @@ def speed() -> str:
     "Seconds of a repetition beside other programs, the ratio with its quartiles, peak memory, share of the peak."
     cases = json.loads(RESULTS.read_text(encoding="utf-8"))["results"]
     rows = [row for case in cases if case["line"] in LINES for row in _rows(case)]
-    head = "| step | copd_nb, s | beside, s | times faster, quartiles of several rounds | peak, GiB | of the product peak | measured at |"
+    head = ("| step | copd_nb, s | beside, s | times faster, quartiles of several rounds | peak, GiB | "
+            "of the product peak | measured at |")
     return "\n".join([head, "|---" * 7 + "|", *rows])
