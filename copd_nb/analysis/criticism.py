@@ -32,8 +32,8 @@ CRITICISM = {  # source → claims
               "has them.")),
     "2610.11247": (
         Claim("opd_signal_vanishes", "The signal of OPD vanishes while it trains", None, "dynamics", "coherence lost",
-              0.0, "Coherence of the OPD gradients at the start minus at the end (`Config.signals_every`); no record "
-              "has it."),)}
+              0.0, "Coherence of the OPD gradients of static OPD and MOPD in the first third of their steps minus "
+              "in the last (`Config.signals_every`, `analysis.fading`)."),)}
 
 ASKED_HERE = (
     Claim("copd_over_averaged", "CoPD is more accurate than experts averaged every few steps", None, "experiment",

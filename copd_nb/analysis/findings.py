@@ -52,7 +52,7 @@ def _sentence(c: Claim, found: dict) -> str:
     return sentence if found["seeds"] != 1 or found["low"] is None else f"{sentence} {ONE_SEED}"
 
 def finding(
-    claim_id: str,  # see `CLAIMS`
+    claim_id: str | Claim,  # see `CLAIMS`, or a claim of the critics
     value: float | None,  # in the claim's unit; None where it can't be measured
     low: float | None,  # ends of its interval; None where there is none
     high: float | None,
@@ -60,10 +60,10 @@ def finding(
     where: str = "",  # what it was measured on, like "two branches, sampled"
 ) -> dict:  # an entry of `claims` in `results.json`
     "A finding about a claim; ValueError for an unknown claim or an interval with its ends exchanged."
-    c = claim(claim_id)
+    c = claim_id if isinstance(claim_id, Claim) else claim(claim_id)
     value, low, high = (None if x is None or not math.isfinite(x) else float(x) for x in (value, low, high))
     if value is None or low is None or high is None: low = high = None
-    elif low > high: raise ValueError(f"{claim_id}: the interval [{low:g}, {high:g}] has its ends exchanged")
+    elif low > high: raise ValueError(f"{c.id}: the interval [{low:g}, {high:g}] has its ends exchanged")
     found = dict(value=value, low=low, high=high, unit=c.unit, seeds=int(seeds),
                  verdict=_verdict(low, high, c.threshold), where=where)
     return found | dict(sentence=_sentence(c, found))
