@@ -26,8 +26,8 @@ CRITICISM = {  # source → claims
               "The largest difference of two of them; two one-sided tests for each pair, all of them needed."),),
     "2610.11291": (
         Claim("semi_over_live", "Rollouts of the frozen initial student beat live OPD", None, "experiment", "points",
-              0.0, "Semi-OPD minus MOPD from the base; in the pilot, frozen minus live for each pair. The summary has 14 "
-              "of 17 pairs, no number of points."),
+              0.0, "Semi-OPD minus MOPD from the base; in the pilot, frozen minus live for each pair. The summary has "
+              "14 of 17 pairs, no number of points."),
         Claim("live_needs_overlap", "Live OPD wins only where the initial overlap is high", None, "pilot",
               "correlation", 0.0, "Partial correlation, over pairs of student and teacher, of accuracy on live minus "
               "on frozen rollouts with top-1 overlap before, given accuracy before it, within a teacher.")),
