@@ -184,6 +184,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'copd_nb/analysis/curves.py')},
             'copd_nb.analysis.evidence': { 'copd_nb.analysis.evidence.Evidence': ( '5_analysis/evidence.html#evidence',
                                                                                    'copd_nb/analysis/evidence.py'),
+                                           'copd_nb.analysis.evidence.Evidence.repeats': ( '5_analysis/evidence.html#evidence.repeats',
+                                                                                           'copd_nb/analysis/evidence.py'),
                                            'copd_nb.analysis.evidence.Runs': ( '5_analysis/evidence.html#runs',
                                                                                'copd_nb/analysis/evidence.py'),
                                            'copd_nb.analysis.evidence.Runs.lead': ( '5_analysis/evidence.html#runs.lead',

@@ -97,6 +97,10 @@ class Evidence:
     older: bool = False  # of an engine that computed something else
     exact: bool = False  # a price, which has no interval
     controls: str = ""  # what removes a known confound
+    groups: int = 0  # what the interval was taken over, if not over seeds
+
+    @property
+    def repeats(self) -> int: return self.groups or self.seeds
 
 def _measured(differences: np.ndarray, p: float, sign: int = 1) -> dict:
     i = typical_interval(sign * differences)
@@ -199,19 +203,19 @@ def _price(r: Runs) -> dict | None:
                 seeds=len(r.record["parameters"]["seeds"]), against=others[0])
 
 def _from_interval(f: dict, threshold: float) -> dict:
-    "SD and p of a finding, as its t interval over seeds implies them."
-    if f["low"] is None or f["seeds"] < 2:
+    "SD and p of a finding, as its t interval over seeds or groups implies them."
+    if f["low"] is None or max(f["seeds"], f.get("groups", 0)) < 2:
         return dict(value=np.nan if f["value"] is None else f["value"], low=np.nan, high=np.nan, sd=np.nan, p=np.nan)
-    error = (f["high"] - f["low"]) / 2 / stats.t.ppf(0.975, f["seeds"] - 1)
+    n = f.get("groups") or f["seeds"]
+    error = (f["high"] - f["low"]) / 2 / stats.t.ppf(0.975, n - 1)
     t = abs(f["value"] - threshold) / error if error > 0 else np.inf
-    return dict(value=f["value"], low=f["low"], high=f["high"], sd=error * np.sqrt(f["seeds"]),
-                p=float(2 * stats.t.sf(t, f["seeds"] - 1)))
+    return dict({k: f[k] for k in ("value", "low", "high")}, sd=error * np.sqrt(n), p=float(2 * stats.t.sf(t, n - 1)))
 
 def _of_finding(key: str, f: dict, source: str, older: bool) -> Iterator[Evidence]:
     try: claim = claim_of(key.split("/")[0])[1]
     except ValueError: return  # a report's own question
     yield Evidence(claim.id, f.get("where", ""), **_from_interval(f, claim.threshold), seeds=f["seeds"], source=source,
-                   older=older, controls=f.get("controls", ""))
+                   older=older, controls=f.get("controls", ""), groups=f.get("groups", 0))
 
 def evidence_of(
     record: dict,  # from `read_results`

@@ -34,7 +34,8 @@ def _size(found: dict) -> str:
                         for x in (found["value"], found["low"], found["high"]))
     text = _with_unit(value, found["unit"])
     if low is None: return f"{text}, no interval"
-    return f"{text} [{low}, {high}], {found['seeds']} seed{'' if found['seeds'] == 1 else 's'}"
+    rests = f"{groups} groups" if (groups := found.get("groups")) else f"{(n := found['seeds'])} seed{'s' * (n != 1)}"
+    return f"{text} [{low}, {high}], {rests}"
 
 def _paper_size(c: Claim) -> str:
     "The paper's number with its unit, rounded as we know it."
@@ -58,6 +59,7 @@ def finding(
     high: float | None,
     seeds: int,  # training seeds that the interval covers
     where: str = "",  # what it was measured on, like "two branches, sampled"
+    groups: int | None = None,  # what the interval was taken over, if not over seeds: pairs of a skill and a seed …
 ) -> dict:  # an entry of `claims` in `results.json`
     "A finding about a claim; ValueError for an unknown claim or an interval with its ends exchanged."
     c = claim_id if isinstance(claim_id, Claim) else claim(claim_id)
@@ -66,6 +68,7 @@ def finding(
     elif low > high: raise ValueError(f"{c.id}: the interval [{low:g}, {high:g}] has its ends exchanged")
     found = dict(value=value, low=low, high=high, unit=c.unit, seeds=int(seeds),
                  verdict=_verdict(low, high, c.threshold), where=where)
+    if groups is not None: found["groups"] = int(groups)
     return found | dict(sentence=_sentence(c, found))
 
 # %% ../../nbs/5_analysis/17_findings.ipynb #7efcefc0

@@ -80,13 +80,14 @@ def _verdict(e: Evidence, c: Claim, p: float, level: float) -> str:
     if matters is None or not e.sd > 0: return "not detected"
     needed = seeds_needed(e.sd, matters, level)
     if needed is None: return "beyond reach here (more than 1000 seeds needed)"
-    return "not detected" if needed <= e.seeds else f"beyond reach here ({needed} seeds needed)"
+    what = "groups" if e.groups else "seeds"
+    return "not detected" if needed <= e.repeats else f"beyond reach here ({needed} {what} needed)"
 
 def _chosen(evidence: Iterable[Evidence]) -> list[Evidence]:
     "Rows of the engine as it is now where a claim has some, else those of older ones; most seeds first."
     every = list(evidence)
     now = {e.claim for e in every if not e.older}
-    return sorted((e for e in every if e.claim not in now or not e.older), key=lambda e: -e.seeds)
+    return sorted((e for e in every if e.claim not in now or not e.older), key=lambda e: -e.repeats)
 
 def claims_page(
     evidence: Iterable[Evidence],  # from `evidence_of`, of all records
@@ -102,16 +103,16 @@ def claims_page(
             found = [e for e in chosen if e.claim == c.id]
             for e in found:
                 p = corrected.get(id(e), np.nan)
-                known = e.sd > 0 and e.seeds > 1 and c.unit != "correlation"
-                mde = detectable_at(e.sd, e.seeds, level) if known else np.nan
-                numbers = {k: getattr(e, k) for k in ("where", "against", "value", "low", "high", "sd", "seeds", "p")}
+                known = e.sd > 0 and e.repeats > 1 and c.unit != "correlation"
+                mde = detectable_at(e.sd, e.repeats, level) if known else np.nan
+                numbers = {k: getattr(e, k) for k in _NUMBERS}
                 rows.append(about | numbers | dict(mde=mde, p_holm=p, verdict=_verdict(e, c, p, level),
                                                    main=e is found[0], record=e.source))
             if not found: rows.append(about | dict(verdict="not run", main=True, where=c.note))
     return pd.DataFrame(rows, columns=_COLUMNS)
 
-_COLUMNS = ["id", "source", "claim", "unit", "paper", "where", "against", "value", "low", "high", "sd", "seeds", "p",
-            "mde", "p_holm", "verdict", "main", "record"]
+_NUMBERS = "where", "against", "value", "low", "high", "sd", "seeds", "groups", "p"
+_COLUMNS = ["id", "source", "claim", "unit", "paper", *_NUMBERS, "mde", "p_holm", "verdict", "main", "record"]
 
 # %% ../../nbs/5_analysis/45_page.ipynb #05b62f8e
 def claims_of(
@@ -143,7 +144,7 @@ def _ours(r) -> str:
     if pd.isna(r.value): return "–"
     size = _with_unit(_shown(r.value, r.unit), r.unit)
     between = f" [{_shown(r.low, r.unit)}, {_shown(r.high, r.unit)}]" if np.isfinite(r.low) else ", a price"
-    return f"{size}{between}, {int(r.seeds)} seeds"
+    return f"{size}{between}, {f'{int(r.groups)} groups' if r.groups else f'{int(r.seeds)} seeds'}"
 
 def claims_rows(
     page: pd.DataFrame,  # from `claims_page`

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from copd_nb.analysis.claims import CLAIMS, claim
+from copd_nb.analysis.evidence import evidence_of
 from copd_nb.analysis.findings import finding, finding_of, of_all, of_some
 from copd_nb.analysis.tests import ONE_SEED
 from copd_nb.analysis.paper import paper_lead, paper_summary, paper_table
@@ -139,3 +141,16 @@ def test_some_rarely_holds_by_chance():
         hits += of_some(those(1 - 0.05 / 3)).low > 0
         loose += max(i.low for i in those(0.95)) > 0
     assert hits <= 0.05 * 200 and loose > hits
+
+
+def test_an_interval_over_groups_is_tested_over_groups():
+    "The t interval of twelve groups gives back its own p value, whatever the number of seeds."
+    values = np.random.default_rng(0).normal(1, 1.5, 12)
+    t = stats.ttest_1samp(values, 0)
+    interval = t.confidence_interval(0.95)
+    found = finding("drift_overlap_falls", values.mean(), interval.low, interval.high, 3, groups=12)
+    record = dict(report="pilot", claims=dict(drift_overlap_falls=found), parameters={}, environment={})
+    [e] = evidence_of(record, "here")
+    assert e.p == pytest.approx(t.pvalue) and e.sd == pytest.approx(values.std(ddof=1)) and e.repeats == 12
+    assert "12 groups" in found["sentence"] and e.seeds == 3
+    assert "groups" not in finding("drift_overlap_falls", 1, 0, 2, 3)
