@@ -232,6 +232,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'copd_nb/analysis/evidence.py')},
             'copd_nb.analysis.fading': { 'copd_nb.analysis.fading.coherence_lost': ( '5_analysis/fading.html#coherence_lost',
                                                                                      'copd_nb/analysis/fading.py'),
+                                         'copd_nb.analysis.fading.norm_left': ( '5_analysis/fading.html#norm_left',
+                                                                                'copd_nb/analysis/fading.py'),
                                          'copd_nb.analysis.fading.signal_windows': ( '5_analysis/fading.html#signal_windows',
                                                                                      'copd_nb/analysis/fading.py')},
             'copd_nb.analysis.findings': { 'copd_nb.analysis.findings._extreme': ( '5_analysis/findings.html#_extreme',

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd_nb.analysis.fading import coherence_lost, signal_windows
+from copd_nb.analysis.fading import coherence_lost, norm_left, signal_windows
 from copd_nb.signals.coherence import gradient_signal
 
 
@@ -23,7 +23,7 @@ def steps(n, seed=0, size=30, **more):
 def test_no_noise_is_full_coherence_and_noise_alone_is_none():
     alike = np.ones((2, 5))
     assert np.allclose(signal_windows(pd.DataFrame([row(t, alike) for t in range(4)]), windows=2).coherence, 1)
-    assert np.allclose(signal_windows(pd.DataFrame([row(t, alike) for t in range(4)]), windows=2).norm, 5 ** 0.5)
+    assert np.allclose(signal_windows(pd.DataFrame([row(t, alike) for t in range(4)]), windows=2).norm_squared, 5)
     noise = np.random.default_rng(0).standard_normal((900, 2, 50))
     found = signal_windows(pd.DataFrame([row(t, x) for t, x in enumerate(noise)]), windows=3)
     assert (found.coherence.abs() < 0.02).all()
@@ -53,6 +53,8 @@ def test_a_fading_signal_loses_coherence_in_each_run():
     other = runs.assign(stream="opd:image:image", capability="image")
     found = coherence_lost(signal_windows(pd.concat([runs, other])))
     assert list(found.index) == [3, 5] and (found > 0.2).all()
+    left = norm_left(signal_windows(pd.concat([runs, other])))
+    assert list(left.index) == [3, 5] and (left < 0.6).all()
     one = signal_windows(runs[runs.seed == 3])
     assert found[3] == pytest.approx(one.coherence[0] - one.coherence[2])
 
@@ -71,3 +73,9 @@ def test_too_few_rows_are_named():
         signal_windows(pd.DataFrame(steps(2)))
     with pytest.raises(ValueError, match="at least two windows"): signal_windows(pd.DataFrame(steps(9)), windows=1)
     with pytest.raises(ValueError, match="global_step"): signal_windows(pd.DataFrame(dict(kind=["signal"])))
+
+
+def test_a_norm_that_noise_hides_is_none():
+    table = signal_windows(pd.DataFrame(steps(30)))
+    assert np.isfinite(norm_left(table)[0]) and np.isnan(norm_left(table.assign(norm_squared=[1.0, 1.0, -1e-9]))[0])
+    assert norm_left(table.assign(norm_squared=[4.0, -1.0, 1.0]))[0] == 0.5
