@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -89,11 +90,17 @@ def processor(device: str) -> str:
     return ", ".join(filter(None, [card, named[1] if named else "unknown"]))
 
 
+def told(words: list[str]) -> str:
+    "The command, without paths of this machine."
+    paths = {i + n for i, w in enumerate(words) if w in ("--trl-python", "--vllm-python", "--out") for n in (0, 1)}
+    return shlex.join(["python", "bench/run.py", *(w for i, w in enumerate(words) if i not in paths)])
+
+
 def machine(arguments: argparse.Namespace, results: list[dict]) -> dict:
     "Where and how it was measured."
     versions = {n: v for r in results for facts in r["facts"].values() for n, v in facts.get("versions", {}).items()}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30
-    return dict(command="python " + " ".join(["bench/run.py", *sys.argv[1:]]), commit=commit(), preset=arguments.preset,
+    return dict(command=told(sys.argv[1:]), commit=commit(), preset=arguments.preset,
                 device=arguments.device,
                 date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"), load=os.getloadavg(),
                 cpu=processor(arguments.device), cores=os.cpu_count(), threads=arguments.threads, memory_gib=memory,

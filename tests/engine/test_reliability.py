@@ -439,8 +439,9 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from crashing import *
 from copd_nb.engine import config as config_module, phase as phase_module
-from copd_nb.policy import core as core_module
-core_module.KEPT_BYTES = 2 ** 20  # filled within the steps that are left out below
+from copd_nb.policy import encoding
+assert encoding.KEPT_BYTES > 2 ** 20
+encoding.KEPT_BYTES = 2 ** 20  # filled within the steps that are left out below
 def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
 found, real = [], phase_module.train_step
 def step(*args):

@@ -195,7 +195,7 @@ def test_a_stalled_teacher_is_replaced(suite, start, alone, tmp_path, two_proces
 def test_a_run_that_gets_nowhere_gives_up(suite, start, tmp_path, two_processors, breaking):
     "As many losses as are allowed without a checkpoint in between, and one more; the next call goes on."
     breaking({("rollouts", 2 * n): die for n in range(3)})
-    with pytest.raises(Lost, match="roll of"): train(COPD, suite, start, SMALL, tmp_path / "run", progress=False,
+    with pytest.raises(Lost, match="rollouts of"): train(COPD, suite, start, SMALL, tmp_path / "run", progress=False,
                                                      cluster=Cluster(restarts=2))
     assert Run(tmp_path / "run").status == "failed"
     assert train(COPD, suite, start, SMALL, tmp_path / "run", progress=False, cluster="ray").finished
