@@ -251,8 +251,7 @@ def stage(source: Path):
     for folder, files in dict(img=PAGES.glob("img/*.*"), bench=ROOT.glob("bench/*.json")).items():
         (source / folder).mkdir(parents=True, exist_ok=True)
         for file in files: shutil.copy(file, source / folder)
-    for folder in ("results", "reports"):
-        shutil.copytree(PAGES / folder, source / folder, ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
+    shutil.copytree(REPORTS, source / "reports", ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
     shutil.copy(PAGES / "_smalldocs.yml", source)
 
 
