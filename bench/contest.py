@@ -1,5 +1,6 @@
 """Processes that take turns: one repetition each, round after round."""
 import json
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -52,7 +53,9 @@ class Worker:
         if line: return json.loads(line)
         self.errors.seek(0)
         said = [text.strip() for text in self.errors if text.strip()]
-        raise Failed(said[-1][:600] if said else f"ended with status {self.process.wait()}")
+        if (status := self.process.wait()) < 0:  # nothing that it said is the reason
+            raise Failed(f"killed by {signal.Signals(-status).name}, as where memory ends")
+        raise Failed(said[-1][:600] if said else f"ended with status {status}")
 
     def repeat(self) -> dict:
         "One repetition."
