@@ -48,7 +48,7 @@ def _split(soup: BeautifulSoup) -> tuple[list[Tag], list[Tag], list[Tag]]:
 # %% ../../nbs/7_view/31_article.ipynb #ab1e2cbb
 ANSWERS = ("The answer", "The finding")
 METHODS = ("What is run", "Arms", "Cells", "What is compared", "Teacher and students", "The schedule", "The data",
-           "Train, or load", "The same OPD budget for everyone", "Weights of the pair")
+           "Train, or load", "The same OPD budget for everyone", "Weights of the pair", "Methods")
 
 def _sections(read: list[Tag]) -> tuple[list[Tag], dict[str, list[Tag]]]:
     "Elements before the first section, and those of each section by its heading."

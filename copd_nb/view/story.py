@@ -137,7 +137,7 @@ class Story:
             (x, y), (u, v) = now.loc[row.a, ["x", "y"]], now.loc[row.b, ["x", "y"]]
             ax.plot([x, u], [y, v], color="#999999", linewidth=1, linestyle=":", zorder=1)
             ax.annotate(f"{row.distance:.3f}", ((2 * x + u) / 3, (2 * y + v) / 3), fontsize=8, color="#444444",
-                        ha="center", va="center", bbox=dict(facecolor="white", edgecolor="none", pad=1), zorder=2)
+                        ha="center", va="center", bbox=dict(facecolor="white", edgecolor="none", pad=1), zorder=5)
         for name, trail in past.groupby("name", sort=False):
             color = styles[name][0]
             ax.plot(trail["x"], trail["y"], color=color, alpha=0.35, linewidth=1.5)

@@ -56,8 +56,8 @@ def _ends(names: list[str]) -> list[tuple[int, int, int]]:
         stem, is_low, _ = name.rpartition("low")
         if not is_low or name not in ("low", f"{stem}low") or stem and not stem.endswith("_"): continue
         high, value = f"{stem}high", stem.removesuffix("_")
-        at = names.index(value) if value in names else low - 1 if not stem and low else None
-        if at is not None and high in names: found.append((at, low, names.index(high)))
+        at = low - 1 if not stem else names.index(value) if value in names else -1
+        if at >= 0 and high in names: found.append((at, low, names.index(high)))
     return found
 
 def _join_intervals(rows: list[list[Tag]]):

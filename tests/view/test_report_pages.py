@@ -1,4 +1,5 @@
 "Report pages: what is moved, what stays, and what comes from elsewhere."
+import pandas as pd
 from bs4 import BeautifulSoup
 
 from copd_nb.view.article import article
@@ -38,6 +39,13 @@ def test_a_section_with_the_answer_becomes_the_box_and_keeps_its_table():
                         ("Accuracy", "<p>why</p>")), "<p>never shown</p>")
     assert "never shown" not in made and made.count("<p>A leads.</p>") == 1
     assert made.index("A leads.") < made.index("<img") < made.index("<table") < made.index("why")
+
+
+def test_methods_are_folded_and_limits_are_not():
+    made = article(body(("Why", "<p>reason</p>"), ("Methods", "<p>plan</p>"), ("Limits", "<p>one</p>")))
+    page = BeautifulSoup(made, "html.parser")
+    assert page.find(string="plan").find_parent("details") and not page.find(string="one").find_parent("details")
+    assert [a.get_text() for a in page.select("nav.contents a")] == ["Why", "Limits", "How it was done"]
 
 
 def test_reports_without_figures_sections_or_cells():
@@ -85,6 +93,8 @@ def test_tables_of_every_form():
     second = "<tr><th>arm</th><th></th></tr>"
     named = tidied(f"<table><thead>{head}{second}</thead><tr><th>1</th><td>x</td></tr></table>")
     assert named == [["arm", "a"], ["1", "x"]]
+    counted = pd.DataFrame(dict(arm=["CoPD"], gain=[1.5], low=[1.25], high=[1.75])).to_html()
+    assert tidied(counted) == [["arm", "gain"], ["CoPD", "1.5 [1.25, 1.75]"]]  # and not the number of the row
     low = "<table><thead><tr><th>low</th><th>high</th></tr></thead><tr><td>1</td><td>2</td></tr></table>"
     assert tidied(low) == [["low", "high"], ["1", "2"]]
 
