@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon, Rectangle
 from PIL import Image
 
-from .token_pages import THEME
+from .token_pages import THEME, TURNED
 from .token_data import visible
 
 # %% ../../nbs/7_view/10_pages.ipynb #c004
@@ -135,9 +135,10 @@ def _svg_path(e: ElementTree.Element, ax: Axes):
 _SHAPES = dict(rect=_svg_rect, text=_svg_text, circle=_svg_circle, path=_svg_path)
 
 # %% ../../nbs/7_view/10_pages.ipynb #c008
-_SWAP = """<style>.jp-OutputArea-child:has(.copd-still):has(+ .jp-OutputArea-child .copd-live),
+_SWAP = f"""<style>.jp-OutputArea-child:has(.copd-still):has(+ .jp-OutputArea-child .copd-live),
 .jp-OutputArea-child:has(+ .jp-OutputArea-child .copd-still):has(+ * + .jp-OutputArea-child .copd-live),
-.jp-OutputArea-child:has(.copd-still) + .jp-OutputArea-child:not(:has(.copd-live)){display:none}</style>"""
+.jp-OutputArea-child:has(.copd-still) + .jp-OutputArea-child:not(:has(.copd-live)){{display:none}}
+[data-jp-theme-light="false"] .jp-OutputArea-child:has(+ .jp-OutputArea-child .copd-still) img{{{TURNED}}}</style>"""
 
 class Keys(anywidget.AnyWidget):
     "Gives every control of an explorer a name for screen readers, and tokens their arrow keys."

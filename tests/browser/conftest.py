@@ -23,6 +23,13 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 def required() -> bool: return bool(os.environ.get("CI")) or os.environ.get("COPD_REQUIRE_BROWSER") == "1"
 
 
+def use_theme(page, name: str):
+    "Switch a JupyterLab to its theme Light or Dark."
+    page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {name}'}})")
+    page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(name == 'Light').lower()}'")
+    page.wait_for_timeout(500)
+
+
 def missing(what: str):
     "Skip where a browser is optional, fail where it is required."
     message = f"{what}: `make setup` installs it where it may (apt-get install chromium)"

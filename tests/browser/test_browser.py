@@ -7,7 +7,7 @@ import sys
 import nbformat
 import pytest
 
-from conftest import ROOT, SHOTS
+from conftest import ROOT, SHOTS, use_theme
 
 from copd_nb.engine.runs import request_stop
 
@@ -100,14 +100,11 @@ def test_gap_explorer_and_token_inspector(lab, open_page):
     tokens.locator("img").first.wait_for()  # the last prompt is an image
     assert min(buttons.evaluate_all(CONTRAST)) >= 4.5
     tokens.screenshot(path=SHOTS / "token-inspector.png")
-    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
-    page.wait_for_timeout(500)
+    use_theme(page, "Dark")
     assert min(buttons.evaluate_all(CONTRAST)) >= 4.5
     tokens.screenshot(path=SHOTS / "token-inspector-dark.png")
     widget(page, "metric", "pair").screenshot(path=SHOTS / "gap-explorer-dark.png")
-    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
-    page.wait_for_function("() => document.body.dataset.jpThemeLight === 'true'")
+    use_theme(page, "Light")
     assert page.elsewhere == []
 
 
