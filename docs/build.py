@@ -12,8 +12,6 @@ from latex2mathml.converter import convert
 
 import copd_nb
 from copd_nb.analysis.page import claims_of, claims_page_markdown, counts_sentence
-from copd_nb.analysis.records import read_results
-from copd_nb.engine.history import is_older
 from copd_nb.report.driver import inert
 from copd_nb.report.overview import STUDIES, Entry, entries
 from copd_nb.schedule.copd_schedules import copd
@@ -30,8 +28,6 @@ from speed import speed  # noqa: E402
 from storeys import STOREYS  # noqa: E402
 
 PAGES, REPORTS = ROOT / "docs", ROOT / "docs" / "reports"
-RESULTS = next((file for name in ("experiment-standard", "comparison-standard")  # the former name of the report
-                if (file := REPORTS / name / "results.json").exists()), None)
 MEASURED, BEGIN, END = (PAGES / "measured.md", "<!-- made by `python docs/build.py measured` -->",
                         "<!-- end of what is made -->")
 FAST = "<!-- made from bench/results.json -->"
@@ -99,19 +95,22 @@ def table(rows: list[dict], names: list[str]) -> list[str]:
 
 
 def results(names: list[str]) -> str:
-    "The committed comparison of some paradigms: tables, and sentences with intervals."
-    content, parts = harmless(read_results(RESULTS)), []
+    "The published experiment with most seeds that has some paradigms: tables, and sentences with intervals."
+    records = sorted((e.record for e in published() if e.name == "experiment"),
+                     key=lambda r: len(r["parameters"]["seeds"]), reverse=True)
+    def has(rows): return any(r["paradigm"] in names for r in rows)
+    content = next((r for r in records if any(map(has, r["tables"].values()))), None)
+    if content is None: raise ValueError(f"no published experiment has a row of {names}")
+    parts, title = [], content["parameters"]["title"]
     for key, rows in content["tables"].items():
-        if not any(r["paradigm"] in names for r in rows): continue
+        if not has(rows): continue
         shown = table(rows, ["base", *names])
         said = [f"- {v['sentence'].rstrip('.')}." for v in content["verdicts"][key] if {v["paradigm"], v["other"]}
                 & set(names)]
         parts += [f"**{setting(key)}**", "", *shown, "", *said, ""]
-    if not parts: raise ValueError(f"{RESULTS.name} has no row of {names}")
     seeds = len(content["parameters"]["seeds"])
-    older = " It is of an older engine, so it settles nothing." if is_older(content) else ""
-    return "\n".join([*parts, f"{seeds} seeds, 95 % intervals over seeds and prompts; `make report PRESET=standard`, "
-                              f"commit {content['environment']['commit']}.{older}"])
+    return "\n".join([*parts, f"{seeds} seeds, 95 % intervals over seeds and prompts; `copd compare "
+                              f"examples/{title}.yaml`, commit {content['environment']['commit']}."])
 
 
 def chosen(names: str) -> list[Entry]:
@@ -185,11 +184,13 @@ def measured() -> str:
         told = e.record["headline"] if e.brief else ""
         return f"- [{inert(e.title)}](reports/{e.folder.name}/{e.name}.html) {told}".rstrip()
     studies = [line(e) for e in found if e.name in STUDIES and e.name != "experiment" and not e.older]
-    old = [line(e) for e in found if e.older and e.name in (*STUDIES, "comparison")]
+    old = [line(e) for e in found if e.older and e.name in STUDIES]
+    missing = ", ".join(f"`{name}`" for name in STUDIES if name not in {e.name for e in found})
     parts = [x for e in now for x in experiment(e)]
     if studies: parts += ["", "## Studies", "", *studies]
     said = "Rewards read numbers in another way then. These settle nothing, until they are made again."
     if old: parts += ["", "## Of an older engine", "", said, "", *old]
+    if missing: parts += ["", f"Not run with the engine as it is: {missing} (`copd report NAME -p preset standard`)."]
     claims = counts_sentence(claims_of({e.folder.name: e.record for e in found}))
     return "\n".join([*parts, "", "## The claims", "", f"{claims} [The table](claims.md)"]).strip()
 

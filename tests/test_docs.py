@@ -27,7 +27,6 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]
 # published, but no studies: one seed of a real model, rewards without training
 OTHER_REPORTS = {"real", "checkpoints", "audit"}
-FORMER = {"comparison": "experiment"}  # published under the name that it had
 spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
 docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs)
@@ -70,7 +69,9 @@ def test_the_studies_page_has_every_claim_and_every_report(site):
     shown = re.sub(r"<[^>]+>", "", (site / "studies.html").read_text())
     published = sorted(f.parent for f in (ROOT / "docs" / "reports").glob("*/results.json"))
     names = {read_results(f / "results.json")["report"] for f in published}
-    assert {FORMER.get(n, n) for n in names} == set(STUDIES) | OTHER_REPORTS
+    assert {"experiment", "pilot", "dynamics"} <= names <= set(STUDIES) | OTHER_REPORTS
+    told = docs.measured()
+    assert all((f"`{name}`" in told) == (name not in names) for name in STUDIES), "published, or said to be missing"
     assert all(c.text in shown.replace("&#39;", "'").replace("&#x27;", "'").replace("’", "'")
                for c in CLAIMS)
     for f in published:
@@ -78,14 +79,13 @@ def test_the_studies_page_has_every_claim_and_every_report(site):
 
 
 def test_published_reports_are_standard_runs_over_seeds():
-    "At least three seeds, five for the shipped comparison, and pages that need nothing from elsewhere."
+    "At least three seeds, and pages that need nothing from elsewhere."
     for folder in (f.parent for f in (ROOT / "docs" / "reports").glob("*/results.json")):
         record = read_results(folder / "results.json")
         if record["report"] in OTHER_REPORTS: continue
         preset, seeds = (record["parameters"][name] for name in ("preset", "seeds"))
         of_a_file = record["report"] == "experiment" and record["parameters"]["file"].endswith(".yaml")
-        assert preset == (None if of_a_file else "standard") and len(seeds) >= (
-            5 if record["report"] in ("comparison", "experiment") and not of_a_file else 3)
+        assert preset == (None if of_a_file else "standard") and len(seeds) >= 3
     assert not docs.loads_from_elsewhere(ROOT / "docs" / "reports")
     assert sum(f.stat().st_size for f in (ROOT / "docs" / "reports").rglob("*")) < 10_000_000
 
@@ -111,7 +111,7 @@ def test_the_readme_is_short_and_its_numbers_are_measured():
 
 def test_results_of_nothing_are_refused():
     with pytest.raises(ValueError, match="no report"): docs.filled("<!-- studies unknown -->")
-    with pytest.raises(ValueError, match="no row of"): docs.filled("<!-- results a paradigm that was not run -->")
+    with pytest.raises(ValueError, match="has a row of"): docs.filled("<!-- results a paradigm that was not run -->")
     with pytest.raises(KeyError): docs.filled("<!-- drawing unknown -->")
 
 

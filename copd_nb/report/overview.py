@@ -164,11 +164,11 @@ def _light(page: str) -> str:
     return _PICTURE.sub(_lighter, page)
 
 def _lighter(match: re.Match) -> str:
-    "An embedded picture with 256 colours, enough for a figure; as it was if that is no smaller, or see-through."
+    "An embedded picture with 256 colours, enough for a figure; as it was if it has no more, is see-through or small."
     small = io.BytesIO()
-    try: picture = Image.open(io.BytesIO(raw := base64.b64decode(match[2]))).convert("RGBA")
+    try: picture = Image.open(io.BytesIO(raw := base64.b64decode(match[2])))
     except (OSError, ValueError): return match[0]  # no picture
-    if picture.getextrema()[3][0] < 255: return match[0]
+    if picture.mode == "P" or picture.convert("RGBA").getextrema()[3][0] < 255: return match[0]
     found = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     found.save(small, "PNG", optimize=True)
     return match[1] + base64.b64encode(min(raw, small.getvalue(), key=len)).decode()

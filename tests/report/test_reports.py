@@ -281,6 +281,8 @@ def test_publishing_makes_pictures_smaller_and_changes_nothing_that_is_seen(tmp_
     again = Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2]))).convert("RGB")
     apart = np.abs(np.asarray(again, int) - np.asarray(chart.convert("RGB"), int))
     assert again.size == chart.size and apart.max() <= 24 and apart.mean() < 0.2
+    publish(target, tmp_path / "twice")
+    assert (tmp_path / "twice" / "pilot-quick" / "pilot.html").read_text() == html
 
 
 def test_publishing_has_a_limit_and_leaves_all_as_it_was(tmp_path):
