@@ -208,7 +208,7 @@ def with_measured(text: str) -> str:
 def filled(text: str, root: str = "") -> str:
     "A page with its drawings and results; `root` leads from it to the site's root."
     def made(match: re.Match) -> str:
-        if match[1] == "drawing": return DRAWINGS[match[2]]._repr_html_()
+        if match[1] == "drawing": return f'<div style="overflow-x:auto">{DRAWINGS[match[2]].svg()}</div>'
         return dict(results=lambda names: results(names.split(", ")), claims=claims, headline=headline,
                     studies=lambda names: studies(names, root))[match[1]](match[2])
     return DIRECTIVE.sub(made, text)

@@ -1,6 +1,7 @@
 """Input from others is data: no pickle, no remote code, no path out of its folder, no markup.
 Output to others reveals nothing about this machine."""
 import ast
+import base64
 import hashlib
 import importlib.util
 import io
@@ -623,12 +624,15 @@ class Page(HTMLParser):
 
 
 def faults(source):
-    "What a page holds that could only come from the data."
-    page = Page(source)
+    "What a page holds that could only come from the data, its pictures that are drawn with tags included."
+    page, drawn = Page(source), "data:image/svg+xml;base64,"
     yield from (tag for tag, _ in page.elements if tag in FORBIDDEN)
     for tag, attributes in page.elements:
         for key, value in attributes.items():
             if key.startswith("on") or key == "srcdoc": yield f"{tag} {key}"
+            if (tag, key) == ("img", "src") and (value or "").startswith(drawn):
+                yield from faults(base64.b64decode(value.removeprefix(drawn)).decode())
+                continue
             known = r"#|data:image/png;base64,|[\w./%-]+$" + "|https?://" * (tag == "a")
             if key.endswith(("href", "src", "action", "data")) and not re.match(known, value or ""):
                 yield f"{tag} {key}={value}"
@@ -712,10 +716,10 @@ def parts(p, tmp_path):
     return "".join([token_panel(view(p), 0, 0), prompt_of(view(p), 0), *(legend(view(p), m) for m in METRICS)])
 
 
-def record(p, tmp_path):
+def record(p, tmp_path, name="r"):
     found = finding("copd_over_mopd", 1.0, -1.0, 3.0, 2, p)
     rows = [dict(paradigm=n, capability=c, mean=1., low=0., high=2.) for n in ("base", p) for c in (p, "mean")]
-    return write_results(tmp_path / "reports" / "r", "r", dict(preset=p, seeds=[p], steps=1), p,
+    return write_results(tmp_path / "reports" / "r", name, dict(preset=p, title=p, seeds=[p], steps=1), p,
                          {"main/greedy": pd.DataFrame(rows)}, [p], [p],
                          {"copd_over_mopd": found | dict(sentence=p), p: found},
                          verdicts={"main/greedy": [dict(paradigm=p, other="mixed RLVR", sentence=p)]})
@@ -742,13 +746,12 @@ def report(p, tmp_path):
 
 def site(p, tmp_path):
     "What the documentation makes of a record, by a renderer that lets HTML through."
-    record(p, tmp_path)
-    before, reports = (docs.RESULTS, docs.REPORTS), tmp_path / "reports"
-    docs.RESULTS, docs.REPORTS = reports / "r" / "results.json", reports
+    record(p, tmp_path, "experiment")
+    before, docs.REPORTS = docs.REPORTS, tmp_path / "reports"
     try:
         text = "\n\n".join(
             [docs.results([docs.harmless(p)]), docs.studies("all", ""), docs.claims("all"), docs.measured()])
-    finally: docs.RESULTS, docs.REPORTS = before
+    finally: docs.REPORTS = before
     return mistune.create_markdown(escape=False, plugins=["table"])(text)
 
 
@@ -770,7 +773,7 @@ BUILDERS = dict(
     example=lambda p, t: example(p)._repr_html_(), capability=lambda p, t: capability(p)._repr_html_(),
     rollouts=lambda p, t: rollouts(p)._repr_html_(), cost=lambda p, t: Cost(1, 2, 3)._repr_html_(),
     accuracy=lambda p, t: AccuracyTable(pd.DataFrame({p: [p, p + "▲"]}, index=[p, "b"]))._repr_html_(),
-    schedule=lambda p, t: drawn(p)._repr_html_(), run=lambda p, t: run(p, t)._repr_html_(),
+    schedule=lambda p, t: drawn(p)._repr_html_() + drawn(p).svg(), run=lambda p, t: run(p, t)._repr_html_(),
     tokens=lambda p, t: html_of(view(p)),
     page=page, parts=parts, inspector=inspected, explorer=explorer, figure=figure,
     card=lambda p, t: designer_module.Design(("a", "b"), topology="hub", hub="a").html(),

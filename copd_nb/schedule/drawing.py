@@ -5,6 +5,7 @@
 # %% ../../nbs/3_schedule/12_drawing.ipynb #c002
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from html import escape
 
@@ -193,10 +194,13 @@ def svg(self: Schedule) -> str:  # a complete <svg> element
              *_draw_result(self, lanes, right, node), *_draw_legend(bottom + 38, colors, legend),
              *([_text(16, bottom + 56, control, 11, color="#444444")] if control else [])]
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
-    label = f'role="img" aria-label="{escape(f"schedule {self.name}", quote=True)}"'
+    label = f'role="img" aria-label="{escape(f"schedule {self.name}: {summary}", quote=True)}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" {label}>{"".join(parts)}</svg>'
 
 
 def _repr_html_(self: Schedule) -> str:
-    "The drawing, with a scroll bar of its own where the page is narrow."
-    return f'<div style="overflow-x:auto">{self.svg()}</div>'
+    "The drawing as a picture: hosts that don't trust a notebook strip inline SVG and leave its words in a heap."
+    data = base64.b64encode(self.svg().encode()).decode()
+    alt = escape(f"schedule {self.name}: {self.total_steps} optimizer steps in all", quote=True)
+    return (f'<div style="overflow-x:auto"><img alt="{alt}" style="max-width:none" '
+            f'src="data:image/svg+xml;base64,{data}"></div>')

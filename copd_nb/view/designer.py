@@ -61,9 +61,9 @@ class Design:
     @property
     def size(self) -> tuple[float, float]:
         "Inches of the picture."
-        return svg_size(self.schedule._repr_html_())
+        return svg_size(self.schedule.svg())
 
-    def draw(self, ax: Axes): svg_axes(self.schedule._repr_html_(), ax)
+    def draw(self, ax: Axes): svg_axes(self.schedule.svg(), ax)
 
     def words(self) -> str:
         "Price and code."
@@ -75,7 +75,8 @@ class Design:
         if self.workload:
             costs = self.price().map(lambda v: v if isinstance(v, str) else human(v))
             price = table(costs, "price (completion tokens, FLOPs)")
-        return card(self.schedule._repr_html_() if drawing else "", price, f"<pre>{escape(self.code)}</pre>")
+        drawn = f'<div class="wide">{self.schedule.svg()}</div>' if drawing else ""
+        return card(drawn, price, f"<pre>{escape(self.code)}</pre>")
 
 # %% ../../nbs/7_view/16_designer.ipynb #c006
 class ScheduleDesigner(Explorer):

@@ -1,6 +1,7 @@
 "Notebooks with widgets that were run, saved, closed and opened again, or shown by a host that strips their HTML."
 import io
 import re
+import shutil
 
 import nbformat
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from conftest import SHOTS, use_theme
+from conftest import ROOT, SHOTS, use_theme
 
 from copd_nb.report.driver import _body
 from copd_nb.view.saved import WIDGET
@@ -27,6 +28,7 @@ CELLS = (PLACES, "monitor = RunMonitor(run.path)\nmonitor", "monitor.controls['m
          "suite = minis(('text', 'image'))\nview = token_view(minis_branch('text'), minis_branch('image'), "
          "[*suite['text'].test[:2], *suite['image'].test[:1]], max_new_tokens=10, k=5)",
          "inspector = TokenInspector(view)\ninspector")
+WIDE = "es => es.filter(e => e.offsetParent && e.naturalWidth > 300).length"
 TOOLS = ("RunMonitor", "GapExplorer", "RunBrowser", "ScheduleDesigner", "RunStory", "TokenInspector")
 
 
@@ -93,6 +95,24 @@ def test_a_reopened_notebook_shows_the_last_picture_of_every_widget(lab, saved, 
     assert page.elsewhere == []
 
 
+def test_a_clone_that_nobody_trusts_yet_shows_pictures(lab, saved, open_page):
+    "JupyterLab cleans the HTML of a notebook whose signature it doesn't know: no inline SVG, no style."
+    strange = nbformat.read(saved, as_version=4)
+    strange.cells[0].source += "  # from elsewhere"
+    nbformat.write(strange, lab.folder / "strange.ipynb")
+    shutil.copy(ROOT / "nbs" / "index.ipynb", lab.folder / "hero.ipynb")
+    for name, least in (("strange", len(TOOLS)), ("hero", 1)):
+        page = open_page(1400, 1000)
+        page.goto(f"{lab.url}/lab/tree/{name}.ipynb?token={lab.token}&reset")
+        page.locator(".jp-OutputArea img").first.wait_for()
+        page.wait_for_timeout(2000)
+        shown = page.locator(".jp-OutputArea img:visible").evaluate_all(WIDE)
+        text = page.locator(".jp-Notebook").inner_text()
+        assert shown >= least and "own signal" not in text, "the words of a drawing are in the drawing"
+        assert "model not found" not in text and "Loading widget" not in text and page.elsewhere == []
+        page.screenshot(path=SHOTS / f"untrusted-{name}.png")
+
+
 def stripped(html: str) -> str:
     "A page without styles, ids, classes, scripts and inline SVG."
     soup = BeautifulSoup(html, "html.parser")
@@ -106,7 +126,7 @@ def test_a_page_of_it_shows_every_widget(saved, open_page, tmp_path, strip):
     page, html = open_page(1200, 900), f"<!doctype html><body>{_body(nbformat.read(saved, as_version=4))}</body>"
     (tmp_path / "page.html").write_text(stripped(html) if strip else html, encoding="utf-8")
     page.goto(f"file://{tmp_path}/page.html")
-    shown = page.locator("img").evaluate_all("es => es.filter(e => e.offsetParent && e.naturalWidth > 300).length")
+    shown = page.locator("img").evaluate_all(WIDE)
     text = page.inner_text("body")
     assert shown == len(TOOLS) and "Error displaying" not in text and "application/vnd" not in text
     assert text.count("Static picture") == len(TOOLS) and "step 300 of 300" in text and "token 1 of" in text

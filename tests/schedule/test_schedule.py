@@ -1,5 +1,6 @@
 "Schedules: what is refused, round trips, clocks and prices against slow loops, drawings."
 
+import base64
 import json
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -635,7 +636,7 @@ def test_events_of_another_schedule_are_refused():
 
 def texts(schedule: Schedule) -> list[str]:
     "The words of a drawing."
-    return [element.text for element in ElementTree.fromstring(schedule._repr_html_()).iter(SVG + "text")]
+    return [element.text for element in ElementTree.fromstring(schedule.svg()).iter(SVG + "text")]
 
 
 def test_description_tells_every_phase():
@@ -689,7 +690,16 @@ def test_names_are_escaped():
     schedule = Schedule(evil, [evil, "b"], [phase], evil)
     assert "<script" not in schedule.svg() and texts(schedule).count(evil) >= 4
     label = ElementTree.fromstring(schedule.svg()).get("aria-label")
-    assert label == f"schedule {evil}"
+    assert label.startswith(f"schedule {evil}: ")
+
+
+def test_a_notebook_shows_the_drawing_as_a_picture():
+    "JupyterLab strips inline SVG from a notebook that it doesn't trust, as every clone is, and keeps pictures."
+    schedule = small()
+    picture = ElementTree.fromstring(schedule._repr_html_().replace("></div>", "/></div>")).find("img")
+    kind, _, data = picture.get("src").partition(",")
+    assert kind == "data:image/svg+xml;base64" and base64.b64decode(data).decode() == schedule.svg()
+    assert picture.get("alt") == f"schedule {schedule.name}: {schedule.total_steps} optimizer steps in all"
 
 
 def test_drawing_is_self_contained():

@@ -76,7 +76,7 @@ def test_stills_are_small_pictures_and_refusals_are_pictures_too(run):
     assert Image.open(io.BytesIO(png)).size == (800, 340) and len(png) < 40_000
     state.metric = "cosine"
     assert Image.open(io.BytesIO(still(state.draw))).size == (800, 80)
-    drawing = copd(["text", "image"], cycles=2)._repr_html_()
+    drawing = copd(["text", "image"], cycles=2).svg()
     ax = svg_axes(drawing, Figure().subplots())
     assert {t.get_text() for t in ax.texts} >= {"copd", "RL text", "merge"} and svg_size(drawing)[0] > 6
 
