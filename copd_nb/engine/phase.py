@@ -88,7 +88,7 @@ def _new_pairs(training: Training, index: int) -> bool:
     return not _alone(schedule, schedule.phases[index]) and bool(pairs - known)
 
 def _enter(training: Training, phase: Phase, place: dict):
-    "Before the first step of a phase: fresh optimisers if asked for, and a probe of new pairs."
+    "Before the first step of a phase: fresh optimizers if asked for, and a probe of new pairs."
     index = place["phase_index"]
     if training.config.optimizer_state == "reset" and not _continues(training.schedule, index):
         for update in phase.updates: training.executor.at(update.branch, _fresh, update.branch)

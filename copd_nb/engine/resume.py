@@ -51,7 +51,7 @@ def packed(training: Training, names: Iterable[str]) -> Iterator[tuple[str, dict
 
 # %% ../../nbs/4_engine/20_resume.ipynb #c005
 def _moments(training: Training, name: str, kind: str, named: dict[str, Tensor]):
-    "Put the moments of a file into an optimiser of a branch that lives here."
+    "Put the moments of a file into an optimizer of a branch that lives here."
     optimizer, state = training.learner.optimizer(training, name, kind), {}
     parameters = training.branch(name).policy.parameters()
     for key, value in named.items():

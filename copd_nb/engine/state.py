@@ -63,7 +63,7 @@ class Branch:
     "A policy that learns."
     policy: Policy
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # one, or one for each kind of stream
-    updates: int = 0  # optimiser steps so far
+    updates: int = 0  # optimizer steps so far
     syncs: int = 0  # how often it went on from a merge
     cursors: dict[str, int] = field(default_factory=dict)  # stream and capability → position in the prompt stream
     followers: dict[str, Policy] = field(default_factory=dict)  # its snapshots and averages, by name

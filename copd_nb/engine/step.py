@@ -176,7 +176,7 @@ def update(
     losses: dict[str, float],  # from `gradients`
     lr: float,  # factor of the phase
 ) -> tuple[list[dict], list[dict]]:  # notes that were made on the way, and a row for each signal
-    "Stage 4, where the learner lives: the optimiser step, and what the log says about it."
+    "Stage 4, where the learner lives: the optimizer step, and what the log says about it."
     branch = training.branch(name)
     step, branch.step = branch.step, None
     if step is None or step.gradients is None:

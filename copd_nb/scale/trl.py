@@ -36,12 +36,12 @@ def _refuse_model(policy: Policy):
                          "can't ban ids under a cap, use the built-in learner")
 
 def _refuse_run(config: Config, accelerator):
-    "ValueError for optimisers that a trainer can't have, or whose gradients can't be read."
+    "ValueError for optimizers that a trainer can't have, or whose gradients can't be read."
     if config.optimizer_state == "separate":
-        raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimiser, allowed are "
+        raise ValueError("config optimizer_state='separate': a trainer of TRL has one optimizer, allowed are "
                          "'keep' and 'reset'")
     if config.optimizer != "adamw":
-        raise ValueError(f"config optimizer={config.optimizer!r}: a trainer of TRL has the optimiser of its own "
+        raise ValueError(f"config optimizer={config.optimizer!r}: a trainer of TRL has the optimizer of its own "
                          "arguments, allowed is 'adamw'")
     if accelerator.distributed_type == "DEEPSPEED":
         raise ValueError("DeepSpeed keeps gradients in buffers of its own, where streams can't be told apart: shard "
@@ -167,9 +167,9 @@ class TrlLearner(Learner):
         self,
         training: Training,
         name: str,  # of the branch
-        kind: str = "all",  # of stream: there is one optimiser for all
+        kind: str = "all",  # of stream: there is one optimizer for all
     ) -> torch.optim.Optimizer:
-        "The optimiser of a branch, made by its trainer when first needed; of a shared model, for the branch's adapter."
+        "The optimizer of a branch, made by its trainer when first needed; of a shared model, for the branch's adapter."
         trainer, branch = self.trainer(training, name), training.branch(name)
         if "all" not in branch.optimizers:
             trainer.optimizer = None
@@ -200,6 +200,6 @@ class TrlLearner(Learner):
         gradients: dict[str, list],  # from `gradients`
         lr: float,  # factor of the phase
     ) -> tuple[float, float]:  # norm before clipping, learning rate
-        "One step of the trainer's optimiser."
+        "One step of the trainer's optimizer."
         self.optimizer(training, name)
         return optimizer_step(training, name, gradients, lr)

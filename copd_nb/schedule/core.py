@@ -24,7 +24,7 @@ class Sync:
     branches: tuple[str, ...]  # two or more; the first one's place keeps what the outer step needs
     method: str = "linear"  # of the merge: linear | task_arithmetic | ties | dare | slerp
     weights: tuple[float, ...] | None = None  # one per branch; None means equal
-    moments: str = "reset"  # of the branches' optimisers: reset | keep (each its own) | average
+    moments: str = "reset"  # of the branches' optimizers: reset | keep (each its own) | average
     outer_lr: float = 1.0  # rate of the outer step on the averaged change; 1 without momentum is plain averaging
     outer_momentum: float = 0.0  # Nesterov momentum of the outer step, in [0, 1)
     density: float = 1.0  # share of each tensor that ties and dare keep, in (0, 1]

@@ -104,6 +104,6 @@ def _phase_lines(phases: tuple[Phase, ...]) -> list[str]:
 def describe(self: Schedule) -> str:  # one line for the whole, one per phase, one for the result
     "The schedule in plain words."
     starts = _and(f"{branch} from {_start_words(start)}" for branch, start in self.branches)
-    head = f"{self.name}: {starts}; {self.total_steps} optimiser steps, longest chain {self.critical_steps}."
+    head = f"{self.name}: {starts}; {self.total_steps} optimizer steps, longest chain {self.critical_steps}."
     between = [] if self.control is None else [f"After each cycle: {self.control.words}."]
     return "\n".join([head, *_phase_lines(self.phases), *between, f"Result: {_result_words(self.result)}."])

@@ -46,7 +46,7 @@ def grpo_advantages(
 
 # %% ../../nbs/2_signals/06_objectives.ipynb #8de9405f
 def loss_denominator(
-    mask: Tensor,  # (B, T) true or 1 for completion tokens, of a whole optimiser step
+    mask: Tensor,  # (B, T) true or 1 for completion tokens, of a whole optimizer step
     reduction: str = "token",  # token, sequence or constant
     max_tokens: int | None = None,  # constant only: length limit of a completion
 ) -> float:  # what the summed loss is divided by; adds up over micro-batches
@@ -70,7 +70,7 @@ def reduce_loss(
     losses: Tensor,  # (B, T) token losses
     mask: Tensor,  # (B, T) true or 1 for completion tokens
     reduction: str = "token",  # token, sequence or constant
-    denominator: float | None = None,  # of the whole optimiser step; None takes these rows for the step
+    denominator: float | None = None,  # of the whole optimizer step; None takes these rows for the step
     max_tokens: int | None = None,  # constant only: length limit of a completion
 ) -> Tensor:  # scalar
     "Masked (B, T) losses → scalar sum / denominator; ValueError for shapes that disagree or a denominator ≤ 0."
@@ -106,7 +106,7 @@ def clipped_surrogate(
     clip_low: float = 0.2,  # ratios below 1 − clip_low earn no more for a negative advantage
     clip_high: float = 0.28,  # ratios above 1 + clip_high earn no more for a positive one
     reduction: str = "token",  # token, sequence or constant
-    denominator: float | None = None,  # of the whole optimiser step; None takes these rows for the step
+    denominator: float | None = None,  # of the whole optimizer step; None takes these rows for the step
     max_tokens: int | None = None,  # constant only: length limit of a completion
 ) -> Tensor:  # scalar loss to minimise
     "PPO's clipped surrogate with GRPO's reductions, (B, T) → scalar; ValueError for bad shapes or an empty step."
@@ -206,7 +206,7 @@ def distillation_loss(
     kind: str = "reverse",  # reverse, forward, jsd, or topk: reverse KL over the student's top k and a tail
     alpha: float = 0.5,  # jsd only: weight of the teacher in the mixture
     k: int | None = None,  # topk only: ids that are kept
-    denominator: float | None = None,  # tokens of the whole optimiser step; None takes these rows for the step
+    denominator: float | None = None,  # tokens of the whole optimizer step; None takes these rows for the step
 ) -> Tensor:  # scalar loss, nats a token
     "Full-vocabulary distillation, Σ divergence / Σ mask, (B, T, V) → scalar; ValueError for a bad kind, k or mask."
     if (kind == "topk") != (k is not None):

@@ -809,8 +809,8 @@ def test_a_finished_run_is_loaded_with_what_was_realised(straight, suite, start,
         train(replace(SHARE, control=gradient_share(0.4)), suite, start, TINY, run.path, progress=False)
 
 
-def test_parts_of_a_phase_share_their_optimiser_state(suite, start, tmp_path):
-    "A Phase I in two parts is one phase: where optimisers are reset, they are not reset between the parts."
+def test_parts_of_a_phase_share_their_optimizer_state(suite, start, tmp_path):
+    "A Phase I in two parts is one phase: where optimizers are reset, they are not reset between the parts."
     both, alone = [Update(b, [RL(b)]) for b in PAIR], [Update("text", [RL("text")])]
     whole = Schedule("whole", PAIR, [Phase("I", 2, both, 1), Phase("II", 1, both, 1)], "text")
     parts = Schedule("parts", PAIR, [Phase("I", 1, both, 1), Phase("I", 1, alone, 1), Phase("II", 1, both, 1)], "text")

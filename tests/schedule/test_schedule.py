@@ -641,7 +641,7 @@ def texts(schedule: Schedule) -> list[str]:
 
 def test_description_tells_every_phase():
     lines = repr(small()).splitlines()
-    assert lines[0] == "small: a from base and b from base; 10 optimiser steps, longest chain 5."
+    assert lines[0] == "small: a from base and b from base; 10 optimizer steps, longest chain 5."
     assert lines[1] == "one, 3 steps: a learns from the reward on a; b learns from the reward on b."
     assert lines[2].startswith(
         "two, 2 steps: a learns from the reward on a and teacher b on b (β 0.1); b learns from teacher a on a"

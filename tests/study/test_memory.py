@@ -81,7 +81,7 @@ def test_what_changes_a_memory_plan(large):
     assert plan_of(large, config=dict(rollout_rows=24))["keys and values"] == pytest.approx(2 * full["keys and values"])
 
 
-def test_a_memory_plan_knows_syncs_followers_and_the_optimiser(large):
+def test_a_memory_plan_knows_syncs_followers_and_the_optimizer(large):
     "Merge, origin and outer momentum; copies of teachers; no moments for plain SGD."
     one = plan_of(large, HUB)["branches"] / 3
     local = plan_of(large, local_rlvr(["text", "image"], 20, 5))
