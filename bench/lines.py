@@ -166,9 +166,10 @@ class Lines:
         batch = dict(model=self.preset.real, prompts=8, group_size=8)
 
         def case(limit, rank, precision):
-            task = dict(batch, shortest=limit, longest=limit, rank=rank, micro_prompts=2)
+            parts = 4 if limit <= 64 else 8  # of an update, so that all sides together fit into 24 GiB
+            task = dict(batch, shortest=limit, longest=limit, rank=rank, micro_prompts=8 // parts)
             theirs = dict(batch, capability="text", reward="digits", max_new_tokens=limit, rank=rank,
-                          precision=precision, parts=4)
+                          precision=precision, parts=parts)
             sides = [self.ours("copd_nb", "forced", **task, precision=precision), self.trl("TRL", "grpo", **theirs)]
             if precision == "bf16": sides.insert(1, self.ours("copd_nb, fp32", "forced", **task))
             how = f"{f'LoRA of rank {rank}' if rank else 'full copy'}, {precision}"
