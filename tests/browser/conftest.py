@@ -1,4 +1,5 @@
 "A real JupyterLab and a real chromium. Without chromium the tests are skipped; where it is required (CI) they fail."
+import io
 import json
 import os
 import re
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 # screenshots of every widget, and of failures
@@ -28,6 +31,11 @@ def use_theme(page, name: str):
     page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {name}'}})")
     page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(name == 'Light').lower()}'")
     page.wait_for_timeout(500)
+
+
+def brightness(element) -> float:
+    "Mean of what an element shows, 0 for black and 255 for white."
+    return np.asarray(Image.open(io.BytesIO(element.screenshot())).convert("L")).mean()
 
 
 def missing(what: str):

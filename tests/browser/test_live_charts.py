@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 
-from conftest import SHOTS
+from conftest import SHOTS, brightness, use_theme
 
 from copd_nb.view.charts import probe_panel
 from copd_nb.view.story import shipped_run
@@ -161,12 +161,11 @@ def test_runs_are_sorted_and_no_two_lines_look_alike(page):
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_pictures_of_every_widget(page, theme, width):
     page.set_viewport_size(dict(width=width, height=1000))
-    page.evaluate("t => window.jupyterapp.commands.execute('apputils:change-theme', {theme: `JupyterLab ${t}`})", theme)
-    page.wait_for_function("t => document.body.dataset.jpThemeLight === String(t === 'Light')", arg=theme)
-    page.wait_for_timeout(800)
+    use_theme(page, theme)
     for name in NAMES:
         view = tool(page, name)
         view.screenshot(path=SHOTS / f"{name}-{theme.lower()}-{width}.png")
+        assert (brightness(view) < 110) == (theme == "Dark"), f"{name}: a dark page has no white picture"
         assert view.evaluate("e => e.scrollWidth - e.clientWidth") <= 1, name
         for paper in view.locator(".copd").evaluate_all("es => es.map(e => getComputedStyle(e).backgroundColor)"):
             assert (paper == "rgb(255, 255, 255)") == (theme == "Light"), (name, paper)

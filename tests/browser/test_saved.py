@@ -1,15 +1,12 @@
 "Notebooks with widgets that were run, saved, closed and opened again, or shown by a host that strips their HTML."
-import io
 import re
 import shutil
 
 import nbformat
-import numpy as np
 import pytest
 from bs4 import BeautifulSoup
-from PIL import Image
 
-from conftest import ROOT, SHOTS, use_theme
+from conftest import ROOT, SHOTS, brightness, use_theme
 
 from copd_nb.report.driver import _body
 from copd_nb.view.saved import WIDGET
@@ -32,22 +29,6 @@ WIDE = "es => es.filter(e => e.offsetParent && e.naturalWidth > 300).length"
 TOOLS = ("RunMonitor", "GapExplorer", "RunBrowser", "ScheduleDesigner", "RunStory", "TokenInspector")
 
 
-def brightness(element) -> float:
-    "Mean of what an element shows, 0 for black and 255 for white."
-    return np.asarray(Image.open(io.BytesIO(element.screenshot())).convert("L")).mean()
-
-
-def live_in_both_themes(page):
-    "Screenshots of every live widget, wide and narrow; a dark page has no white picture."
-    for theme in ("Dark", "Light"):
-        use_theme(page, theme)
-        for width in (900, 1400):
-            page.set_viewport_size(dict(width=width, height=1000))
-            for name, view in zip(TOOLS, page.locator(".copd-live").all()):
-                view.screenshot(path=SHOTS / f"live-{name}-{theme.lower()}-{width}.png")
-                assert (brightness(view) < 110) == (theme == "Dark"), name
-
-
 @pytest.fixture(scope="module")
 def saved(lab, chromium):
     "A notebook with every widget, run, changed and saved in JupyterLab, and its kernel shut down."
@@ -61,7 +42,6 @@ def saved(lab, chromium):
     page.wait_for_function("n => document.querySelectorAll('.copd-live').length === n", arg=len(TOOLS))
     assert page.locator(".copd-still:visible").count() == 0, "beside a live view its picture is hidden"
     assert page.locator(".jp-RenderedImage:visible").count() == 0
-    live_in_both_themes(page)
     page.evaluate("""async () => {
       await window.jupyterapp.commands.execute('docmanager:save');
       await window.jupyterapp.shell.currentWidget.sessionContext.shutdown();
