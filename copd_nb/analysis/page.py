@@ -128,12 +128,14 @@ def kind_of(verdict: str) -> str:
     "The verdict without its reason."
     return next(k for k in KINDS if verdict.startswith(k))
 
+_PLURAL = {"holds": "hold", "does not hold": "do not hold"}
+
 def counts_sentence(
     page: pd.DataFrame,  # from `claims_page`
 ) -> str:
     "How many claims have which verdict, and how many rows were corrected for."
     kinds = page[page.main].verdict.map(kind_of).value_counts()
-    listed = ", ".join(f"{kinds[k]} {k}" for k in KINDS if k in kinds)
+    listed = ", ".join(f"{kinds[k]} {k if kinds[k] == 1 else _PLURAL.get(k, k)}" for k in KINDS if k in kinds)
     return (f"{int(page.main.sum())} claims: {listed}. Holm's correction covers {int(page.p_holm.notna().sum())} "
             "tested rows; a claim counts by its row with most seeds.")
 
@@ -148,7 +150,7 @@ def _ours(r) -> str:
 
 def claims_rows(
     page: pd.DataFrame,  # from `claims_page`
-) -> list[dict[str, str]]:  # source, claim, theirs, ours, measured on, SD, detectable, p (Holm), verdict, record
+) -> list[dict[str, str]]:  # source, claim, verdict, ours, theirs, measured on, SD, detectable, p (Holm), record
     "The page as it is read: numbers with signs and units."
     rows = []
     for r in page.itertuples():
@@ -156,10 +158,11 @@ def claims_rows(
         known = not pd.isna(r.value)
         place = "; ".join(filter(None, (r.where, r.against and f"against {r.against}"))) if known else r.where
         rows.append({
-            "source": r.source, "claim": r.claim, "theirs": paper, "ours": _ours(r), "measured on": place,
-            "SD": _number(r.sd, r.unit) if known else "–", "detectable": _number(r.mde, r.unit) if known else "–",
+            "source": r.source, "claim": r.claim, "verdict": r.verdict, "ours": _ours(r), "theirs": paper,
+            "measured on": place, "SD": _number(r.sd, r.unit) if known else "–",
+            "detectable": _number(r.mde, r.unit) if known else "–",
             "p (Holm)": "–" if pd.isna(r.p_holm) else f"{r.p_holm:.2g}" if r.p_holm >= 1e-3 else "< 0.001",
-            "verdict": r.verdict, "record": r.record if known else "–"})
+            "record": r.record if known else "–"})
     return rows
 
 def claims_page_markdown(
