@@ -19,7 +19,8 @@ CRITICISM = {  # source → claims
     "2608.19098": (
         Claim("budget_not_conflict", "With tokens shared out evenly, mixed RLVR is no worse than the experts", None,
               "experiment", "points", 0.0,
-              "Needs an arm of mixed RLVR whose tokens are balanced over capabilities; no record has one."),),
+              "Mixed RLVR that generates as many tokens of each capability, within a tenth, minus the expert, the "
+              "smallest of all capabilities, at equal total steps."),),
     "2608.27409": (
         Claim("within_1_4", "Merged experts, mixed RLVR and MOPD are within 1.4 points of each other", 1.4,
               "experiment", "points", 1.4,

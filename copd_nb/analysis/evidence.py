@@ -38,7 +38,8 @@ class Runs:
         if own := [n for n, _ in listed if ":" in n]: raise ValueError(f"{own[0]} is code of one's own")
         for name, values in listed:
             made = paradigms(self.setting, asked["steps"], None, [(name, choice_of(name, values or {}))])
-            found += [(FORMER.get(name, name), p) for p in made if p.label in self.scores]
+            kind = FORMER.get(name, name) + (" by shares" if (values or {}).get("shares") else "")
+            found += [(kind, p) for p in made if p.label in self.scores]
         return found
 
     @cached_property
@@ -160,6 +161,12 @@ def _mixed_against_experts(r: Runs, sign: int) -> Differences:
     "Differences of the first row of mixed RLVR to the experts."
     return r.over_experts(r.of("mixed")[0], sign) if r.of("mixed") else {}
 
+def _balanced(r: Runs) -> list[str]:
+    "Rows of mixed RLVR that generate about as many tokens of each capability, within a tenth."
+    table = pd.DataFrame(r.record.get("token_shares", {}).get(r.setting.name, []), columns=["paradigm", "share"])
+    ends = table.groupby("paradigm").share.agg(["min", "max"])
+    return [x for x in r.of("mixed", "mixed by shares") if x in ends.index and ends["max"][x] <= 1.1 * ends["min"][x]]
+
 def _of_semi(r: Runs) -> Differences:
     return r.leads(r.of("semi_opd")[0], r.of("mopd")[:1]) if r.of("semi_opd") and r.of("mopd") else {}
 
@@ -174,6 +181,7 @@ LEADS: dict[str, tuple[Callable[[Runs], Differences], Callable]] = {  # claim â†
     "copd_over_merged": (_over("merged"), decided_by_all),
     "copd_over_mixed_critical_path": (_over("mixed", budget="chain"), decided_by_all),
     "m2rl_interference": (lambda r: _mixed_against_experts(r, 1), decided_by_all),
+    "budget_not_conflict": (lambda r: r.over_experts(_balanced(r)[0]) if _balanced(r) else {}, decided_by_all),
     "within_1_4": (lambda r: _pairs(r, "merged", "mixed", "mopd"), lambda pairs: within(pairs, 1.4)),
     "semi_over_live": (_of_semi, decided_by_all),
     "copd_over_averaged": (_over("local"), decided_by_all),

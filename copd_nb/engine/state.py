@@ -75,7 +75,7 @@ class Branch:
         "The next prompts of a stream; moves the cursors."
         config, examples = training.config, []
         total = config.opd_prompts if isinstance(signals[0], OPD) else config.prompts
-        for signal, n in zip(signals, split_prompts(total, len(signals), step)):
+        for signal, n in zip(signals, split_prompts(total, signals, step)):
             key = f"{signal.stream}/{signal.capability}"
             start = self.cursors.get(key, 0)
             examples += training.capabilities[signal.capability].draw(config.seed, start, n)

@@ -60,7 +60,7 @@ def next_addresses(training: Training, update: Update, step: int) -> list[Addres
     branch, config, found = training.branch(update.branch), training.config, []
     for signal, _ in borrowed(update):
         n = config.opd_prompts
-        if isinstance(signal, RL): n = split_prompts(config.prompts, len(update.rl), step)[update.rl.index(signal)]
+        if isinstance(signal, RL): n = split_prompts(config.prompts, update.rl, step)[update.rl.index(signal)]
         first = branch.cursors.get(f"{signal.stream}/{signal.capability}", 0)
         found.append(Address(signal.capability, first, n, config.seed))
     return found

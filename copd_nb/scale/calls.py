@@ -98,7 +98,7 @@ def _kind(signal: RL | OPD | SFT) -> str:
 
 def _shares(update: Update, config: Config, step: int) -> list[tuple[RL | OPD | SFT, float]]:
     "Signals of an update with their prompts in this step."
-    pools = [(pool, split_prompts(config.prompts, len(pool), step)) for pool in (update.rl, update.sft) if pool]
+    pools = [(pool, split_prompts(config.prompts, pool, step)) for pool in (update.rl, update.sft) if pool]
     shared = [pair for pool, shares in pools for pair in zip(pool, shares)]
     return [*((s, config.opd_prompts) for s in update.opd), *shared]
 

@@ -24,7 +24,7 @@ __all__ = ['stated', 'to_dict', 'from_dict', 'content_hash']
 _KINDS = {"rl": RL, "opd": OPD, "sft": SFT}
 
 
-_LATER = {RL: {f.name for f in fields(RL)} - {"capability"}, OPD: {"rollouts", "weight_clip"}, SFT: set()}
+_LATER = {RL: {f.name for f in fields(RL)} - {"capability"}, OPD: {"rollouts", "weight_clip"}, SFT: {"share"}}
 
 
 def stated(
@@ -70,11 +70,11 @@ def _phase(data: dict) -> Phase | Sync:
 
 # %% ../../nbs/3_schedule/04_as_json.ipynb #c006
 _KIND = {"kind": {"enum": list(_KINDS)}}
-_PLAIN = record(_KIND | {"capability": TEXT})
+_PLAIN = record(_KIND | {"capability": TEXT}, {"share": REAL})
 _ROLLED = {"rollouts": TEXT, "weight_clip": REAL}
 _TAUGHT = record(_KIND | {"capability": TEXT, "teacher": TEXT}, {"beta": REAL, "estimator": TEXT} | _ROLLED)
 _REWARD = record(_KIND | {"capability": TEXT}, _ROLLED | {
-    "teacher": TEXT, "beta": REAL, "residual": TEXT, "bound": REAL, "gate": TEXT, "threshold": REAL})
+    "teacher": TEXT, "beta": REAL, "residual": TEXT, "bound": REAL, "gate": TEXT, "threshold": REAL, "share": REAL})
 
 
 def _of_kind(kind: str) -> dict: return {"properties": {"kind": {"const": kind}}}

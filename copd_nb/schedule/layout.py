@@ -54,7 +54,8 @@ def _label(signal: Signal) -> str:
     rolled = "" if getattr(signal, "roller", None) is None else f" · on {signal.roller}'s"
     if not isinstance(signal, OPD):
         taught = f" + β {signal.beta:g}·δ" if getattr(signal, "taught", False) else ""
-        return f"{type(signal).__name__} {signal.capability}{taught}{rolled}"
+        share = "" if signal.share == 1 else f" · share {signal.share:g}"
+        return f"{type(signal).__name__} {signal.capability}{share}{taught}{rolled}"
     kind = "" if signal.estimator == "sampled" else f" · {signal.estimator_label}"
     at = signal.teacher.partition("@")[2].replace("=", " ")
     return f"OPD {signal.capability} · β {signal.beta:g}{kind}{rolled}" + (f" · {at}" if at else "")

@@ -5,6 +5,7 @@
 # %% ../../nbs/3_schedule/17_paradigms.ipynb #c002
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from .core import Schedule
 from .parts import BASE, OPD, RL, Merge, Phase, Update
 
 # %% auto #0
-__all__ = ['PARADIGMS', 'expert_phase', 'expert', 'mixed_rlvr', 'static_opd', 'mopd', 'merged_experts', 'equal_steps',
-           'schedule_from']
+__all__ = ['PARADIGMS', 'expert_phase', 'expert', 'check_shares', 'mixed_rlvr', 'static_opd', 'mopd', 'merged_experts',
+           'equal_steps', 'schedule_from']
 
 # %% ../../nbs/3_schedule/17_paradigms.ipynb #c005
 def expert_phase(
@@ -51,14 +52,30 @@ def _distinct(capabilities: Iterable[str], at_least: int) -> tuple[str, ...]:
     return names
 
 
+def check_shares(
+    shares: object,  # what somebody wrote
+) -> None:
+    "ValueError unless it is None, or names with positive numbers."
+    if shares is not None and (not isinstance(shares, Mapping) or not shares):
+        raise ValueError(f"shares are capabilities with positive numbers, as {{'text': 2, 'image': 1}}, not {shares!r}")
+    for name, share in (shares or {}).items():
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < math.inf:
+            raise ValueError(f"share of {name!r} is {share!r}: a positive number is needed")
+
+
 def mixed_rlvr(
     capabilities: Iterable[str],  # one or more distinct names
     steps: int,  # ≥ 1
     lr: float = 1.0,  # multiplies the configured learning rate
+    shares: Mapping[str, float] | None = None,  # capability → share of the prompts, relative; None: equal ones
 ) -> Schedule:  # named "mixed"
     "One policy trained by RLVR on the union of all prompts."
     names = _distinct(capabilities, 1)
-    phase = Phase("mixed RLVR", steps, [Update("mixed", [RL(name) for name in names])], lr=lr)
+    check_shares(shares)
+    if shares is not None and set(shares) != set(names):
+        raise ValueError(f"shares are needed of the capabilities {list(names)}, not of {list(shares)}")
+    signals = [RL(name, share=1.0 if shares is None else shares[name]) for name in names]
+    phase = Phase("mixed RLVR", steps, [Update("mixed", signals)], lr=lr)
     return Schedule("mixed", ["mixed"], [phase], "mixed").validate(names)
 
 # %% ../../nbs/3_schedule/17_paradigms.ipynb #c011

@@ -5,8 +5,10 @@
 # %% ../../nbs/3_schedule/01_parts.ipynb #c002
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from ..data.names import imported, later, reference
 
@@ -39,9 +41,10 @@ class RL:
     threshold: float = 0.5  # of that gate, in [0, 1)
     rollouts: str = "learner"  # whose completions are rewarded: the learner's, "base", or a branch
     weight_clip: float = 2.0  # largest importance weight of a token that somebody else sampled
+    share: float = 1.0  # of the prompts of an update's RL signals, > 0, relative to the others
 
     def __post_init__(self):
-        for name in ("beta", "bound", "threshold", "weight_clip"):
+        for name in ("beta", "bound", "threshold", "weight_clip", "share"):
             object.__setattr__(self, name, float(getattr(self, name)))
         object.__setattr__(self, "teacher", getattr(self.teacher, "name", self.teacher))
 
@@ -113,6 +116,10 @@ class OPD:
 class SFT:
     "Supervised signal: the reference completions of a capability, for warm starts."
     capability: str  # whose prompts and reference answers
+    share: float = 1.0  # of the prompts of an update's SFT signals, > 0, relative to the others
+
+    def __post_init__(self):
+        object.__setattr__(self, "share", float(self.share))
 
     @property
     def stream(self) -> str:
@@ -177,18 +184,25 @@ class Phase:
         return self.name if self.cycle is None else f"cycle {self.cycle} · {self.name}"
 
 # %% ../../nbs/3_schedule/01_parts.ipynb #c012
-def _dealt(slots: int, k: int) -> tuple[int, ...]:
-    "How many of the first `slots` slots each of `k` signals holds."
-    return tuple((slots - i + k - 1) // k for i in range(k))
+def _dealt(slots: int, signals: Iterable[Signal]) -> tuple[int, ...]:
+    "How many of the first `slots` slots each signal holds: Webster's method, by which none is taken back later."
+    shares = [Fraction(getattr(signal, "share", 1.0)) for signal in signals]  # exact, so that ties are ties
+    if not shares: return ()
+    k, total = len(shares), sum(shares)
+    held = [max(0, math.ceil(share * (slots - k / 2) / total - Fraction(3, 2))) for share in shares]  # at least due
+    for _ in range(slots - sum(held)):
+        held[max(range(k), key=lambda i: (shares[i] / (2 * held[i] + 1), -i))] += 1
+    return tuple(held)
 
 
 def split_prompts(
     n: int,  # prompts per step
-    k: int,  # signals that share them
+    signals: Iterable[Signal],  # that share them: the RL or the SFT signals of one update
     step: int,  # step within the phase, from 0
 ) -> tuple[int, ...]:  # prompts of each signal in this step; they sum to n
-    "Round-robin shares of one step: slot `p` in `[step·n, (step+1)·n)` belongs to signal `p mod k`."
-    return tuple(after - before for before, after in zip(_dealt(step * n, k), _dealt((step + 1) * n, k)))
+    "Prompts of one step by `share`. Equal shares go round: slot `p` in `[step·n, (step+1)·n)` is of signal `p mod k`."
+    signals = list(signals)
+    return tuple(after - before for before, after in zip(_dealt(step * n, signals), _dealt((step + 1) * n, signals)))
 
 # %% ../../nbs/3_schedule/01_parts.ipynb #c015
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def update_cost(
 ) -> Cost:
     "The expected cost of one update in one step."
     shares = {s: workload.opd_prompts for s in update.opd}
-    for pool in (update.rl, update.sft): shares |= zip(pool, split_prompts(workload.prompts, len(pool), step))
+    for pool in (update.rl, update.sft): shares |= zip(pool, split_prompts(workload.prompts, pool, step))
     return sum((_signal_cost(s, workload, n, fresh) for s, n in shares.items()), Cost(updates=1))
 
 
@@ -98,7 +98,7 @@ def _signal_costs(schedule: Schedule, index: int, update: Update, workload: Work
     "Each signal of an update with its cost over a whole phase; the first one carries the updates."
     steps = schedule.phases[index].steps
     shares = {s: steps * workload.opd_prompts for s in update.opd}
-    for pool in (update.rl, update.sft): shares |= zip(pool, _dealt(steps * workload.prompts, len(pool)))
+    for pool in (update.rl, update.sft): shares |= zip(pool, _dealt(steps * workload.prompts, pool))
     for position, signal in enumerate(update.signals):
         fresh = {s: sum(counts) for s, counts in rolled.get((index, update.branch), {}).items()}
         yield signal, _signal_cost(signal, workload, shares[signal], fresh) + Cost(updates=0 if position else steps)

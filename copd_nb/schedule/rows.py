@@ -16,7 +16,8 @@ from ..data.names import named
 from .copd_schedules import copd
 from .core import Schedule
 from .costs import Workload
-from .paradigms import PARADIGMS, equal_steps, expert, merged_experts, mixed_rlvr, mopd, static_opd
+from .paradigms import (
+    PARADIGMS, check_shares, equal_steps, expert, merged_experts, mixed_rlvr, mopd, static_opd)
 
 # %% ../../nbs/3_schedule/18_rows.ipynb #c004
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ FORMER = dict(mixed_rlvr="mixed", static_opd="opd", merged_experts="merged",
               local_rlvr="local")  # functions that make the schedules
 
 # %% ../../nbs/3_schedule/18_rows.ipynb #r002
-_MADE_BY = dict(opd=static_opd, mopd=mopd, merged=merged_experts, copd=copd, local=PARADIGMS["local_rlvr"])
+_MADE_BY = dict(mixed=mixed_rlvr, opd=static_opd, mopd=mopd, merged=merged_experts, copd=copd,
+                local=PARADIGMS["local_rlvr"])
 _FIXED = {"capabilities", "teacher", "student", "steps", "opd_steps", "cycles", "s_rl", "s_opd",
           "beta", "lr"}  # set by budget and Choice
 
@@ -98,6 +100,7 @@ def choice_of(
     for key in ("learning_rate", "beta", "opd_lr", "share", "s_rl", "s_opd", *USES["mixed"]):
         whole = key.startswith("s_") or key in USES["mixed"]
         if values.get(key) is not None: _number(name, key, values[key], int if whole else float)
+    if family == "mixed": check_shares(values.get("shares"))
     mine = {k: v for k, v in values.items() if k in own and (family in USES or k in ("learning_rate", "label"))}
     return Choice(**mine, more={k: v for k, v in values.items() if k not in mine})
 
@@ -153,8 +156,11 @@ def _experts(setting: Setting, n: int, c: Choice) -> Rows:
     for k in setting.capabilities: yield f"{k} expert", expert(k, n)
 
 def _mixed(setting: Setting, n: int, c: Choice) -> Rows:
+    steps, shares = c.steps or n * len(setting.capabilities), c.more.get("shares")
+    if shares: shares = {k: shares[k] for k in setting.capabilities if k in shares}  # not those of other settings
     label = "mixed RLVR" + (f", {c.prompts} prompts" if c.prompts else "")
-    yield label, mixed_rlvr(setting.capabilities, c.steps or n * len(setting.capabilities))
+    if shares: label += f", {' : '.join(f'{share:g}' for share in shares.values())}"
+    yield label, mixed_rlvr(setting.capabilities, steps, shares=shares)
 
 def _opd(setting: Setting, n: int, c: Choice) -> Rows:
     if len(setting.capabilities) != 2: return  # the paper, too, has it for two branches only

@@ -80,6 +80,8 @@ def _check_signal(
         _require(signal.teacher != learner, f"{where}: the branch cannot teach itself; choose another teacher")
         _require(0 < signal.beta < math.inf, f"{where}: beta must be > 0 and finite, not {signal.beta}")
         _check_estimator(signal.estimator, where)
+    else:
+        _require(0 < signal.share < math.inf, f"{where}: share must be > 0 and finite, not {signal.share}")
     imported("copd_nb.schedule.whose:check_source")(signal, where, learner, branches)
 
 

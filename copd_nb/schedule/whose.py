@@ -82,7 +82,7 @@ def _check_numbers(signal: RL | OPD, where: str) -> None:
 def _check_reward(signal: RL, where: str, learner: str, allowed: list[str]) -> None:
     "The teacher beside a reward."
     if signal.teacher is None:
-        own = RL(signal.capability, rollouts=signal.rollouts, weight_clip=signal.weight_clip)
+        own = RL(signal.capability, rollouts=signal.rollouts, weight_clip=signal.weight_clip, share=signal.share)
         _require(signal == own, f"{where}: beta, residual, bound, gate and threshold of RL need a teacher")
         return
     hint = meant(signal.source, allowed)
@@ -139,7 +139,7 @@ def check_order(
 def _counts(signal: Signal, update: Update, workload: Workload, step: int) -> float:
     "Prompts of a signal in one step."
     if isinstance(signal, OPD): return workload.opd_prompts
-    return split_prompts(workload.prompts, len(update.rl), step)[update.rl.index(signal)]
+    return split_prompts(workload.prompts, update.rl, step)[update.rl.index(signal)]
 
 
 def _changes(phase: Phase | Sync, name: str) -> int:

@@ -58,13 +58,14 @@ def _signal_words(signal: Signal, learners: set[str]) -> str:
     "One signal as part of a sentence."
     rolled = "" if getattr(signal, "roller", None) is None else f", completions of {signal.roller}"
     frozen = "" if getattr(signal, "source", None) in learners else "frozen "
+    share = "" if getattr(signal, "share", 1) == 1 else f" (share {signal.share:g})"
     if isinstance(signal, RL) and signal.taught:
         how = "".join(f", {value}" for value in (signal.residual, signal.gate) if value != "none")
         taught = f"the reward and {frozen}teacher {signal.teacher_words}"
-        return f"{taught} on {signal.capability} (β {signal.beta:g}{how}{rolled})"
+        return f"{taught} on {signal.capability}{share} (β {signal.beta:g}{how}{rolled})"
     if not isinstance(signal, OPD):
         what = "the reward" if isinstance(signal, RL) else "reference answers"
-        return f"{what} on {signal.capability}" + rolled.replace(", ", " for ")
+        return f"{what} on {signal.capability}{share}" + rolled.replace(", ", " for ")
     kind = "" if signal.estimator == "sampled" else f", {signal.estimator_label}"
     return f"{frozen}teacher {signal.teacher_words} on {signal.capability} (β {signal.beta:g}{kind}{rolled})"
 

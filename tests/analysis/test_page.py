@@ -70,6 +70,26 @@ def test_paradigms_within_a_bound_are_within_it():
     assert verdicts(page_of(apart))["within_1_4"] == "does not hold"
 
 
+def spent(text): return [dict(paradigm="mixed RLVR", capability=c, share=s)
+                         for c, s in (("text", text), ("image", 1 - text))]
+
+
+def test_a_balanced_mixture_is_known_by_the_tokens_that_it_generated():
+    assert "budget_not_conflict" not in {e.claim for e in evidence_of(record(token_shares=dict(all=spent(0.6))), "r")}
+    found = page_of(record(token_shares=dict(all=spent(0.51)))).set_index("id").loc["budget_not_conflict"]
+    assert kind_of(found.verdict) == "not detected" and found.against.endswith("expert")
+
+
+def test_a_mixture_by_shares_is_no_baseline_of_the_paper():
+    uneven = record(4.0)
+    uneven["parameters"]["paradigms"].append({"mixed": dict(shares=dict(text=3, image=1), label="uneven")})
+    rows = uneven["per_seed"]["all/greedy"]
+    rows += [row | dict(paradigm="uneven", accuracy=row["accuracy"] + 20) for row in rows
+             if row["paradigm"] == "mixed RLVR"]
+    assert {r.label for _, r in runs_of(uneven)[0].rows} >= {"uneven", "mixed RLVR"}
+    assert verdicts(page_of(uneven))["copd_over_mixed_two"] == "holds"
+
+
 def test_collapsed_runs_of_another_row_settle_nothing():
     "With two of ten runs collapsed the mean is 6 points behind; the typical run isn't."
     found = page_of(record(collapse=2)).set_index("id").loc["copd_over_mixed_two"]

@@ -7,7 +7,7 @@ import pytest
 
 from copd_nb.analysis.capability_gap import capability_gap
 from copd_nb.analysis.results import (
-    clear_leader, compare, equal_budgets, leader_of, leader_sentence, main_table, score_arrays)
+    clear_leader, compare, leader_of, leader_sentence, main_table, score_arrays)
 from copd_nb.analysis.tests import t_interval
 
 
@@ -56,18 +56,6 @@ def test_compare_is_paired_and_says_so():
     found = compare(score_arrays(SCORES, "greedy"), "CoPD", ["text expert"], ["text", "image"]).iloc[0]
     assert found.difference == pytest.approx(12.5) and found.low <= found.difference <= found.high
     assert "CoPD" in found.sentence
-
-
-def test_equal_budgets_do_not_extrapolate():
-    def run(paradigm, steps, seed=0):
-        return pd.DataFrame(dict(paradigm=paradigm, seed=seed, total_steps=steps, tokens=steps, critical_steps=steps,
-                                 accuracy=np.array(steps) * 1.0))
-    table = equal_budgets(pd.concat([run("early", [10, 30]), run("early", [10, 30], 1),
-                                     run("late", [40, 50])])).set_index(["budget", "paradigm"])
-    assert table.loc[("tokens", "early"), "at"] == 30
-    assert table.loc[("tokens", "early"), "accuracy"] == 30
-    assert table.loc[("tokens", "early"), "seeds"] == 2
-    assert np.isnan(table.loc[("tokens", "late"), "accuracy"])
 
 
 def scored(**shares):

@@ -309,6 +309,13 @@ def test_linked_branches_see_the_same_prompts(suite, start, tmp_path):
     assert ids["image", "image", True] == ids["text", "image", False]
 
 
+def test_a_mixture_has_the_prompts_that_its_shares_say(suite, start, tmp_path):
+    uneven = mixed_rlvr(PAIR, 2, shares=dict(zip(PAIR, (3, 1))))
+    run = train(uneven, suite, start, replace(TINY, prompts=6), tmp_path / "run", progress=False)
+    rows = run.events.query("kind == 'train'").pivot_table(index="global_step", columns="capability", values="prompts")
+    assert rows[list(PAIR)].to_numpy().tolist() == [[5, 1], [4, 2]]
+
+
 def test_mixed_prompts_are_dealt_in_turn(suite, start, tmp_path):
     run = train(mixed_rlvr(PAIR, 2), suite, start, replace(TINY, prompts=5), tmp_path / "run", progress=False)
     assert run.events.pivot(index="step", columns="capability", values="prompts").sum().tolist() == [5, 5]

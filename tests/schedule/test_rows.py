@@ -50,6 +50,16 @@ def test_arguments_reach_the_schedule():
     assert [p.label for p in both] == ["static: OPD text→image", "static: OPD image→text"]
 
 
+def test_shares_of_a_mixture_are_those_of_a_settings_capabilities():
+    chosen = choice_of("mixed", dict(shares={"video": 1, "text": 3, "image": 4}))
+    rows = {name: paradigms(s, 20, None, [("mixed", chosen)])[0] for name, s in settings_of().items()}
+    assert {n: r.label for n, r in rows.items()} == {
+        "two_branch": "mixed RLVR, 3 : 4", "three_branch": "mixed RLVR, 3 : 4 : 1"}
+    assert [s.share for _, u in rows["three_branch"].schedule.updates for s in u.rl] == [3, 4, 1]
+    with pytest.raises(ValueError, match="not of .'text'."):
+        paradigms(settings_of()["two_branch"], 20, None, [("mixed", choice_of("mixed", dict(shares={"text": 1})))])
+
+
 @pytest.mark.parametrize("former, family", FORMER.items())
 def test_functions_name_their_family(former, family):
     setting = settings_of()["two_branch"]
@@ -62,7 +72,9 @@ def test_functions_name_their_family(former, family):
     ("mixed", dict(beta=1), "no argument 'beta'"), ("copd", dict(cycles=3), "no argument 'cycles'"),
     ("copd", dict(s_rl=1.5), "s_rl is 1.5: a positive whole number"), ("expert", dict(learning_rate="high"), "'high'"),
     ("copd", dict(beta=True), "beta is True"), ("copd", dict(beta=0), "beta is 0"),
-    ("opd", dict(opd_lr=float("nan")), "opd_lr is nan")])
+    ("opd", dict(opd_lr=float("nan")), "opd_lr is nan"), ("mixed", dict(shares=[1, 2]), r"not \[1, 2\]"),
+    ("mixed", dict(shares={"text": 0}), "share of 'text' is 0"),
+    ("copd", dict(shares={"text": 1}), "no argument 'shares'")])
 def test_bad_arguments_are_named(name, values, words):
     with pytest.raises(ValueError, match=words): choice_of(name, values)
 

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import math
 from dataclasses import replace
+from fractions import Fraction
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from copd_nb.schedule.costs import Cost, ModelShape, Workload
 from copd_nb.schedule.core import Schedule
+from copd_nb.schedule.paradigms import mixed_rlvr
 from copd_nb.schedule.parts import ESTIMATORS, METHODS, OPD, RL, SFT, Merge, Phase, Update, split_prompts
 from copd_nb.schedule.price import budget_curve, budget_table, critical_path, total_cost, update_cost
 from copd_nb.schedule.shapes import palette
@@ -437,13 +440,61 @@ def test_another_schema_is_refused_in_few_words(data):
 # --- prompts --------------------------------------------------------------------------------------------------------
 
 
+def signals(*shares): return [RL(f"c{i}", share=w) for i, w in enumerate(shares)]
+
+
 @given(n=st.integers(0, 60), k=st.integers(1, 9), step=st.integers(0, 200))
 def test_split_is_the_slot_rule_and_fair(n, k, step):
-    shares = split_prompts(n, k, step)
+    equal = signals(*[1] * k)
+    shares = split_prompts(n, equal, step)
     slots = [p % k for p in range(step * n, (step + 1) * n)]
     assert shares == tuple(slots.count(i) for i in range(k))
     assert sum(shares) == n and max(shares) - min(shares) <= 1
-    assert [sum(column) for column in zip(*(split_prompts(n, k, step + j) for j in range(k)))] == [n] * k
+    assert [sum(column) for column in zip(*(split_prompts(n, equal, step + j) for j in range(k)))] == [n] * k
+
+
+def webster(shares, slots):
+    "Slot by slot: the next one goes to the largest share / (2 · slots so far + 1), the first of equal ones."
+    held = [0] * len(shares)
+    for _ in range(slots):
+        held[max(range(len(held)), key=lambda i: (Fraction(shares[i]) / (2 * held[i] + 1), -i))] += 1
+    return held
+
+
+@given(shares=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5), n=st.integers(0, 9), step=st.integers(0, 12))
+def test_uneven_shares_are_websters_method(shares, n, step):
+    found = split_prompts(n, signals(*shares), step)
+    before, after = webster(shares, step * n), webster(shares, (step + 1) * n)
+    assert found == tuple(b - a for a, b in zip(before, after)) and sum(found) == n and min(found) >= 0
+
+
+@given(shares=st.lists(st.integers(1, 9), min_size=2, max_size=4), factor=st.sampled_from([0.125, 3.0, 1e6]))
+def test_only_the_proportions_of_shares_count(shares, factor):
+    n = 3 * sum(shares)
+    assert split_prompts(n, signals(*shares), 5) == tuple(3 * share for share in shares)
+    assert split_prompts(7, signals(*shares), 4) == split_prompts(7, signals(*(factor * s for s in shares)), 4)
+    assert split_prompts(n, [SFT(f"c{i}", share) for i, share in enumerate(shares)], 0) == tuple(3 * s for s in shares)
+
+
+def test_shares_are_data():
+    mixed = mixed_rlvr(("a", "b"), 3, shares={"a": 3, "b": 1})
+    assert Schedule.from_dict(mixed.to_dict()) == mixed
+    assert mixed.content_hash() != mixed_rlvr(("a", "b"), 3).content_hash()
+    assert mixed_rlvr(("a", "b"), 3, shares={"b": 1, "a": 1}) == mixed_rlvr(("a", "b"), 3)
+    assert "the reward on a (share 3) and the reward on b." in mixed.describe() and "RL a · share 3" in texts(mixed)
+    load = Workload(8, 4, 4, dict(a=3, b=5), dict(a=10, b=10), SHAPE)
+    assert list(mixed.price(load).prompts) == [18, 6]
+    for share in (0, -1, math.inf, math.nan):
+        wrong = Schedule("s", ["x"], [Phase("mixed", 1, [Update("x", [RL("a", share=share), RL("b")])])], "x")
+        with pytest.raises(ValueError, match="share must be > 0 and finite"): wrong.validate()
+
+
+@pytest.mark.parametrize("shares, words", [
+    (2, "positive numbers, as .*, not 2"), ({}, "not {}"), ({"a": 1}, r"capabilities \['a', 'b'\], not of \['a'\]"),
+    ({"a": 1, "b": 1, "c": 1}, "'c'"), ({"a": 1, "b": 0}, "share of 'b' is 0"),
+    ({"a": "x", "b": 1}, "share of 'a' is 'x'"), ({"a": True, "b": 1}, "share of 'a' is True")])
+def test_wrong_shares_are_named(shares, words):
+    with pytest.raises(ValueError, match=words): mixed_rlvr(("a", "b"), 3, shares=shares)
 
 
 # --- clocks ---------------------------------------------------------------------------------------------------------
