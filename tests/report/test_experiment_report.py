@@ -3,6 +3,7 @@ import json
 import random
 import re
 
+import pandas as pd
 import pytest
 
 from copd_nb.policy.skills import text_policy
@@ -92,7 +93,13 @@ def test_several_settings_without_copd_and_a_trial(folder):
     record, page = made(folder, "odd.yaml", preset="quick", steps=3, config=config)
     assert set(record["tables"]) == {f"{s}/{m}" for s in ("pair", "all") for m in ("greedy", "sampled")}
     assert set(record["equal_budgets"]) == set(record["tables"]) and record["parameters"]["steps"] == 3
-    assert {r["paradigm"] for r in record["equal_budgets"]["all/greedy"]} == {"merged experts"}
+    assert not record["equal_budgets"]["all/greedy"]  # one unified model
+    assert {(r["paradigm"], r["reference"]) for r in record["equal_budgets"]["pair/greedy"]} <= {
+        (label, "OPD image→video") for label in ("OPD video→image", "merged experts")} | {
+        (label, "merged experts") for label in ("OPD image→video", "OPD video→image")}
+    spent = pd.DataFrame(record["token_shares"]["all"]).groupby("paradigm").share.sum()
+    assert set(spent.index) == {"merged experts", *(f"{c} expert" for c in ("video", "text", "image"))}
+    assert spent.tolist() == pytest.approx([1] * 4)
     assert "Trial run (preset quick): 1 seed, 3 steps a capability" in page and "seeds 9; trials 3" in page
     assert record["limits"][0].startswith("Trial run") and record["headline"].startswith("**Trial run")
 
