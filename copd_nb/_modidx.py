@@ -436,6 +436,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'copd_nb.analysis.page._settled': ('5_analysis/page.html#_settled', 'copd_nb/analysis/page.py'),
                                        'copd_nb.analysis.page._spreads': ('5_analysis/page.html#_spreads', 'copd_nb/analysis/page.py'),
                                        'copd_nb.analysis.page._tested': ('5_analysis/page.html#_tested', 'copd_nb/analysis/page.py'),
+                                       'copd_nb.analysis.page._title': ('5_analysis/page.html#_title', 'copd_nb/analysis/page.py'),
                                        'copd_nb.analysis.page._verdict': ('5_analysis/page.html#_verdict', 'copd_nb/analysis/page.py'),
                                        'copd_nb.analysis.page.between_marks': ( '5_analysis/page.html#between_marks',
                                                                                 'copd_nb/analysis/page.py'),

@@ -7,7 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 STYLE = """
-/* copd_nb: drawings fit the column and scroll where it is too narrow to read them; tables have room */
+/* copd_nb: drawings fit the column and scroll where it is too narrow to read them; tables and code have room */
+:root{--sd-body-width:860px;--sd-sidebar-width:230px;--sd-margin-width:190px}
+main pre{font-size:.8rem}
 main svg[role="img"]{max-width:100%;height:auto;min-width:34rem}
 main svg[role="img"][width]{width:auto}
 main div[style*="overflow-x"]{margin:.8rem 0}
@@ -15,6 +17,7 @@ main table{display:block;max-width:100%;width:max-content;overflow-x:auto;font-s
   font-variant-numeric:tabular-nums}
 main table :is(th,td){padding:.38rem .8rem!important;vertical-align:top;min-width:3rem}
 main table :is(th,td):first-child{min-width:6.5rem}
+main table:has(th:nth-child(8)) :is(th,td):first-child{min-width:13rem}
 main .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(14rem,1fr));gap:1rem;padding:0;
   list-style:none}
 main .gallery a{display:block;height:100%;border:1px solid #8884;border-radius:8px;padding:.5rem;

@@ -169,12 +169,20 @@ def claims_page_markdown(
     page: pd.DataFrame,  # from `claims_page`
     more: pd.DataFrame | None = None,  # results of others: columns id, ours
 ) -> str:
-    "The page in Markdown."
+    "The page in Markdown, a table for each source."
     other, rows = {} if more is None else more.groupby("id").ours.agg("; ".join).to_dict(), []
     for r, row in zip(page.itertuples(), claims_rows(page)):
-        row["verdict"] = f"**{r.verdict}**" if r.main else r.verdict
+        if r.main: row["verdict"] = f"**{r.verdict}**"
+        else: row |= dict(claim="", theirs="")  # the claim of the row above, in another place
         rows.append(row | ({"others": other.get(r.id, "–") if r.main else ""} if other else {}))
-    return counts_sentence(page) + "\n\n" + markdown_table(pd.DataFrame(rows))
+    groups = pd.DataFrame(rows).groupby("source", sort=False)
+    tables = (f"### {_title(source)}\n\n{markdown_table(own.drop(columns='source'))}"
+              for source, own in groups)
+    return "\n\n".join([counts_sentence(page), *tables])
+
+_TITLES = {"CoPD": "The paper: CoPD", "reviewers": "Asked by its reviewers", "here": "Asked here"}
+
+def _title(source: str) -> str: return _TITLES.get(source, f"arXiv {source}" if source[0].isdigit() else source)
 
 MARKS = "<!-- made by `copd claims --out` -->", "<!-- end of what is made -->"
 

@@ -180,7 +180,9 @@ def test_the_published_page_is_what_the_records_give(tmp_path, capsys):
     (tmp_path / "claims.md").write_text(text, encoding="utf-8")
     assert main(["claims", str(DOCS / "reports"), "--out", str(tmp_path / "claims.md")]) == 0
     made = (tmp_path / "claims.md").read_text(encoding="utf-8")
-    assert made == text and made.count("| CoPD |") > 15 and "ended below the base" in made
+    assert made == text and made.count("\n| CoPD ") > 8 and "ended below the base" in made
+    titles = [line for line in made.splitlines() if line.startswith("### ")]
+    assert titles[0] == "### The paper: CoPD" and titles[-1] == "### Asked here" and "### arXiv 2610.11247" in titles
     assert main(["claims", str(DOCS / "reports"), "--with", str(DOCS / "claims-example.yaml")]) == 0
     assert "Example group, 2026" in capsys.readouterr().out
     with pytest.raises(ValueError, match="one .* are needed"): between_marks(MARKS[0], "page")
