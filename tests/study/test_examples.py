@@ -71,7 +71,9 @@ def test_examples_fit_the_card_that_they_name(name, prompt, low, high):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("file", [f for f in FILES if f.stem != "balance"], ids=lambda f: f.stem)  # rows of others
+@pytest.mark.parametrize("file", [
+    pytest.param(f, marks=[pytest.mark.slow] * (f.stem in ("averaging", "neighbours")), id=f.stem)  # more of its kind
+    for f in FILES if f.stem != "balance"])  # rows of others
 def test_examples_are_rehearsed(file):
     experiment = read_experiment(file)
     table = rehearse(experiment)
