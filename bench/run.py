@@ -47,7 +47,8 @@ def environment(threads: int, device: str) -> dict[str, str]:
 def materials(cases: list[Case], folder: str, threads: int):
     "Write the models and prompts that the cases name."
     tasks = [side.task for case in cases for side in case.sides]
-    names = {t[key] for t in tasks for key in ("model", "teacher", "capability", "tokens") if key in t}
+    named = (t.get(key) for t in tasks for key in ("model", "teacher", "capability", "tokens"))
+    names = {name for name in named if isinstance(name, str)}  # tokens may be a number, too
     subprocess.run([sys.executable, HERE / "materials.py", folder, *sorted(names)], check=True,
                    env=environment(threads, "cpu"))
 
