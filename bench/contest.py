@@ -1,9 +1,11 @@
 """Processes that take turns: one repetition each, round after round."""
 import json
+import os
 import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +47,7 @@ class Worker:
     def __init__(self, command: list[str], environment: dict[str, str]):
         self.errors = tempfile.TemporaryFile("w+")
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
-        self.process = subprocess.Popen(command, text=True, cwd=ROOT, env=environment, **pipes)
+        self.process = subprocess.Popen(command, text=True, cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
     def answer(self) -> dict:
         "The next line of the worker; the first holds the facts of its set-up."
@@ -66,11 +68,12 @@ class Worker:
         return self.answer()
 
     def close(self):
-        "End the process."
+        "End the process, and whatever it has started: the workers of an engine that was killed go on and take time."
         try: self.process.stdin.close()
         except BrokenPipeError: pass
         try: self.process.wait(20)
-        except subprocess.TimeoutExpired: self.process.kill()
+        except subprocess.TimeoutExpired: pass
+        with suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process.stdout.close()
         self.errors.close()

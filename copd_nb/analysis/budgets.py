@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPARED', 'budget_leads', 'budget_sentences', 'budget_cells']
 
-# %% ../../nbs/5_analysis/49_budgets.ipynb #ab99f95d
+# %% ../../nbs/5_analysis/49_budgets.ipynb #330713d1
 import numpy as np
 import pandas as pd
 
@@ -15,7 +15,7 @@ from .tests import holm
 from .typical import typical_interval, typical_p
 from .verdicts import listed_names
 
-# %% ../../nbs/5_analysis/49_budgets.ipynb #2c64dbd3
+# %% ../../nbs/5_analysis/49_budgets.ipynb #6c315502
 COMPARED = dict(total_steps="total steps", tokens="tokens", critical_steps="critical path")  # budget → its words
 
 def _by_seed(curves: pd.DataFrame, label: str) -> dict[int, pd.DataFrame]:
@@ -54,7 +54,7 @@ def budget_leads(
 _COLUMNS = ["budget", "at", "paradigm", "reference", "accuracy", "reference_accuracy", "difference", "low", "high",
             "p", "p_holm", "seeds"]
 
-# %% ../../nbs/5_analysis/49_budgets.ipynb #8830a798
+# %% ../../nbs/5_analysis/49_budgets.ipynb #ac98e358
 def _points(value: float) -> str: return f"{round(value, 1) + 0.0:.1f}".replace("-", "−")
 
 def _size(r) -> str:
