@@ -51,7 +51,7 @@ def go(name, suite, start, out, **how):
 class Killed(BaseException): "A process that ends."
 
 
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "kept")) for name in CASES]
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("kept", "adapters"))) for name in CASES]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -189,7 +189,7 @@ KILLS = [("meet", 0), ("_go_on", 0), ("_go_on", 1), ("log_rows", 0), ("checkpoin
          ("_go_on", 1), ("log_rows", 0), ("train_step", 0)]  # work, how often it ends well before
 
 
-TIERED = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("drift", "outer"))) for name in CASES]
+TIERED = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("drift", "outer", "scaled"))) for name in CASES]
 
 
 @pytest.mark.parametrize("name", TIERED)
