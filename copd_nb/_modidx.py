@@ -89,8 +89,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'copd_nb/analysis/budgets.py'),
                                           'copd_nb.analysis.budgets._lead': ( '5_analysis/budgets.html#_lead',
                                                                               'copd_nb/analysis/budgets.py'),
-                                          'copd_nb.analysis.budgets._points': ( '5_analysis/budgets.html#_points',
-                                                                                'copd_nb/analysis/budgets.py'),
                                           'copd_nb.analysis.budgets._size': ( '5_analysis/budgets.html#_size',
                                                                               'copd_nb/analysis/budgets.py'),
                                           'copd_nb.analysis.budgets.budget_cells': ( '5_analysis/budgets.html#budget_cells',
