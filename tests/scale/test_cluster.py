@@ -438,6 +438,7 @@ def test_a_branch_in_two_workers_gives_the_run_of_one(suite, start, alone, tmp_p
     assert run.manifest["workers"]["text"]["ranks"] == 2
 
 
+@pytest.mark.slow
 def test_branches_in_workers_meet_as_in_one_process(suite, start, tmp_path, two_processors, breaking):
     "A sync with an outer step and averaged moments; a worker killed while branches go on, and again while they meet."
     schedule = local_rlvr(PAIR, 4, 2, moments="average", outer_lr=0.7, outer_momentum=0.9)
@@ -450,7 +451,7 @@ def test_branches_in_workers_meet_as_in_one_process(suite, start, tmp_path, two_
 
 
 @pytest.mark.parametrize("schedule, piece", [
-    (codistill_grpo(["text"], 2, beta=0.3, lead=1), "rollouts"),
+    pytest.param(codistill_grpo(["text"], 2, beta=0.3, lead=1), "rollouts", marks=pytest.mark.slow),
     (synced_copd(PAIR, 12, 1, 1, control=drift(target=1e-5, beta="scale")), "gradients")], ids=lambda x: str(x)[:8])
 def test_lent_completions_drift_and_live_signals_in_workers(schedule, piece, suite, start, tmp_path, two_processors,
                                                             breaking):

@@ -27,7 +27,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of a process group")
-@pytest.mark.parametrize("send", [os.killpg, os.kill])  # a terminal tells the whole group, `kill` the parent alone
+@pytest.mark.parametrize("send", [  # a terminal tells the whole group, `kill` the parent alone
+    os.killpg, pytest.param(os.kill, marks=pytest.mark.slow)])
 def test_workers_stop_after_their_step(tmp_path, send):
     script, store = tmp_path / "script.py", tmp_path / "store"
     script.write_text(SCRIPT)

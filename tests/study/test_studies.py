@@ -314,7 +314,8 @@ def asked(name, folder):
     return dict(preset="smoke", store=str(folder / "stores" / name), workers=1) | told
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("pilot", "regimes", "scaling"))) for name in SMALL])
 def test_smoke_run_of_a_study(name, folder, monkeypatch):
     monkeypatch.chdir(folder)  # bases that a report can't be told about
     run_report(name, asked(name, folder), folder / name, progress=False)
