@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 
 from .names import check_names
 
@@ -145,5 +146,6 @@ def called(
         raise ValueError(f"{label} needs a value for {missing[0]}{meaning}; it takes {', '.join(parameters)}")
     try: given = signature.bind(*first, **values)
     except TypeError as error: raise ValueError(f"{label}: {error}; it takes {', '.join(parameters)}") from error
-    check_kinds(function, given.arguments, label)
+    plain = isinstance(function, type) and not is_dataclass(function)  # what it takes stands at `__init__`
+    check_kinds(function.__init__ if plain else function, given.arguments, label)
     return function(*given.args, **given.kwargs)

@@ -8,6 +8,7 @@ __all__ = ['pass_at_k', 'evaluate', 'summary', 'scores_file', 'write_scores', 'k
 # %% ../../nbs/4_engine/07_evaluation.ipynb #c002
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -64,6 +65,7 @@ def evaluate(
     rows: int | None = None,  # completions that are decoded at a time, None for all
     failed: float | None = 0.0,  # score of a completion whose verifier fails, None to raise ValueError
     seconds: float | None = None,  # time limit of one verifier call, None for no limit
+    sampler: Callable | None = None,  # samples instead of `sample_many`, with its arguments
 ) -> pd.DataFrame:  # columns capability, example, greedy, sampled, correct, samples, entropy, length
     "Score a policy on held-out prompts, one row an example."
     found, named = {}, by_name(capabilities)
@@ -72,7 +74,7 @@ def evaluate(
         parts = {n: policy.encode(t[i:i + batch], room=max_new_tokens) for n, t in tests.items() if t[i:i + batch]}
         requests = [Request(p, samples + 1, generator(policy.device, seed, "evaluate", name, i), greedy=1)
                     for name, p in parts.items()]
-        rolled = sample_many(policy, requests, max_new_tokens, temperature, rows=rows)
+        rolled = (sampler or sample_many)(policy, requests, max_new_tokens, temperature, True, rows)
         for name, out in zip(parts, rolled): found.setdefault(name, []).extend(_rows(named[name], out, failed, seconds))
     return pd.DataFrame([row for part in found.values() for row in part])
 
@@ -96,10 +98,11 @@ def scores_file(
     samples: int,  # sampled completions a prompt in it
     max_new_tokens: int,  # length limit
     temperature: float,  # of the sampled completions
+    sampler: str | None = None,  # the class of one that isn't the engine's own
 ) -> Path:
     "The file for a model's scores on one capability."
     asked = hash_of_examples(capability.test[:prompts]), capability.parts["reward"]
-    made = content_hash(*asked, samples, max_new_tokens, float(temperature))
+    made = content_hash(*asked, samples, max_new_tokens, float(temperature), *filter(None, [sampler]))
     return Path(folder) / "scores" / f"{capability.name}-{prompts or 'all'}-{samples}-{made[:8]}.parquet"
 
 def write_scores(

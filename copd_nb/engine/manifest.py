@@ -87,7 +87,7 @@ def manifest_of(
 ) -> dict:
     "The request with its content hash; samplers and learners of one's own by name, and code of one's own by its hash."
     fingerprints = {n: c.fingerprint for n, c in capabilities.items()}
-    own = {name: type(part).__name__ for name, part in parts.items() if part is not None}
+    own = {n: (x if isinstance(x, type) else type(x)).__name__ for n, x in parts.items() if x is not None}
     if correction := config.correction(parts.get("sampler")): own["correction"] = correction
     if starts: own["starts"] = {n: hash_of_weights(p) for n, p in sorted(starts.items())}
     if code := code_of(schedule): own["code"] = code  # a run may go on with a mended sampler or learner

@@ -68,7 +68,8 @@ def _scores(training: Training, policy: Policy, on: list[str], limits: Limits) -
     c, asked = training.config, {n: training.capabilities[n] for n in on}
     with training.accelerator.autocast():
         return evaluate(policy, asked, c.eval_prompts, c.eval_samples, c.max_new_tokens, c.temperature,
-                        c.seed, rows=limits.rollout_rows, failed=c.failed_reward, seconds=c.reward_seconds)
+                        c.seed, rows=limits.rollout_rows, failed=c.failed_reward, seconds=c.reward_seconds,
+                        sampler=training.sampler)
 
 def _score(training: Training, name: str, on: list[str], elsewhere: dict[str, list]) -> tuple[list[dict], list[dict]]:
     "Notes that were made on the way, and evaluation rows of the result or of a branch that lives here."

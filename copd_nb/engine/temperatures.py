@@ -6,7 +6,7 @@
 __all__ = ['evaluate_at', 'checked_temperatures', 'temperature_file']
 
 # %% ../../nbs/4_engine/40_temperatures.ipynb #ee30d223
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -31,17 +31,18 @@ def evaluate_at(
     batch: int = 256,  # prompts of each capability that are decoded together
     failed: float | None = 0.0,  # score of a completion whose verifier fails, None to raise ValueError
     seconds: float | None = None,  # time limit of one verifier call, None for no limit
+    sampler: Callable | None = None,  # samples instead of `sample_many`, with its arguments
 ) -> pd.DataFrame:  # columns temperature, capability, example, sampled, correct, samples, entropy, length
     "Score a policy on held-out prompts at several temperatures, one row an example."
     found, named, temperatures = [], by_name(capabilities), checked_temperatures(temperatures)
     tests = {name: list(c.test[:prompts]) for name, c in named.items()}
     for i in range(0, max(map(len, tests.values())), batch):
         parts = {n: policy.encode(t[i:i + batch], room=max_new_tokens) for n, t in tests.items() if t[i:i + batch]}
-        starts = {n: policy.prefill(p) for n, p in parts.items()}
+        starts = {n: None if sampler else policy.prefill(p) for n, p in parts.items()}
         for heat in temperatures:
             asked = [Request(p, samples, generator(policy.device, seed, "evaluate", n, i), start=starts[n])
                      for n, p in parts.items()]
-            for n, out in zip(parts, sample_many(policy, asked, max_new_tokens, heat)):
+            for n, out in zip(parts, (sampler or sample_many)(policy, asked, max_new_tokens, heat)):
                 found += [dict(temperature=heat) | row for row in _rows(named[n], out, failed, seconds, 0)]
     return pd.DataFrame(found).drop(columns="greedy")
 
@@ -62,7 +63,8 @@ def temperature_file(
     samples: int,  # completions a prompt and temperature
     max_new_tokens: int,  # length limit
     temperature: float,
+    sampler: str | None = None,  # the class of one that isn't the engine's own
 ) -> Path:
     "The file for a model's scores on one capability at one temperature."
-    file = scores_file(folder, capability, prompts, samples, max_new_tokens, temperature)
+    file = scores_file(folder, capability, prompts, samples, max_new_tokens, temperature, sampler)
     return file.with_name(f"at-{temperature:g}-{file.name}")

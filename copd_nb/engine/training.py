@@ -21,8 +21,8 @@ from .config import Config
 from .executors import Cluster, cluster_from
 from .manifest import keep_prompts, manifest_of
 from .recovery import on_cluster, persist
-from .request import (LEARNERS, check, check_learner, check_starts, part_from, placed, schedule_from,
-                                    suite_from)
+from .request import (LEARNERS, SAMPLERS, check, check_learner, check_starts, part_from, placed,
+                                    schedule_from, suite_from)
 from .runs import Run, create_run, interruptible, withdraw_stop
 from .state import Training
 from .storage import locked
@@ -55,7 +55,7 @@ def train(
     "Run a schedule; ValueError before anything is trained if it can't work."
     capabilities, base = suite_from(capabilities, base)
     schedule, starts = schedule_from(schedule, list(capabilities)), starts or {}
-    parts = dict(sampler=part_from(sampler, {}, "sampler", "__call__"),
+    parts = dict(sampler=part_from(sampler, SAMPLERS, "sampler", "__call__"),
                  learner=part_from(learner, LEARNERS, "learner", "optimizer"))
     cluster = None if cluster is None else cluster_from(cluster)
     check(schedule, capabilities, base, config)

@@ -229,7 +229,7 @@ def reused(
 ):
     "Print which runs a comparison would reuse, and what differs in those that it would not."
     experiment = _read(file, preset)
-    from copd_nb.study.jobs import reuse_table
+    from copd_nb.study.reuse import reuse_table
     for setting, (study, arms) in experiment.studies().items():
         table = reuse_table(study.jobs(arms), study.store)
         print(f"{setting}, {(table.state == 'finished').sum()} of {len(table)} runs are finished in {study.store}")

@@ -34,7 +34,7 @@ class Experiment:
     config: object = None  # a Config, or its fields that differ from the defaults
     seeds: tuple = SEEDS  # training seeds
     evaluation: Mapping = field(default_factory=dict)  # prompts, samples, k (of pass@k), temperatures
-    run: Mapping = field(default_factory=dict)  # store, workers, cluster
+    run: Mapping = field(default_factory=dict)  # store, workers, cluster, sampler, learner
     tuning: Mapping = field(default_factory=dict)  # seeds, prompts, samples, steps, trials of a sweep
     tuned: Mapping = field(default_factory=dict)  # of what the last sweep was made
     presets: Mapping = field(default_factory=dict)  # name → parts that it replaces

@@ -24,6 +24,7 @@ from ..data.verifiers import named_reward
 from ..data.yaml_files import Place
 from ..schedule.rows import FAMILIES, FORMER, KNOWN, Choice, choice_of, cycles_of
 from ..engine.config import Config
+from ..engine.request import LEARNERS, SAMPLERS, part_text
 
 # %% ../../nbs/6_study/06_experiment_schema.ipynb #893e4106
 _INT, _COUNT, _FLAG = dict(type="integer"), dict(type="integer", minimum=1), dict(type="boolean")
@@ -58,7 +59,8 @@ _PART = dict(  # what a preset may replace
                                temperatures=listed(dict(type="number", exclusiveMinimum=0)))),
     tuning=record({}, dict(seeds=listed(_INT), steps=_COUNT, prompts=_COUNT, samples=_COUNT, number=_COUNT,
                            trials=mapped(listed(_FREE)))))
-_RUN = record({}, dict(store=TEXT, workers=_or_null(_COUNT), cluster=dict(type=["string", "object", "null"])))
+_PLACE = dict(type=["string", "object", "null"])  # a name, or an object with options
+_RUN = record({}, dict(store=TEXT, workers=_or_null(_COUNT), cluster=_PLACE, sampler=_PLACE, learner=_PLACE))
 SCHEMA = Draft202012Validator(record({}, _PART | dict(
     title=TEXT, question=TEXT, suite=TEXT, model=dict(anyOf=[TEXT, _MODEL]), capabilities=mapped(_CAPABILITY),
     together=mapped(listed(TEXT)), run=_RUN, tuned=_FREE, presets=mapped(record({}, _PART)))))
@@ -172,6 +174,16 @@ def _cycle_faults(values: Mapping) -> Iterator[Fault]:
         place = ("paradigms", i) if "paradigms" in values else ("steps",)
         if name == "copd": yield from _tried(place, cycles_of, steps, choice.s_rl, choice.s_opd)
 
+def _run_faults(values: Mapping) -> Iterator[Fault]:
+    "Samplers and learners that are not there."
+    for what, builtin in dict(sampler=SAMPLERS, learner=LEARNERS).items():
+        if (value := values.get("run", {}).get(what)) is None: continue
+        place = "run", what
+        yield from _tried(place, part_text, value)
+        name = (value if isinstance(value, str) else next(iter(value), "")).partition("?")[0]
+        if name not in builtin and not own_name(name):
+            yield place, f"there is no {what} {name!r}: {', '.join(builtin)}, or package.module:name"
+
 def value_faults(
     values: Mapping,  # that fit SCHEMA
 ) -> list[Fault]:
@@ -185,4 +197,4 @@ def value_faults(
     for name, preset in values.get("presets", {}).items(): found += _part_faults(preset, ("presets", name))
     if both := set(values.get("seeds", SEEDS)) & set(values.get("tuning", {}).get("seeds", ())):
         found.append((("tuning", "seeds"), f"seeds {sorted(both)} are for the comparison: tuning needs others"))
-    return found + [*_together_faults(values), *_cycle_faults(values), *_model_faults(values)]
+    return found + [*_together_faults(values), *_cycle_faults(values), *_model_faults(values), *_run_faults(values)]

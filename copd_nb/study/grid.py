@@ -90,6 +90,8 @@ class Study:
     store: str | Path = "runs/store"  # run folders; finished runs are loaded
     workers: Workers = None  # processes, None for one a core; or "ray", an address or a Cluster
     names: tuple[str, ...] = ()  # the capabilities that count; none for all of the suite
+    sampler: str | None = None  # by name, instead of the engine's own, in training and in the final evaluation
+    learner: str | None = None  # by name, instead of the engine's own
 
     @cached_property
     def capabilities(self) -> tuple[str, ...]: return self.names or tuple(load_suite(self.suite)[0])
@@ -102,7 +104,8 @@ class Study:
         "The job of one arm and seed."
         arm, s = arm if isinstance(arm, Arm) else Arm(arm), self.scale
         config, starts = replace(s.config, seed=seed, **arm.changes), tuple(sorted(arm.starts.items()))
-        return Job(arm.schedule, config, self.suite, s.prompts, s.samples, starts, s.temperatures)
+        return Job(arm.schedule, config, self.suite, s.prompts, s.samples, starts, s.temperatures, self.sampler,
+                   self.learner)
 
     def jobs(
         self,
@@ -174,7 +177,7 @@ class Outcome:
     def base_scores(self) -> pd.DataFrame:
         "Held-out scores of the base, computed once a store."
         study, first = self.study, next(iter(self.jobs.values()))
-        asked = Job(first.schedule, study.scale.config, first.loaded, study.scale.prompts, study.scale.samples)
+        asked = replace(first, config=study.scale.config, suite=first.loaded, starts=(), temperatures=())
         return base_scores(asked, study.store)
 
     @cached_property

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Job', 'scores_of', 'heated_scores', 'base_scores', 'run_of', 'is_trained', 'is_done', 'judged_anew', 'do',
-           'differences', 'state_of', 'reuse_table']
+           'differences']
 
 # %% ../../nbs/6_study/00_jobs.ipynb #e9b1c2be
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +22,8 @@ from ..schedule.parts import Merge
 from ..engine.config import Config
 from ..engine.evaluation import evaluate, kept_scores, scores_file, write_scores
 from ..engine.manifest import form_of, hash_of_weights, manifest_of
-from ..engine.runs import AVERAGE, Run, content_hash, latest_checkpoint
+from ..engine.request import LEARNERS, SAMPLERS, part_named, sampler_for
+from ..engine.runs import AVERAGE, Run, content_hash
 from ..engine.storage import locked
 from ..engine.training import train
 from ..engine.differences import Difference, differences_of
@@ -50,6 +51,8 @@ class Job:
     samples: int = 4  # sampled completions a prompt in it
     starts: tuple[tuple[str, str], ...] = ()  # (branch, folder of a policy that it starts from)
     temperatures: tuple[float, ...] = ()  # at which its result is sampled beside the usual evaluation
+    sampler: str | None = None  # by name, instead of the engine's own, in training and in the final evaluation
+    learner: str | None = None  # by name, instead of the engine's own
 
     @cached_property
     def loaded(self) -> tuple[dict[str, Capability], Policy]:
@@ -71,7 +74,13 @@ class Job:
     def made_of(self) -> dict:
         "The manifest that its run begins with, with its content hash; computed once."
         starts = {branch: _start_hash(folder) for branch, folder in self.starts}
-        return manifest_of(self.schedule, self.used, self.loaded[1], self.config, starts)
+        parts = dict(sampler=part_named(self.sampler, SAMPLERS, "sampler")[0],
+                     learner=part_named(self.learner, LEARNERS, "learner")[0])
+        return manifest_of(self.schedule, self.used, self.loaded[1], self.config, starts, **parts)
+
+    def sampling(self) -> dict:  # of `train`, `evaluate` and `evaluate_at`
+        "The sampler of its own, made anew or used again."
+        return dict(sampler=sampler_for(self.sampler, hash_of_weights(self.loaded[1])))
 
     @property
     def name(self) -> str:
@@ -85,7 +94,7 @@ class Job:
     ) -> dict[str, Path]:  # by capability
         "Where the scores of this job are kept; none if it is not judged."
         c, every = self.config, self.loaded[0] if self.prompts != 0 else {}
-        asked = self.prompts, self.samples, c.max_new_tokens, c.temperature
+        asked = self.prompts, self.samples, c.max_new_tokens, c.temperature, self.made_of.get("sampler")
         return {n: scores_file(folder, capability, *asked) for n, capability in every.items()}
 
     def temperature_files(
@@ -94,7 +103,7 @@ class Job:
     ) -> dict[tuple[float, str], Path]:  # by temperature and capability
         "Where scores at further temperatures are kept; the usual evaluation has one of them."
         asked, heats = (self.prompts, self.samples, self.config.max_new_tokens), {*self.temperatures}
-        return {(t, n): temperature_file(folder, self.loaded[0][n], *asked, t)
+        return {(t, n): temperature_file(folder, self.loaded[0][n], *asked, t, self.made_of.get("sampler"))
                 for t in sorted(heats - {self.config.temperature}) for n in self.scores_files(folder)}
 
     def files(self, folder: str | Path) -> list[Path]:
@@ -120,7 +129,8 @@ def _scores(job: Job, policies: Callable, folder: Path) -> pd.DataFrame:
     files, c = job.scores_files(folder), job.config
     if missing := {n: job.loaded[0][n] for n, file in files.items() if not file.exists()}:
         asked = job.prompts, job.samples, c.max_new_tokens, c.temperature
-        rows = pd.concat([evaluate(p, missing, *asked).assign(model=m) for m, p in policies().items()])
+        judge = partial(evaluate, **job.sampling())
+        rows = pd.concat([judge(p, missing, *asked).assign(model=m) for m, p in policies().items()])
         for name, own in rows.groupby("capability"): write_scores(own.reset_index(drop=True), files[name])
     return pd.concat([pd.read_parquet(f) for f in files.values()], ignore_index=True)
 
@@ -136,7 +146,8 @@ def _heated(job: Job, policies: Callable, folder: Path) -> pd.DataFrame:
     files = job.temperature_files(folder)
     if missing := {key: file for key, file in files.items() if not file.exists()}:
         asked = {t for t, _ in missing}, job.prompts, job.samples, job.config.max_new_tokens
-        rows = pd.concat([evaluate_at(p, job.loaded[0], *asked).assign(model=m) for m, p in policies().items()])
+        judge = partial(evaluate_at, **job.sampling())
+        rows = pd.concat([judge(p, job.loaded[0], *asked).assign(model=m) for m, p in policies().items()])
         for key, own in rows.groupby(["temperature", "capability"]):
             write_scores(own.reset_index(drop=True), files[key])
     return pd.concat([pd.read_parquet(f) for f in files.values()] or [pd.DataFrame()], ignore_index=True)
@@ -202,7 +213,8 @@ def do(
     _check_content(job)
     path = Path(store) / job.name
     starts = {branch: Policy.load(folder, branch) for branch, folder in job.starts}
-    run = train(job.schedule, job.used, job.loaded[1], job.config, path, Path(store) / ".experts", progress, starts)
+    run = train(job.schedule, job.used, job.loaded[1], job.config, path, Path(store) / ".experts", progress, starts,
+                learner=job.learner, **job.sampling())
     if not run.finished: raise ValueError(f"run {path} was asked to stop; the same command resumes it")
     if job.prompts != 0: scores_of(run, job)
     if job.temperatures: heated_scores(run, job)
@@ -222,26 +234,3 @@ def differences(
     "How a job that is not trained differs from the most similar run of its schedule and seed."
     if is_trained(job, store): return []
     return min((differences_of(job.made_of, old) for old in _others(job, store)), key=len, default=[])
-
-def state_of(
-    job: Job,
-    store: str | Path,  # folder of run folders
-) -> str:
-    "finished, trained (not judged yet), interrupted at a step, or to train."
-    path = Path(store) / job.name
-    if is_trained(job, store): return "finished" if is_done(job, store) else "trained, to be judged"
-    if not (path / "manifest.json").exists(): return "to train"
-    run = Run(path)
-    steps, kept = [p.steps for p in run.schedule.phases], latest_checkpoint(run)
-    phase, step = map(int, kept.name.split("-")) if kept else (0, 0)
-    word = "running, kept" if run.status == "running" else "interrupted"
-    return f"{word} at step {sum(steps[:phase]) + min(step, steps[phase])} of {sum(steps)}"
-
-def reuse_table(
-    jobs: Mapping[tuple[str, int], Job],  # (label, seed) → job, as from `Study.jobs`
-    store: str | Path,  # folder of run folders
-) -> pd.DataFrame:  # columns label, seed, state, folder, differs
-    "Which runs of a store a study would take, and what differs in those that it would not."
-    rows = [dict(label=label, seed=seed, state=state_of(job, store), folder=str(Path(store) / job.name),
-                 differs="; ".join(map(str, differences(job, store)))) for (label, seed), job in jobs.items()]
-    return pd.DataFrame(rows, columns=["label", "seed", "state", "folder", "differs"])

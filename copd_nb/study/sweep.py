@@ -24,7 +24,7 @@ from .experiment import Experiment, settings_of
 from .experiment_schema import listed_paradigms
 from .grid import Arm, Scale, Study, job_plan
 from .jobs import Job, run_of, scores_of
-from .loading import suite_of
+from .loading import parts_of, suite_of
 from .workers import do_all
 
 # %% ../../nbs/6_study/09_sweep.ipynb #7da1c52f
@@ -136,7 +136,7 @@ def sweep_jobs(
     for i, values in enumerate(listed):
         capabilities, rows = _rows(experiment, name, values)
         study = Study(suite, Scale(tuple(t["seeds"]), prompts=None, samples=t["samples"], config=config),
-                      experiment.run["store"], names=capabilities)
+                      experiment.run["store"], names=capabilities, **parts_of(experiment))
         for p in rows:
             counts = p.schedule.capabilities() if p.family == "expert" else capabilities
             for seed in t["seeds"]:

@@ -7,7 +7,7 @@ __all__ = ['heat_rows', 'Frontier', 'frontiers']
 
 # %% ../../nbs/6_study/22_temperatures.ipynb #d4afb59f
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -34,7 +34,7 @@ def _means(rows: pd.DataFrame, ks: Iterable[int]) -> pd.DataFrame:
 
 def _asked_of_base(outcome: Outcome) -> Job:
     first, s = next(iter(outcome.jobs.values())), outcome.study.scale
-    return Job(first.schedule, s.config, first.loaded, s.prompts, s.samples, temperatures=s.temperatures)
+    return replace(first, config=s.config, suite=first.loaded, starts=())
 
 def heat_rows(
     outcome: Outcome,

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ..data.names import imported
 from ..policy.suites import load_suite
+from ..engine.accelerator import accelerator_for
 from ..engine.counting import Count, counted
 from ..engine.executors import Cluster, cluster_from
 from ..engine.runs import Run, request_stop, stop_requested
@@ -164,9 +165,13 @@ def _run_open(queue: _Queue, store: str | Path, pool: ProcessPoolExecutor | _OnC
 
 Workers = int | str | dict | Cluster | None  # processes on this machine, None for one a core; or a cluster
 
-def _processes(workers: Workers) -> int | None:
+def _alone(job: Job) -> bool:
+    "Whether a job should have a machine for itself: it learns on a card, or another engine samples."
+    return job.sampler is not None or accelerator_for(job.config).device.type != "cpu"
+
+def _processes(workers: Workers, jobs: Iterable[Job] = ()) -> int | None:
     "Number of processes on this machine, None for a cluster."
-    if workers is None: return _cores()
+    if workers is None: return 1 if any(map(_alone, jobs)) else _cores()
     return workers if isinstance(workers, int) else None
 
 # %% ../../nbs/6_study/01_workers.ipynb #9f3dec3c
@@ -185,12 +190,12 @@ def _announce(todo: list[tuple[Job, set]], store: str | Path):
 def do_all(
     jobs: Iterable[tuple[Job, list[Job]]],  # jobs, the most urgent first, each with those that must be done before it
     store: str | Path,  # folder of run folders
-    workers: Workers = None,  # processes, None for one a core; or "ray", an address or a Cluster
+    workers: Workers = None,  # processes; None: one on a card or with a sampler, else one a core; or a cluster
     progress: bool = False,  # show a bar of steps on stderr
 ):
     "Do jobs side by side; equal jobs are done once. ValueError if jobs need each other."
-    todo, here = _open(jobs, store), _processes(workers)
-    if not todo: return
+    if not (todo := _open(jobs, store)): return
+    here = _processes(workers, (job for job, _ in todo))
     _announce(todo, store)
     if here != 1 and any(not isinstance(job.suite, str) for job, _ in todo):
         here = 1

@@ -10,6 +10,8 @@ import pytest
 import torch
 from same_runs import PAIR, TINY, same
 
+from copd_nb.engine import request
+from copd_nb.engine.evaluation import evaluate
 from copd_nb.engine.training import train
 from copd_nb.policy.lora_branches import lora
 from copd_nb.policy.toys import minis, minis_base
@@ -17,6 +19,7 @@ from copd_nb.scale.vllm import VllmSampler
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.signals.rollouts import Request, completion_mask, generator
 from copd_nb.signals.sampling import sample
+from copd_nb.study.experiment import Experiment
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm")]
@@ -144,14 +147,14 @@ def test_a_processor_has_no_sleep_mode():
 
 def test_a_run_is_trained_and_resumed(sampler, base, suite, tmp_path, dies_after):
     "Each call is on the weights of its step, and a killed run that goes on, in another engine, is the unbroken one."
-    worst = []
+    worst, judged = [], []
 
     class Watched:
-        "The sampler, with the largest difference of each call."
+        "The sampler, with the largest difference of each call, and of those of evaluations apart."
         def __init__(self, own): self.own = own
         def __call__(self, policy, requests, length, temperature, *rest):
             found = self.own(policy, requests, length, temperature, *rest)
-            worst.extend(apart(policy, out, temperature) for out in found)
+            (judged if requests[0].greedy else worst).extend(apart(policy, out, temperature) for out in found)
             return found
 
     config = replace(TINY, probe_every=2, eval_every=3, checkpoint_every=1, temperature=0.9)
@@ -159,11 +162,28 @@ def test_a_run_is_trained_and_resumed(sampler, base, suite, tmp_path, dies_after
     options, before = dict(progress=False, sampler=Watched(sampler)), sampler.syncs
     whole = train(schedule, pair, base, config, tmp_path / "whole", **options)
     print(f"{len(worst)} requests, weights sent {sampler.syncs - before} times")
-    assert max(worst) < CLOSE and len(worst) == 16 and sampler.syncs - before >= 8
+    assert max(worst + judged) < CLOSE and len(worst) == 16 and judged and sampler.syncs - before >= 8
     assert whole.finished and whole.events.reward.notna().any()
     options = dict(progress=False, sampler=VllmSampler(**OPTIONS))
     with dies_after(5): train(schedule, pair, base, config, tmp_path / "broken", **options)
     same(whole, train(schedule, pair, base, config, tmp_path / "broken", **options))
+
+
+def test_an_experiment_names_it(base, tmp_path):
+    "It samples in training and in evaluations, and one engine serves two runs."
+    asked = Experiment(suite="minis", together=dict(two=PAIR), paradigms=("mixed",), steps=2, seeds=(0, 1),
+                       config=replace(TINY, eval_every=2), evaluation=dict(prompts=6, samples=2),
+                       run=dict(store=str(tmp_path / "store"), sampler=dict(vllm=OPTIONS)))
+    (study, arms), = asked.studies().values()
+    outcome = study.run(arms)
+    (_, sampler), = request._REUSED.items()
+    assert sampler.syncs >= 7  # two runs of two steps and a result, and the base
+    for run in outcome.runs.values(): assert run.manifest["sampler"] == "VllmSampler" and "eval" in set(run.events.kind)
+    run, scores = outcome.runs["mixed RLVR", 1], outcome.scores["mixed RLVR", 1]
+    own = evaluate(run.result, minis(KINDS), 6, 2, TINY.max_new_tokens)
+    found = scores[scores.model == "result"].merge(own, on=["capability", "example"], suffixes=("", "_own"))
+    print(f"greedy scores that differ: {(found.greedy != found.greedy_own).sum()} of {len(found)}")
+    assert len(found) == 18 and (found.greedy == found.greedy_own).mean() > 0.9
 
 
 def test_lora_branches_are_trained(sampler, base, suite, tmp_path):

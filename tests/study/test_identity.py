@@ -14,7 +14,8 @@ from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.paradigms import expert, mixed_rlvr
 from copd_nb.study import jobs as jobs_module
 from copd_nb.study.grid import Scale, Study, job_plan
-from copd_nb.study.jobs import Job, base_scores, differences, reuse_table, run_of, scores_of
+from copd_nb.study.jobs import Job, base_scores, differences, run_of, scores_of
+from copd_nb.study.reuse import reuse_table
 from copd_nb.study.workers import do_all
 
 MODULES = dict(
@@ -67,9 +68,9 @@ class Place:
         monkeypatch.syspath_prepend(str(path))
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         train, evaluate = jobs_module.train, jobs_module.evaluate
-        def noted(schedule, capabilities, base, config, out, *args):
+        def noted(schedule, capabilities, base, config, out, *args, **more):
             if not out.exists(): self.done.append(schedule.name)
-            return train(schedule, capabilities, base, config, out, *args)
+            return train(schedule, capabilities, base, config, out, *args, **more)
         def judged(policy, capabilities, *args, **options):
             self.done.append((policy.name, *capabilities))
             return evaluate(policy, capabilities, *args, **options)
