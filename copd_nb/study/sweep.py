@@ -24,7 +24,7 @@ from .experiment import Experiment, settings_of
 from .experiment_schema import listed_paradigms
 from .grid import Arm, Scale, Study, job_plan
 from .jobs import Job, run_of, scores_of
-from .loading import parts_of, suite_of
+from .loading import parts_of, suite_of, workers_of
 from .workers import do_all
 
 # %% ../../nbs/6_study/09_sweep.ipynb #7da1c52f
@@ -151,7 +151,7 @@ def run_trials(
     jobs = {(key, *at): job for key, values in listed.items()
             for at, job in sweep_jobs(experiment, key, values).items()}
     run = experiment.run
-    do_all(job_plan(job for job, _ in jobs.values()), run["store"], run.get("cluster") or run.get("workers"), True)
+    do_all(job_plan(job for job, _ in jobs.values()), run["store"], workers_of(experiment), True)
     def score(job, counts): return criterion(scores_of(run_of(job, run["store"]), job), counts)
     rows = [(*at, score(job, counts)) for at, (job, counts) in jobs.items()]
     return pd.DataFrame(rows, columns=["paradigm", "trial", "seed", "label", "criterion"])

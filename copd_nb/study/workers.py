@@ -20,6 +20,7 @@ from graphlib import CycleError, TopologicalSorter
 from multiprocessing import connection
 from pathlib import Path
 
+from ..data.machine import cores
 from ..data.names import imported
 from ..policy.suites import load_suite
 from ..engine.accelerator import accelerator_for
@@ -74,10 +75,6 @@ def in_order(
 _WORKER = dict(OMP_WAIT_POLICY="PASSIVE", TOKENIZERS_PARALLELISM="false",
                MALLOC_TRIM_THRESHOLD_=str(2 ** 32), MALLOC_MMAP_THRESHOLD_=str(2 ** 30))
 
-def _cores() -> int:
-    "Cores that this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
     "Environment variables for processes started inside the block."
@@ -97,7 +94,7 @@ def _end_with_parent():
 @contextmanager
 def _workers(n: int) -> Iterator[ProcessPoolExecutor]:
     "n processes that share the cores."
-    threads, fresh = str(max(1, _cores() // n)), multiprocessing.get_context("spawn")
+    threads, fresh = str(max(1, cores() // n)), multiprocessing.get_context("spawn")
     with (_environment(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, **_WORKER),
           ProcessPoolExecutor(n, fresh, _end_with_parent) as pool): yield pool
 
@@ -171,7 +168,7 @@ def _alone(job: Job) -> bool:
 
 def _processes(workers: Workers, jobs: Iterable[Job] = ()) -> int | None:
     "Number of processes on this machine, None for a cluster."
-    if workers is None: return 1 if any(map(_alone, jobs)) else _cores()
+    if workers is None: return 1 if any(map(_alone, jobs)) else cores()
     return workers if isinstance(workers, int) else None
 
 # %% ../../nbs/6_study/01_workers.ipynb #9f3dec3c
@@ -220,7 +217,7 @@ def prepare(
     workers: Workers = None,  # processes on this machine, None or a cluster for one a core
 ):
     "Load every suite once, each in a process of its own, so that what they make for later is there."
-    listed, here = list(dict.fromkeys(suites)), _processes(workers) or _cores()
+    listed, here = list(dict.fromkeys(suites)), _processes(workers) or cores()
     if here == 1 or len(listed) <= 1:
         for suite in listed: load_suite(suite)
         return

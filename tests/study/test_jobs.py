@@ -54,7 +54,7 @@ def test_processes_do_not_change_numbers(tmp_path, monkeypatch):
 def test_workers_share_the_cores_whatever_the_environment_says(monkeypatch):
     "torch asks MKL's variable, too: two processes of two threads on two cores were seven times slower."
     monkeypatch.setenv("MKL_NUM_THREADS", "64")
-    monkeypatch.setattr(workers_module, "_cores", lambda: 2)
+    monkeypatch.setattr(workers_module, "cores", lambda: 2)
     with workers_module._workers(2) as pool: assert pool.submit(torch.get_num_threads).result() == 1
     assert os.environ["MKL_NUM_THREADS"] == "64"
 

@@ -14,11 +14,12 @@ from copd_nb.policy.toys import minis, tiny_policy
 from copd_nb.report.command import main
 from copd_nb.schedule.paradigms import mixed_rlvr
 from copd_nb.signals.sampling import sample_many
-from copd_nb.study import workers
+from copd_nb.study import loading, workers
 from copd_nb.study.checking import own_code
 from copd_nb.study.experiment import Experiment
 from copd_nb.study.grid import Scale, Study
 from copd_nb.study.jobs import Job
+from copd_nb.study.memory import plan_for
 
 PAIR = ("text", "image")
 SMALL = dict(prompts=2, group_size=2, max_new_tokens=4, probe_every=0, eval_every=1, eval_prompts=2, eval_samples=1,
@@ -136,7 +137,7 @@ def test_a_package_that_is_missing_is_said_before_anything_is_trained(own, tmp_p
 
 
 def test_a_card_and_a_sampler_have_the_machine_for_themselves(monkeypatch):
-    monkeypatch.setattr(workers, "_cores", lambda: 8)
+    monkeypatch.setattr(workers, "cores", lambda: 8)
     job = Job(mixed_rlvr(PAIR, 1), Config(**SMALL))
     assert workers._processes(None, [job]) == 8 == workers._processes(None) and workers._processes(3, [job]) == 3
     assert workers._processes(None, [job, Job(job.schedule, job.config, sampler="vllm")]) == 1
@@ -144,6 +145,18 @@ def test_a_card_and_a_sampler_have_the_machine_for_themselves(monkeypatch):
                         lambda config: SimpleNamespace(device=SimpleNamespace(type="cuda")))
     assert workers._processes(None, [job]) == 1 and workers._processes(2, [job]) == 2
     assert workers._processes("ray", [job]) is None
+
+
+def test_processes_are_as_many_as_have_room(tmp_path, monkeypatch):
+    exp = experiment(tmp_path, workers=None)
+    peak, free = plan_for(exp).rows.GiB.max() + loading.BESIDE, []
+    monkeypatch.setattr(loading, "cores", lambda: 8)
+    monkeypatch.setattr(loading.psutil, "virtual_memory", lambda: SimpleNamespace(available=free[-1] * 2 ** 30))
+    for times, wanted in ((0.5, 1), (1.5, 1), (3.5, 3), (100, 8)):
+        free.append(times * peak)
+        assert loading.workers_of(exp) == wanted == next(iter(exp.studies().values()))[0].workers
+    assert [loading.workers_of(experiment(tmp_path, **run)) for run in (
+        dict(workers=20), dict(cluster="ray"), dict(workers=None, sampler="vllm"))] == [20, "ray", None]
 
 
 def test_evaluations_take_a_sampler():
