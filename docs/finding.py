@@ -10,8 +10,8 @@ from copd_nb.view.style import palette
 
 DOCS = Path(__file__).parent
 PANELS = {  # title → record, setting, rows from the top
-    "embedded suite, 2 capabilities, 3 seeds": ("experiment-neighbours", "two", (
-        "mixed RLVR", "MOPD", "merged experts", "averaged every 5")),
+    "embedded suite, 3 capabilities, 10 seeds": ("experiment-coevolution", "three", (
+        "mixed RLVR", "MOPD", "merged experts", "averaged every 5", "CoPD, taught by the base")),
     "SmolLM2-135M, 2 capabilities, 3 seeds": ("experiment-smollm2", "all", ("mixed RLVR", "MOPD", "merged experts"))}
 MEASURES = {"greedy": (0.13, None), "sampled": (-0.13, "white")}  # how high above its line, fill
 
