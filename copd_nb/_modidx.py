@@ -755,6 +755,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'copd_nb/analysis/verdicts.py'),
                                            'copd_nb.analysis.verdicts._size': ( '5_analysis/verdicts.html#_size',
                                                                                 'copd_nb/analysis/verdicts.py'),
+                                           'copd_nb.analysis.verdicts.against_sentence': ( '5_analysis/verdicts.html#against_sentence',
+                                                                                           'copd_nb/analysis/verdicts.py'),
                                            'copd_nb.analysis.verdicts.base_sentence': ( '5_analysis/verdicts.html#base_sentence',
                                                                                         'copd_nb/analysis/verdicts.py'),
                                            'copd_nb.analysis.verdicts.detectable': ( '5_analysis/verdicts.html#detectable',

@@ -4,8 +4,8 @@ import pytest
 
 from copd_nb.analysis.setting_claims import Judged, is_paper, own_findings, paper_findings
 from copd_nb.analysis.verdicts import (
-    base_sentence, detectable, experts_of, leader_sentence, leaders, listed_names, seed_table, sure_sentence,
-    with_experts)
+    against_sentence, base_sentence, detectable, experts_of, leader_sentence, leaders, listed_names, seed_table,
+    sure_sentence, with_experts)
 from copd_nb.schedule.rows import Choice, Setting, paradigms, settings_of
 
 
@@ -37,6 +37,14 @@ def test_some_share_the_highest_mean_and_others_are_near():
     words = leader_sentence(table)
     assert words.startswith("No model leads: x and y share the highest mean, 50.0 %") and "near (1.2 points" in words
     assert "far" not in words
+
+
+def test_one_model_against_others():
+    drawn = scores(mine=0.5, up=0.75, down=0.25, same=0.5)
+    said = against_sentence(drawn, "mine", ["up", "down", "same"], ["a", "b"])
+    assert said.startswith("mine is below up (25.0 points [") and "; above down (25.0 points [" in said
+    assert said.endswith("]); not told apart from same.")
+    assert against_sentence(drawn, "mine", ["same"], ["a"]) == "mine is not told apart from same."
 
 
 def test_the_base_and_what_is_sure():
