@@ -17,12 +17,12 @@ from ..policy.templates import template_now
 from ..signals.rollouts import Sampler
 from ..schedule.core import Schedule
 from .accelerator import accelerator_for, machine
-from .config import Config
+from .config import LEARNERS, SAMPLERS, Config
 from .executors import Cluster, cluster_from
 from .manifest import keep_prompts, manifest_of
 from .recovery import on_cluster, persist
-from .request import (LEARNERS, SAMPLERS, check, check_learner, check_starts, part_from, placed,
-                                    schedule_from, suite_from)
+from .request import (check, check_learner, check_starts, part_from, placed, schedule_from,
+                                    suite_from)
 from .runs import Run, create_run, interruptible, withdraw_stop
 from .state import Training
 from .storage import locked

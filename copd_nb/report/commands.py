@@ -81,7 +81,8 @@ def train(
     _check_named(plan, suite, sampler, learner)
     from copd_nb.engine.runs import check_folder
     check_folder(Path(out))
-    from copd_nb.engine.request import LEARNERS, part_from
+    from copd_nb.engine.config import LEARNERS
+    from copd_nb.engine.request import part_from
     from copd_nb.engine.training import train
     from copd_nb.policy.files import load
     from copd_nb.policy.suites import load_suite

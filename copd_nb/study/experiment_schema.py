@@ -23,8 +23,7 @@ from ..data.tasks import TASKS
 from ..data.verifiers import named_reward
 from ..data.yaml_files import Place
 from ..schedule.rows import FAMILIES, FORMER, KNOWN, Choice, choice_of, cycles_of
-from ..engine.config import Config
-from ..engine.request import LEARNERS, SAMPLERS, part_text
+from ..engine.config import LEARNERS, SAMPLERS, Config, part_text
 
 # %% ../../nbs/6_study/06_experiment_schema.ipynb #893e4106
 _INT, _COUNT, _FLAG = dict(type="integer"), dict(type="integer", minimum=1), dict(type="boolean")

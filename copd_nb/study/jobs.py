@@ -19,10 +19,10 @@ from ..policy.core import Policy, weights_hash
 from ..policy.suites import load_suite
 from ..schedule.core import Schedule
 from ..schedule.parts import Merge
-from ..engine.config import Config
+from ..engine.config import LEARNERS, SAMPLERS, Config
 from ..engine.evaluation import evaluate, kept_scores, scores_file, write_scores
 from ..engine.manifest import form_of, hash_of_weights, manifest_of
-from ..engine.request import LEARNERS, SAMPLERS, part_named, sampler_for
+from ..engine.request import part_named, sampler_for
 from ..engine.runs import AVERAGE, Run, content_hash
 from ..engine.storage import locked
 from ..engine.training import train

@@ -28,8 +28,7 @@ from ..policy.files import load as load_policy
 from ..policy.lora_branches import lora
 from ..policy.suites import load_suite
 from ..engine.accelerator import accelerator_for
-from ..engine.config import Config
-from ..engine.request import part_text
+from ..engine.config import Config, part_text
 from ..engine.runs import Run, content_hash
 from ..engine.temperatures import checked_temperatures
 from .experiment import Experiment, chosen_rows, rows_of, settings_of

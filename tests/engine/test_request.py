@@ -2,8 +2,8 @@
 import pytest
 
 from copd_nb.engine.accelerator import accelerator_for
-from copd_nb.engine.config import Config
-from copd_nb.engine.request import LEARNERS, part_from, placed, schedule_from, suite_from
+from copd_nb.engine.config import LEARNERS, Config
+from copd_nb.engine.request import part_from, placed, schedule_from, suite_from
 from copd_nb.engine.training import train
 from copd_nb.engine.update import Learner
 from copd_nb.policy.toys import minis, tiny_policy

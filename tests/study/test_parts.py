@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from copd_nb.engine import request
-from copd_nb.engine.config import Config
+from copd_nb.engine.config import LEARNERS, SAMPLERS, Config, part_text
 from copd_nb.engine.evaluation import evaluate
-from copd_nb.engine.request import LEARNERS, SAMPLERS, part_from, part_text, sampler_for
+from copd_nb.engine.request import part_from, sampler_for
 from copd_nb.engine.temperatures import evaluate_at
 from copd_nb.policy.toys import minis, tiny_policy
 from copd_nb.report.command import main
