@@ -38,8 +38,8 @@ test: setup lint  ## what to run before a commit: ruff, export and clean are no-
 	.ci/gate $(BIN)
 	$(PYTEST) -m "not slow and not integration and not browser"
 
-test-all: test test-notebooks  ## every default tier; the exit status is pytest's. Browsers and clusters wait much, so there are three workers
-	$(PYTEST) -n 3 -m "(integration or browser) and not slow"
+test-all: test test-notebooks  ## every default tier; the exit status is pytest's
+	$(PYTEST) -m "(integration or browser) and not slow"
 
 test-notebooks: setup  ## notebooks run
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2

@@ -14,7 +14,7 @@ from ..policy.core import Policy
 from ..signals.compare import probe_at
 from ..schedule.core import Schedule, Sync
 from ..schedule.parts import Phase
-from .evaluation import evaluate, summary
+from .evaluation import evaluate, judge_of, summary
 from .gather import handles_of, merged
 from .config import Limits
 from .memory import retry_on_oom
@@ -69,7 +69,7 @@ def _scores(training: Training, policy: Policy, on: list[str], limits: Limits) -
     with training.accelerator.autocast():
         return evaluate(policy, asked, c.eval_prompts, c.eval_samples, c.max_new_tokens, c.temperature,
                         c.seed, rows=limits.rollout_rows, failed=c.failed_reward, seconds=c.reward_seconds,
-                        sampler=training.sampler)
+                        sampler=judge_of(training.sampler))
 
 def _score(training: Training, name: str, on: list[str], elsewhere: dict[str, list]) -> tuple[list[dict], list[dict]]:
     "Notes that were made on the way, and evaluation rows of the result or of a branch that lives here."

@@ -126,6 +126,7 @@ _DECIDED = {"load_format", "logprobs_mode", "weight_transfer_config", "enable_sl
 class VllmSampler:
     "Samples with vLLM, from the policy that it is called with."
     reusable = True  # by the next run of a process: the engine takes a minute to start, and holds only weights
+    evaluates = True  # it draws from the policy's own weights
 
     def __init__(
         self,

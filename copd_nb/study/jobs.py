@@ -20,7 +20,7 @@ from ..policy.suites import load_suite
 from ..schedule.core import Schedule
 from ..schedule.parts import Merge
 from ..engine.config import LEARNERS, SAMPLERS, Config
-from ..engine.evaluation import evaluate, kept_scores, scores_file, write_scores
+from ..engine.evaluation import evaluate, judge_of, kept_scores, scores_file, write_scores
 from ..engine.manifest import form_of, hash_of_weights, manifest_of
 from ..engine.request import part_named, sampler_for
 from ..engine.runs import AVERAGE, Run, content_hash
@@ -78,9 +78,14 @@ class Job:
                      learner=part_named(self.learner, LEARNERS, "learner")[0])
         return manifest_of(self.schedule, self.used, self.loaded[1], self.config, starts, **parts)
 
-    def sampling(self) -> dict:  # of `train`, `evaluate` and `evaluate_at`
-        "The sampler of its own, made anew or used again."
-        return dict(sampler=sampler_for(self.sampler, hash_of_weights(self.loaded[1])))
+    def own_sampler(self) -> object:  # None for the engine's own
+        "The sampler that it names, made anew or used again."
+        return sampler_for(self.sampler, hash_of_weights(self.loaded[1]))
+
+    @property
+    def judge(self) -> str | None:
+        "The class of the sampler that evaluates, None for the engine's own."
+        return self.made_of["sampler"] if judge_of(part_named(self.sampler, SAMPLERS, "sampler")[0]) else None
 
     @property
     def name(self) -> str:
@@ -94,7 +99,7 @@ class Job:
     ) -> dict[str, Path]:  # by capability
         "Where the scores of this job are kept; none if it is not judged."
         c, every = self.config, self.loaded[0] if self.prompts != 0 else {}
-        asked = self.prompts, self.samples, c.max_new_tokens, c.temperature, self.made_of.get("sampler")
+        asked = self.prompts, self.samples, c.max_new_tokens, c.temperature, self.judge
         return {n: scores_file(folder, capability, *asked) for n, capability in every.items()}
 
     def temperature_files(
@@ -103,7 +108,7 @@ class Job:
     ) -> dict[tuple[float, str], Path]:  # by temperature and capability
         "Where scores at further temperatures are kept; the usual evaluation has one of them."
         asked, heats = (self.prompts, self.samples, self.config.max_new_tokens), {*self.temperatures}
-        return {(t, n): temperature_file(folder, self.loaded[0][n], *asked, t, self.made_of.get("sampler"))
+        return {(t, n): temperature_file(folder, self.loaded[0][n], *asked, t, self.judge)
                 for t in sorted(heats - {self.config.temperature}) for n in self.scores_files(folder)}
 
     def files(self, folder: str | Path) -> list[Path]:
@@ -129,7 +134,7 @@ def _scores(job: Job, policies: Callable, folder: Path) -> pd.DataFrame:
     files, c = job.scores_files(folder), job.config
     if missing := {n: job.loaded[0][n] for n, file in files.items() if not file.exists()}:
         asked = job.prompts, job.samples, c.max_new_tokens, c.temperature
-        judge = partial(evaluate, **job.sampling())
+        judge = partial(evaluate, sampler=judge_of(job.own_sampler()))
         rows = pd.concat([judge(p, missing, *asked).assign(model=m) for m, p in policies().items()])
         for name, own in rows.groupby("capability"): write_scores(own.reset_index(drop=True), files[name])
     return pd.concat([pd.read_parquet(f) for f in files.values()], ignore_index=True)
@@ -146,7 +151,7 @@ def _heated(job: Job, policies: Callable, folder: Path) -> pd.DataFrame:
     files = job.temperature_files(folder)
     if missing := {key: file for key, file in files.items() if not file.exists()}:
         asked = {t for t, _ in missing}, job.prompts, job.samples, job.config.max_new_tokens
-        judge = partial(evaluate_at, **job.sampling())
+        judge = partial(evaluate_at, sampler=judge_of(job.own_sampler()))
         rows = pd.concat([judge(p, job.loaded[0], *asked).assign(model=m) for m, p in policies().items()])
         for key, own in rows.groupby(["temperature", "capability"]):
             write_scores(own.reset_index(drop=True), files[key])
@@ -214,7 +219,7 @@ def do(
     path = Path(store) / job.name
     starts = {branch: Policy.load(folder, branch) for branch, folder in job.starts}
     run = train(job.schedule, job.used, job.loaded[1], job.config, path, Path(store) / ".experts", progress, starts,
-                learner=job.learner, **job.sampling())
+                sampler=job.own_sampler(), learner=job.learner)
     if not run.finished: raise ValueError(f"run {path} was asked to stop; the same command resumes it")
     if job.prompts != 0: scores_of(run, job)
     if job.temperatures: heated_scores(run, job)

@@ -32,12 +32,15 @@ CALLS = []
 
 class Counts:
     "The engine's sampler, counted."
+    evaluates = True
     def __init__(self, said="", times: int = 1): self.said, self.times = said, times
     def __call__(self, policy, requests, *rest):
         CALLS.append((self.said, self.times, sum(r.greedy for r in requests)))
         return sample_many(policy, requests, *rest)
 
 class Kept(Counts): reusable = True
+
+class Trains(Counts): evaluates = False
 
 class Mine(Learner): pass
 '''
@@ -72,6 +75,14 @@ def test_it_trains_and_judges_and_has_runs_of_its_own(own, tmp_path):
     before = len(calls)
     asked.train("mixed")
     assert len(calls) == before  # finished: loaded
+
+
+def test_a_sampler_that_does_not_evaluate_leaves_it_to_the_engine(own, tmp_path):
+    "It may be wrong on purpose: an evaluation is of the policy."
+    plain, = experiment(tmp_path).train("mixed").values()
+    run, = experiment(tmp_path, sampler=f"{own}:Trains").train("mixed").values()
+    assert {greedy for *_, greedy in sys.modules[own].CALLS} == {0} and run.manifest["sampler"] == "Trains"
+    assert {f.name for f in (run.path / "scores").iterdir()} == {f.name for f in (plain.path / "scores").iterdir()}
 
 
 def test_the_base_is_judged_by_the_same_sampler(own, tmp_path):
