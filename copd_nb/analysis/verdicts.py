@@ -99,10 +99,10 @@ def against_sentence(
 ) -> str:
     "Which models one model is below, above, and not told apart from, each difference paired."
     names = list(capabilities)
-    def lead(a, b): return macro_difference(_of(arrays, a, names), _of(arrays, b, names)).points
-    ahead, behind = {o: lead(label, o) for o in others}, {o: lead(o, label) for o in others}
+    ahead = {o: macro_difference(_of(arrays, label, names), _of(arrays, o, names)).points for o in others}
+    behind = {o: dict(mean=-d["mean"], low=-d["high"], high=-d["low"]) for o, d in ahead.items()}
     def clear(leads): return [f"{o} ({_size(**d, unit='points')})" for o, d in leads.items() if d["low"] > 0]
-    level = [o for o in ahead if ahead[o]["low"] <= 0 and behind[o]["low"] <= 0]
+    level = [o for o, d in ahead.items() if d["low"] <= 0 <= d["high"]]
     words = {"below": clear(behind), "above": clear(ahead), "not told apart from": level}
     return f"{label} is {'; '.join(f'{w} {listed_names(some, 9)}' for w, some in words.items() if some)}."
 

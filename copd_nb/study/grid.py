@@ -90,7 +90,7 @@ class Study:
     store: str | Path = "runs/store"  # run folders; finished runs are loaded
     workers: Workers = None  # processes, None for one a core; or "ray", an address or a Cluster
     names: tuple[str, ...] = ()  # the capabilities that count; none for all of the suite
-    sampler: str | None = None  # by name, instead of the engine's own, in training and in the final evaluation
+    sampler: str | None = None  # by name, instead of the engine's own; in evaluations, too, if it `evaluates`
     learner: str | None = None  # by name, instead of the engine's own
 
     @cached_property

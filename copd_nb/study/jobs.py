@@ -51,7 +51,7 @@ class Job:
     samples: int = 4  # sampled completions a prompt in it
     starts: tuple[tuple[str, str], ...] = ()  # (branch, folder of a policy that it starts from)
     temperatures: tuple[float, ...] = ()  # at which its result is sampled beside the usual evaluation
-    sampler: str | None = None  # by name, instead of the engine's own, in training and in the final evaluation
+    sampler: str | None = None  # by name, instead of the engine's own; in evaluations, too, if it `evaluates`
     learner: str | None = None  # by name, instead of the engine's own
 
     @cached_property
@@ -134,7 +134,7 @@ def _scores(job: Job, policies: Callable, folder: Path) -> pd.DataFrame:
     files, c = job.scores_files(folder), job.config
     if missing := {n: job.loaded[0][n] for n, file in files.items() if not file.exists()}:
         asked = job.prompts, job.samples, c.max_new_tokens, c.temperature
-        judge = partial(evaluate, sampler=judge_of(job.own_sampler()))
+        judge = partial(evaluate, sampler=job.own_sampler() if job.judge else None)
         rows = pd.concat([judge(p, missing, *asked).assign(model=m) for m, p in policies().items()])
         for name, own in rows.groupby("capability"): write_scores(own.reset_index(drop=True), files[name])
     return pd.concat([pd.read_parquet(f) for f in files.values()], ignore_index=True)
@@ -151,7 +151,7 @@ def _heated(job: Job, policies: Callable, folder: Path) -> pd.DataFrame:
     files = job.temperature_files(folder)
     if missing := {key: file for key, file in files.items() if not file.exists()}:
         asked = {t for t, _ in missing}, job.prompts, job.samples, job.config.max_new_tokens
-        judge = partial(evaluate_at, sampler=judge_of(job.own_sampler()))
+        judge = partial(evaluate_at, sampler=job.own_sampler() if job.judge else None)
         rows = pd.concat([judge(p, job.loaded[0], *asked).assign(model=m) for m, p in policies().items()])
         for key, own in rows.groupby(["temperature", "capability"]):
             write_scores(own.reset_index(drop=True), files[key])

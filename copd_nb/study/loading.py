@@ -35,7 +35,7 @@ from .experiment import Experiment, chosen_rows, rows_of, settings_of
 from .experiment_schema import columns_from
 from .grid import Arm, Scale, Study
 from .jobs import Job, do, run_of
-from .workers import Workers
+from .workers import Workers, alone
 
 # %% ../../nbs/6_study/08_loading.ipynb #38b34561
 def _below(folder: str | Path, path: str) -> str:
@@ -146,9 +146,8 @@ BESIDE = 0.7  # GiB of a process beside what its run is planned to hold: torch a
 
 def workers_of(experiment: Experiment) -> Workers:
     "Where runs go: as the file says, else to as many processes as cores and memory have room for; one on a card."
-    run = experiment.run
-    given = run.get("cluster") or run.get("workers")
-    if given or run.get("sampler") or accelerator_for(experiment.config).device.type != "cpu": return given
+    given = experiment.run.get("cluster") or experiment.run.get("workers")
+    if given or alone(experiment.config, parts_of(experiment)["sampler"]): return given
     try: peak = imported("copd_nb.study.memory:plan_for")(experiment).rows.GiB.max()
     except (ValueError, OSError): return None  # of a suite that makes its own model, say
     return max(1, min(cores(), int(psutil.virtual_memory().available / 2 ** 30 // (peak + BESIDE))))
