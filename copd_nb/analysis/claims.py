@@ -59,16 +59,16 @@ def _needs() -> Iterator[Claim]:
     for order, capability in (("first", "text"), ("second", "image")):
         yield Claim(f"ablation_without_{order}_opd", f"Without OPD of the {order} capability CoPD is less accurate",
                     paper_lead("ablation", "copd", f"without_{capability}_opd"),
-                    "ablation", "points", 0.0,
+                    "experiment", "points", 0.0,
                     f"CoPD minus CoPD without it, overall; the paper's is {capability}. {reading}")
     for order, capability in (("first", "text"), ("second", "image")):
         yield Claim(f"merged_over_{order}_branch",
                     f"The merged model is more accurate than CoPD's {order} branch alone",
                     paper_lead("ablation", "copd", f"{capability}_branch_only"),
-                    "ablation", "points", 0.0, f"Merged minus branch, overall; the paper's is {capability}.")
-    yield Claim("ratio_best", "Of all ratios of RL to OPD steps, 1.5 : 1 is the best", None, "ratio", "points", 0.0,
-                "1.5 : 1 minus every other ratio tried, the smallest lead; the paper names the ratio and gives no "
-                "table.")
+                    "experiment", "points", 0.0, f"Merged minus branch, overall; the paper's is {capability}.")
+    yield Claim("ratio_best", "Of all ratios of RL to OPD steps, 1.5 : 1 is the best", None, "experiment", "points",
+                0.0, "1.5 : 1 minus every other ratio tried, the smallest lead; the paper names the ratio and gives "
+                "no table.")
 
 # %% ../../nbs/5_analysis/07_claims.ipynb #c010
 def _reasons() -> Iterator[Claim]:

@@ -90,6 +90,51 @@ def test_a_mixture_by_shares_is_no_baseline_of_the_paper():
     assert verdicts(page_of(uneven))["copd_over_mixed_two"] == "holds"
 
 
+PARTS = {"no text": dict(topology=dict(text=["image"])), "no images": dict(topology=dict(image=["text"])),
+         "2 : 3": dict(s_rl=8, s_opd=12), "4 : 1": dict(s_rl=16, s_opd=4), "stronger": dict(beta=10.0),
+         "no text, 2 : 3": dict(s_rl=8, s_opd=12, topology=dict(text=["image"]))}
+
+
+def with_parts(**points):
+    "A record with rows of CoPD that are changed in one or two ways, and so many points above the first."
+    made, rng = record(), np.random.default_rng(1)
+    made["parameters"]["paradigms"] += [{"copd": values | dict(label=label)} for label, values in PARTS.items()]
+    rows = made["per_seed"]["all/greedy"]
+    rows += [row | dict(paradigm=label, accuracy=row["accuracy"] + points.get(label, 0.0) + 0.4 * rng.standard_normal())
+             for label in PARTS for row in [r for r in rows if r["paradigm"] == "CoPD"]]
+    return made
+
+
+def test_a_part_of_copd_is_needed_if_it_is_worse_without_it():
+    found = page_of(with_parts(**{"no text": -5, "stronger": 20, "no text, 2 : 3": 20})).set_index("id")
+    assert kind_of(found.verdict["ablation_without_first_opd"]) == "holds"
+    assert found.against["ablation_without_first_opd"] == "no text"
+    assert kind_of(found.verdict["ablation_without_second_opd"]) != "holds"
+    assert verdicts(page_of(record()))["ablation_without_first_opd"] == "not run"
+    three = record(names=("text", "image", "video"))
+    assert not [e for e in evidence_of(three, "r") if e.claim.startswith("ablation")]
+
+
+def test_a_ratio_is_best_only_if_it_is_above_every_other():
+    best = page_of(with_parts(**{"2 : 3": -5, "4 : 1": -3, "stronger": 20})).set_index("id")
+    assert kind_of(best.verdict["ratio_best"]) == "holds" and best.value["ratio_best"] == pytest.approx(3, abs=0.5)
+    level = page_of(with_parts(**{"2 : 3": -5})).set_index("id")
+    assert kind_of(level.verdict["ratio_best"]) != "holds" and level.against["ratio_best"] == "4 : 1"
+    assert kind_of(verdicts(page_of(with_parts(**{"4 : 1": 5})))["ratio_best"]) == "does not hold"
+
+
+def test_a_branch_alone_is_compared_with_the_merge_of_its_own_runs():
+    made = record()
+    copd = [r for r in made["per_seed"]["all/greedy"] if r["paradigm"] == "CoPD"]
+    worse = [r | dict(branch="text", accuracy=r["accuracy"] - 5 - 0.1 * r["seed"]) for r in copd]
+    mean = [dict(paradigm="CoPD", branch="text", capability="mean", seed=s, accuracy=0.0) for s in range(10)]
+    made["branches"] = {"all/greedy": worse + mean}
+    found = page_of(made).set_index("id")
+    assert kind_of(found.verdict["merged_over_first_branch"]) == "holds"
+    assert found.value["merged_over_first_branch"] == pytest.approx(5.45)
+    assert found.verdict["merged_over_second_branch"] == "not run"
+
+
 def test_collapsed_runs_of_another_row_settle_nothing():
     "With two of ten runs collapsed the mean is 6 points behind; the typical run isn't."
     found = page_of(record(collapse=2)).set_index("id").loc["copd_over_mixed_two"]

@@ -72,8 +72,8 @@ def test_examples_fit_the_card_that_they_name(name, prompt, low, high):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("file", [
-    pytest.param(f, marks=[pytest.mark.slow] * (f.stem in ("averaging", "neighbours")), id=f.stem)  # more of its kind
-    for f in FILES if f.stem != "balance"])  # rows of others
+    pytest.param(f, marks=[pytest.mark.slow] * (f.stem in ("averaging", "neighbours", "parts")), id=f.stem)
+    for f in FILES if f.stem != "balance"])  # the slow ones, and balance, have rows of others
 def test_examples_are_rehearsed(file):
     experiment = read_experiment(file)
     table = rehearse(experiment)
