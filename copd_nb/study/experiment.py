@@ -37,6 +37,7 @@ class Experiment:
     run: Mapping = field(default_factory=dict)  # store, workers, cluster, sampler, learner
     tuning: Mapping = field(default_factory=dict)  # seeds, prompts, samples, steps, trials of a sweep
     tuned: Mapping = field(default_factory=dict)  # of what the last sweep was made
+    primary: Mapping = field(default_factory=dict)  # the plan: metric, what matters in points, pairs to compare
     presets: Mapping = field(default_factory=dict)  # name → parts that it replaces
     title: str = "experiment"
     question: str | None = None  # what it asks: the heading of its report

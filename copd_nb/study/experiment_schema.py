@@ -57,7 +57,9 @@ _PART = dict(  # what a preset may replace
     evaluation=record({}, dict(prompts=_or_null(_COUNT), samples=_COUNT, k=listed(_COUNT),
                                temperatures=listed(dict(type="number", exclusiveMinimum=0)))),
     tuning=record({}, dict(seeds=listed(_INT), steps=_COUNT, prompts=_COUNT, samples=_COUNT, number=_COUNT,
-                           trials=mapped(listed(_FREE)))))
+                           trials=mapped(listed(_FREE)))),
+    primary=record({}, dict(metric=dict(enum=["greedy", "sampled"]), matters=dict(type="number", exclusiveMinimum=0),
+                            compare=listed(listed(TEXT) | dict(minItems=2, maxItems=2)) | dict(minItems=1))))
 _PLACE = dict(type=["string", "object", "null"])  # a name, or an object with options
 _RUN = record({}, dict(store=TEXT, workers=_or_null(_COUNT), cluster=_PLACE, sampler=_PLACE, learner=_PLACE))
 SCHEMA = Draft202012Validator(record({}, _PART | dict(
@@ -142,8 +144,16 @@ def _paradigm_faults(place: Place, written: list) -> Iterator[Fault]:
         else: yield from _tried((*place, i), listed_paradigms, [entry])
 
 # %% ../../nbs/6_study/06_experiment_schema.ipynb #004174eb
+def _primary_faults(place: Place, primary: Mapping) -> Iterator[Fault]:
+    "A row that is compared with itself, and pairs that are listed twice."
+    pairs = [tuple(pair) for pair in primary.get("compare", ())]
+    for i, pair in enumerate(pairs):
+        if pair[0] == pair[1]: yield (*place, "compare", i), f"{pair[0]!r} can't be compared with itself"
+        elif set(pair) in map(set, pairs[:i]): yield (*place, "compare", i), f"{' and '.join(pair)} are listed twice"
+
 def _part_faults(values: Mapping, place: Place = ()) -> Iterator[Fault]:
     "Faults of what a preset may replace, too."
+    yield from _primary_faults((*place, "primary"), values.get("primary", {}))
     yield from _config_faults((*place, "config"), values.get("config", {}))
     yield from _paradigm_faults((*place, "paradigms"), values.get("paradigms", []))
     seeds = values.get("seeds", [])

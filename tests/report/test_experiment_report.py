@@ -29,6 +29,7 @@ paradigms:
   - mixed
   - copd: {beta: 0.1, s_rl: 1, s_opd: 1, label: gentle}
   - copd: {s_rl: 1, s_opd: 1, label: strong}
+primary: {metric: sampled, matters: 2, compare: [[gentle, mixed RLVR], [strong, gentle]]}
 seeds: [0, 1]
 """ % HOSTILE
 
@@ -59,8 +60,14 @@ def test_two_files_of_ones_own_with_labels_lora_and_no_curves(folder):
     assert {r["paradigm"] for r in record["tables"]["all/sampled"]} == labels
     runs = {(r["paradigm"], r["capability"], r["seed"]) for r in record["per_seed"]["all/greedy"]}
     assert runs == {(l, c, s) for l in labels for c in ("math", "sort", "mean") for s in (0, 1)}
-    assert {"copd_over_mixed/all/gentle/sampled", "copd_over_own_expert/all/strong/greedy",
+    assert {"copd_over_mixed/all/gentle/sampled", "copd_over_own_expert/all/gentle/greedy",
             "mixed_seesaw/all/mixed RLVR/greedy"} <= set(record["claims"])
+    assert not [claim for claim in record["claims"] if "/strong/" in claim]  # of CoPD's rows the first is meant
+    assert {(r["paradigm"], r["branch"], r["seed"]) for r in record["branches"]["all/greedy"]} == {
+        ("gentle", b, s) for b in ("math", "sort") for s in (0, 1)}
+    assert [(r["a"], r["b"], r["seeds"]) for r in record["planned"]] == [
+        ("gentle", "mixed RLVR", 2), ("strong", "gentle", 2)] and record["parameters"]["primary"]["matters"] == 2
+    assert record["headline"].startswith("- Planned before the runs: sampled accuracy of the last weights, one Holm")
     assert all("the paper" not in f["sentence"] and f["text"] for f in record["claims"].values())
     assert set(record["gaps"]) == {"all/greedy", "all/sampled"} and set(record["pass_at_k"]) == {"all/pass@2"}
     assert not record["equal_budgets"] and record["work"]["runs"] == 10 == record["work"]["trained"]
@@ -78,7 +85,9 @@ def test_two_files_of_ones_own_with_labels_lora_and_no_curves(folder):
 
 def test_what_was_trained_is_loaded(folder):
     "The same file again, and one with a single row: nothing is trained, and one model has nobody to lead."
-    record, page = made(folder, "own.yaml", paradigms=["mixed"], seeds=[0])
+    with pytest.raises(ValueError, match="primary: compare: there is no row 'gentle': mixed RLVR"):
+        made(folder, "own.yaml", paradigms=["mixed"], seeds=[0])
+    record, page = made(folder, "own.yaml", paradigms=["mixed"], seeds=[0], primary={})
     assert record["work"]["loaded"] == 1 and not record["work"]["trained"]
     assert "mixed RLVR is the only unified model" in page and "One training seed" in page
     assert not record["claims"] and not record["gaps"] and not record["over_runs"]

@@ -151,6 +151,8 @@ def test_a_run_is_trained_and_resumed(sampler, base, suite, tmp_path, dies_after
 
     class Watched:
         "The sampler, with the largest difference of each call, and of those of evaluations apart."
+        evaluates = True
+
         def __init__(self, own): self.own = own
         def __call__(self, policy, requests, length, temperature, *rest):
             found = self.own(policy, requests, length, temperature, *rest)
