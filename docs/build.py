@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 from latex2mathml.converter import convert
 
 import copd_nb
 from copd_nb.analysis.page import claims_of, claims_page_markdown, counts_sentence
+from copd_nb.analysis.planned import planned_sentences
 from copd_nb.report.driver import inert
 from copd_nb.report.overview import STUDIES, Entry, entries
 from copd_nb.schedule.copd_schedules import copd
@@ -159,12 +161,16 @@ BESIDE = ("mixed RLVR", "MOPD", "merged experts", "averaged")  # what CoPD is co
 
 
 def compared(content: dict) -> list[str]:
-    "The sentences of an experiment on CoPD and its nearest neighbours."
+    "What an experiment planned and decided, and the sentences on CoPD and its nearest neighbours."
+    asked = {"metric": "greedy", "matters": None} | content["parameters"].get("primary", {})
+    decided = planned_sentences(pd.DataFrame(content.get("planned", [])), asked["metric"], asked["matters"])
+
     def near(v: dict) -> bool:
         pair = {v["paradigm"], v["other"]}
         return "CoPD" in pair and any(name.startswith(BESIDE) for name in pair - {"CoPD"})
-    return [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in content["verdicts"].items()
-            for v in rows if near(v)]
+    left = {key: rows for key, rows in content["verdicts"].items() if not (decided and key.endswith(asked["metric"]))}
+    return [f"- {s}" for s in decided] + [f"- {setting(key)}: {v['sentence'].rstrip('.')}." for key, rows in
+                                          left.items() for v in rows if near(v)]
 
 
 def experiment(entry: Entry) -> list[str]:
