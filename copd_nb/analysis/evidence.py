@@ -129,8 +129,10 @@ def _without(r: Runs, place: int) -> Differences:
                              if n == "copd" and _taught(p) == left and _rl_per_opd(p) == _rl_per_opd(c)])
 
 def _over_branch(r: Runs, place: int) -> Differences:
-    "The merge minus one branch of the same runs."
-    return r.over_branch(c.label, r.setting.capabilities[place]) if (c := _copd(r)) else {}
+    "The merge minus one branch of the same runs, where each learns from all others: with a hub only the hub does."
+    names = r.setting.capabilities
+    if not (c := _copd(r)) or len({link[:3] for link in _taught(c)}) < len(names) * (len(names) - 1): return {}
+    return r.over_branch(c.label, names[place])
 
 def _ratios(r: Runs) -> Differences:
     "CoPD with the paper's 1.5 steps of Phase I for each of Phase II, minus every other ratio."

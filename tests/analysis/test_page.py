@@ -133,6 +133,8 @@ def test_a_branch_alone_is_compared_with_the_merge_of_its_own_runs():
     assert kind_of(found.verdict["merged_over_first_branch"]) == "holds"
     assert found.value["merged_over_first_branch"] == pytest.approx(5.45)
     assert found.verdict["merged_over_second_branch"] == "not run"
+    hub = record(names=("text", "image", "video")) | dict(branches=made["branches"])
+    assert not [e for e in evidence_of(hub, "r") if e.claim.startswith("merged_over")]  # its spokes never see all
 
 
 def test_collapsed_runs_of_another_row_settle_nothing():
