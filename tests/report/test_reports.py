@@ -65,9 +65,10 @@ def test_smoke_run_of_the_shipped_experiment(smoke):
     assert results["parameters"]["preset"] == "smoke" and set(results["verdicts"]) == set(results["tables"])
     measured = {"copd_over_mixed_two", "copd_over_mixed_three", "copd_over_static_opd", "copd_over_mopd",
                 "copd_over_merged", "copd_over_own_expert", "hub_three_branches", "mixed_seesaw"}
-    assert set(results["claims"]) == measured | {f"{c}/greedy"
-                                                 for c in measured} and {c.id for c in CLAIMS if c.report
-                                                 == "experiment"} == measured
+    assert set(results["claims"]) == measured | {f"{c}/greedy" for c in measured}
+    parts = {"ablation_without_first_opd", "ablation_without_second_opd", "merged_over_first_branch",
+             "merged_over_second_branch", "ratio_best"}  # decided from the record, `analysis.evidence`
+    assert {c.id for c in CLAIMS if c.report == "experiment"} == measured | parts
     two = next(r for r in results["verdicts"]["two_branch/sampled"] if r["other"] == "mixed RLVR")
     assert [results["claims"]["copd_over_mixed_two"][k]
             for k in ("value", "low", "high")] == pytest.approx([two[k] for k in ("difference", "low", "high")])
