@@ -67,7 +67,7 @@ def test_two_files_of_ones_own_with_labels_lora_and_no_curves(folder):
         ("gentle", b, s) for b in ("math", "sort") for s in (0, 1)}
     assert [(r["a"], r["b"], r["seeds"]) for r in record["planned"]] == [
         ("gentle", "mixed RLVR", 2), ("strong", "gentle", 2)] and record["parameters"]["primary"]["matters"] == 2
-    assert record["headline"].startswith("- Planned before the runs: sampled accuracy of the last weights, one Holm")
+    assert record["headline"].startswith("- Named as primary: sampled accuracy of the last weights, one Holm")
     assert all("the paper" not in f["sentence"] and f["text"] for f in record["claims"].values())
     assert set(record["gaps"]) == {"all/greedy", "all/sampled"} and set(record["pass_at_k"]) == {"all/pass@2"}
     assert not record["equal_budgets"] and record["work"]["runs"] == 10 == record["work"]["trained"]
