@@ -89,14 +89,16 @@ def _sized(r) -> str:
     p = f", p {r.p_holm:.2g}" if r.p_holm >= 1e-3 else ", p < 0.001" if np.isfinite(r.p_holm) else ""
     return f"{r.b} ({_size(r.difference, r.low, r.high, 'points')}{p})"
 
+def _place(verdict: str) -> int:
+    "Where a verdict stands in VERDICTS."
+    return next(i for i, kind in enumerate(VERDICTS) if verdict.startswith(kind))
+
 def _said(rows: pd.DataFrame) -> Iterator[str]:
     "What is said of one row, verdict by verdict."
-    for kind in VERDICTS:
-        found = rows[rows.verdict.str.startswith(kind)]
-        if found.empty: continue
-        phrase = f"{found.verdict.iloc[0]} points to" if kind == "equal" else f"{kind} against" if kind in (
-            "undecided", "untested") else kind
-        yield f"{phrase} {listed_names((_sized(r) for r in found.itertuples()), 99)}"
+    for verdict in sorted(rows.verdict.unique(), key=_place):
+        found = rows[rows.verdict == verdict]
+        link = " points to" if verdict.startswith("equal") else " against" if verdict.startswith("un") else ""
+        yield f"{verdict}{link} {listed_names((_sized(r) for r in found.itertuples()), 99)}"
 
 def planned_sentences(
     table: pd.DataFrame,  # from `planned_table`
@@ -109,5 +111,7 @@ def planned_sentences(
     tested = "one Holm correction" if table.p_holm.notna().all() else "one training seed, so nothing is tested,"
     first = f"Named as primary: {metric} accuracy of the last weights, {tested} over {len(table)} comparisons"
     several = table.setting.nunique() > 1
-    return [f"{first}{bar}.", *(f"{f'{name}: ' if several else ''}{a} is {'; '.join(_said(rows))}."
-                     for (name, a), rows in table.groupby(["setting", "a"], sort=False))]
+    counts = [f"{sum(table.verdict == v)} {v}" for v in sorted(table.verdict.unique(), key=_place)]
+    return [f"{first}{bar}: {', '.join(counts)}.",
+            *(f"{f'{name}: ' if several else ''}{a} is {'; '.join(_said(rows))}."
+              for (name, a), rows in table.groupby(["setting", "a"], sort=False))]

@@ -65,7 +65,8 @@ def test_one_correction_over_all_settings_of_the_paired_t_test():
 def test_what_is_said():
     table = decided({"CoPD": 0.7, "x": 0.6, "y": 0.7, "z": 0.8}).reset_index()
     plan, said = planned_sentences(table, "greedy", 1.5)
-    assert plan.endswith("one Holm correction over 3 comparisons, 1.5 points matter.")
+    assert plan.endswith("over 3 comparisons, 1.5 points matter: 1 above, 1 below, 1 equal within 1.5.")
+    assert "one Holm correction" in plan
     assert said.startswith("CoPD is above x (") and "; below z (" in said and "; equal within 1.5 points to y (" in said
     assert "p < 0.001" in said
     one = planned_sentences(decided({"CoPD": 0.7, "x": 0.6}, seeds=1).reset_index(), "sampled")
