@@ -80,11 +80,13 @@ def _show_data(experiment: "Experiment", run_code: bool) -> bool:
     return not found.empty
 
 def _show_rows(experiment: "Experiment"):
-    "Print every row of the comparison with its steps."
-    from copd_nb.study.experiment import rows_of
+    "Print every row of the comparison with its steps, and which are compared first; ValueError for others."
+    from copd_nb.study.experiment import primary_pairs, rows_of
     for setting, rows in rows_of(experiment).items():
         for p in rows: print(f"  {setting}: {p.label:24} {p.schedule.total_steps:6} steps, "
                              f"{p.schedule.critical_steps:6} one after the other")
+    for setting, pairs in primary_pairs(experiment).items():
+        for a, b in pairs: print(f"  {setting}: primary is {a} against {b}")
 
 # %% ../../nbs/8_report/03_experiment_commands.ipynb #1f1cb58a
 def _show_costs(experiment: "Experiment", base=None):

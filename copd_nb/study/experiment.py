@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'SHIPPED', 'QUICK', 'Experiment', 'with_preset', 'read_experiment', 'settings_of', 'rows_of',
-           'chosen_rows']
+           'reference_of', 'primary_pairs', 'chosen_rows']
 
 # %% ../../nbs/6_study/07_experiment.ipynb #2ebd0d69
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 
-from ..data.names import later
+from ..data.names import later, meant
 from ..data.yaml_files import Marked, faults, read_yaml, refuse
 from ..schedule.rows import FAMILIES, FORMER, Paradigm, Setting, paradigms, shortened
 from ..engine.config import Config
@@ -142,6 +142,30 @@ def rows_of(
     "Every row of a comparison; ValueError for cycles that don't fit the steps."
     chosen = listed_paradigms(experiment.paradigms)
     return {n: paradigms(s, experiment.steps, None, chosen) for n, s in settings_of(experiment).items()}
+
+# %% ../../nbs/6_study/07_experiment.ipynb #pair02
+def reference_of(
+    rows: Iterable[Paradigm],  # of one setting
+) -> str | None:  # a label; None where all are experts
+    "The row that others are compared with: the first of CoPD, or the first unified model."
+    unified = [p for p in rows if p.family != "expert"]
+    return next((p.label for p in unified if p.family == "copd"), unified[0].label if unified else None)
+
+def primary_pairs(
+    experiment: Experiment,
+) -> dict[str, list[tuple[str, str]]]:  # setting → labels of two rows each; none without `primary`
+    "The comparisons that a plan names, in every setting that has both rows; ValueError for a label that none has."
+    if not experiment.primary: return {}
+    every = rows_of(experiment)
+    found = {n: [p.label for p in rows if p.family != "expert"] for n, rows in every.items()}
+    if "compare" not in experiment.primary:
+        first = {n: reference_of(rows) for n, rows in every.items()}
+        return {n: [(first[n], l) for l in labels if l != first[n]] for n, labels in found.items()}
+    wanted, known = [tuple(p) for p in experiment.primary["compare"]], dict.fromkeys(sum(found.values(), []))
+    if unknown := [label for pair in wanted for label in pair if label not in known]:
+        raise ValueError(f"primary: compare: there is no unified model {unknown[0]!r}{meant(unknown[0], known)}: "
+                         f"{', '.join(known)}")
+    return {n: [pair for pair in wanted if set(pair) <= set(labels)] for n, labels in found.items()}
 
 # %% ../../nbs/6_study/07_experiment.ipynb #x9102
 def chosen_rows(

@@ -3,11 +3,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from copd_nb.analysis.planned import planned_pairs, planned_seeds, planned_sentences, planned_table
-from copd_nb.study.experiment import Experiment
+from copd_nb.analysis.planned import planned_seeds, planned_sentences, planned_table
 
-ROWS = dict(two=["mixed RLVR", "CoPD"], three=["mixed RLVR", "merged", "CoPD"])
-FIRST = dict(two="CoPD", three="CoPD")
+PAIRS = dict(two=[("CoPD", "mixed RLVR")], three=[("CoPD", "mixed RLVR"), ("CoPD", "merged")])
 
 
 def scores(means, seeds=10, spread=0.004, prompts=200, key=0):
@@ -25,17 +23,6 @@ def decided(means, matters=1.5, **options):
     return table.set_index("b")
 
 
-def test_without_pairs_the_reference_is_compared_with_every_other_row():
-    assert planned_pairs(None, ROWS, FIRST) == dict(two=[("CoPD", "mixed RLVR")],
-                                                    three=[("CoPD", "mixed RLVR"), ("CoPD", "merged")])
-
-
-def test_a_pair_counts_wherever_both_rows_are():
-    assert planned_pairs([["merged", "CoPD"]], ROWS, FIRST) == dict(two=[], three=[("merged", "CoPD")])
-    with pytest.raises(ValueError, match=r"no row 'mixed RLRV' \(did you mean 'mixed RLVR'\?\): mixed RLVR, CoPD, me"):
-        planned_pairs([["CoPD", "mixed RLRV"]], ROWS, FIRST)
-
-
 def test_every_verdict():
     found = decided({"CoPD": 0.7, "far below": 0.6, "far above": 0.8, "near below": 0.693, "level": 0.7}).verdict
     assert dict(found) == {"far below": "above", "far above": "below", "near below": "slightly above",
@@ -50,7 +37,7 @@ def test_one_correction_over_all_settings_of_the_paired_t_test():
     arrays = dict(two=scores({"CoPD": 0.7, "mixed RLVR": 0.697}), three=scores(
         {"CoPD": 0.7, "mixed RLVR": 0.702, "merged": 0.695}, key=1))
     names = dict.fromkeys(arrays, ["sums"])
-    table = planned_table(arrays, names, planned_pairs(None, ROWS, FIRST), 1.5)
+    table = planned_table(arrays, names, PAIRS, 1.5)
     for r in table.itertuples():
         a, b = (arrays[r.setting][label]["sums"].mean(1) for label in (r.a, r.b))
         assert r.p == pytest.approx(stats.ttest_rel(a, b).pvalue)
@@ -58,7 +45,7 @@ def test_one_correction_over_all_settings_of_the_paired_t_test():
     ordered = table.sort_values("p")
     expected = np.minimum(np.maximum.accumulate(ordered.p.to_numpy() * [3, 2, 1]), 1)
     assert ordered.p_holm.to_numpy() == pytest.approx(expected) and table.detectable.gt(0).all()
-    runs = planned_seeds(arrays, names, planned_pairs(None, ROWS, FIRST), range(10))
+    runs = planned_seeds(arrays, names, PAIRS, range(10))
     assert runs.groupby(["setting", "b"], sort=False).difference.mean().to_numpy() == pytest.approx(table.difference)
 
 
@@ -72,12 +59,3 @@ def test_what_is_said():
     one = planned_sentences(decided({"CoPD": 0.7, "x": 0.6}, seeds=1).reset_index(), "sampled")
     assert "one training seed, so nothing is tested" in one[0] and "untested against x" in one[1]
     assert planned_sentences(table.iloc[:0], "greedy") == []
-
-
-@pytest.mark.parametrize("primary,words", [
-    (dict(compare=[["CoPD", "CoPD"]]), "'CoPD' can't be compared with itself"),
-    (dict(compare=[["CoPD", "mixed RLVR"], ["mixed RLVR", "CoPD"]]), "mixed RLVR and CoPD are listed twice"),
-    (dict(metric="best"), "greedy"), (dict(matters=0), "0"), (dict(compare=[["CoPD"]]), "CoPD"),
-    (dict(metrics="greedy"), "metrics")])
-def test_faults_of_a_plan(primary, words):
-    with pytest.raises(ValueError, match=words): Experiment(suite="minis", primary=primary)
