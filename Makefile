@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 PRESET ?= quick
 BENCH ?=
 
-.PHONY: setup programs report lint test test-all test-notebooks test-reports test-browser test-slow test-cuda test-parity test-vllm sweep bench docs export clean
+.PHONY: setup programs report lint test test-all test-notebooks test-reports test-browser test-slow test-cuda test-parity test-vllm sweep bench docs numbers export clean
 
 setup: $(VENV)/.done programs
 
@@ -80,6 +80,12 @@ sweep: setup  ## choose the settings of every paradigm on tuning seeds; resumes 
 
 bench: setup  ## measure against TRL and against single ideas switched off; wants a quiet machine
 	$(BIN)/python bench/run.py $(BENCH)
+
+numbers: setup  ## every number and figure of the README and docs again, from the published records; fails where a sentence disagrees
+	$(BIN)/copd claims docs/reports --out docs/claims.md
+	$(BIN)/python docs/build.py measured
+	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/check_numbers.py
 
 docs: setup  ## the documentation site, offline; a broken link is an error
 	$(BIN)/python docs/build.py

@@ -1,0 +1,218 @@
+"""Every number of the README's findings and the six answers, from the records: `python docs/check_numbers.py`"""
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from copd_nb.analysis.page import claims_of, kind_of
+from copd_nb.analysis.records import read_results
+
+ROOT = Path(__file__).parents[1]
+REPORTS = ROOT / "docs" / "reports"
+FINDINGS = re.compile(r"What we found.*?(?=\n## )", re.S)  # of the README
+NUMERAL = re.compile(r"(?<![\w.])−?\d[\d,]*(?:\.\d+)?(?![\w-])")
+NAMES = re.compile(r"\]\([^)]*\)|`[^`]*`|SmolLM2-135M|95 %|^#+ \d\.", re.M)  # hold no measured numbers
+
+
+def signed(value: float, digits: int = 1) -> str:
+    "With a real minus sign, and no sign at zero."
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Measured:
+    "An estimate with its interval, and where it is recorded."
+    source: str
+    value: float
+    low: float
+    high: float
+    p: float = float("nan")
+    digits: int = 1
+
+    def __neg__(self): return Measured(self.source, -self.value, -self.high, -self.low, self.p, self.digits)
+
+    def __format__(self, form: str) -> str:
+        "`points` and plain: value and interval; `mean`, `p`, `ends` (low to high): a part."
+        value, low, high = (signed(x, self.digits) for x in (self.value, self.low, self.high))
+        if form == "p": return "p < 0.001" if self.p < 1e-3 else f"p = {self.p:.2g}"
+        if form == "mean": return value
+        if form == "ends": return f"{low} to {high}"
+        return f"{value}{' points' * (form == 'points')} [{low}, {high}]"
+
+
+@dataclass(frozen=True)
+class Counted:
+    "A number without an interval."
+    source: str
+    value: float
+
+    def __format__(self, form: str) -> str: return format(self.value, form)
+
+
+@cache
+def record(name: str) -> dict: return read_results(REPORTS / name / "results.json")
+
+
+def lead(name: str, a: str, b: str, key: str) -> Measured:
+    "One row minus another, as the plan (`setting/planned`) or the verdicts have it, either way round."
+    setting, _, kind = key.partition("/")
+    if kind == "planned":
+        rows = [(r, r["a"], r["b"]) for r in record(name)["planned"] if r["setting"] == setting]
+    else: rows = [(r, r["paradigm"], r["other"]) for r in record(name)["verdicts"][key]]
+    for r, first, second in rows:
+        found = Measured(f"{name}: {kind}", r["difference"], r["low"], r["high"], r.get("p_holm", float("nan")))
+        if (first, second) == (a, b): return found
+        if (first, second) == (b, a): return -found
+    raise ValueError(f"{name}: {key}: {a} and {b} are not compared")
+
+
+def against(name: str, paradigm: str, part: str, key: str, **where) -> Measured:
+    "A row minus the reference, from the tables at equal entropy or equal budgets."
+    r = next(r for r in record(name)[part][key] if r["paradigm"] == paradigm and where.items() <= r.items())
+    return Measured(f"{name}: {part}", r["difference"], r["low"], r["high"])
+
+
+def found(name: str, claim: str, digits: int = 3) -> Measured:
+    r = record(name)["claims"][claim]
+    return Measured(f"{name}: claims", r["value"], r["low"], r["high"], digits=digits)
+
+
+def told(name: str, words: str, digits: int) -> Measured:
+    "An interval that follows some words in the record's own sentences."
+    sentences = " ".join([record(name)["headline"], *record(name)["shown"]]).replace("−", "-")
+    number = r"(-?[0-9.]+)"
+    values = re.search(rf"{re.escape(words)} {number} \[{number}, {number}\]", sentences)
+    return Measured(f"{name}: sentences", *map(float, values.groups()), digits=digits)
+
+
+def distance() -> Measured:
+    "Points lost for a standard deviation of distance, at equal accuracy before."
+    fits = record("pilot-standard")["tables"]["fits"]
+    r = next(r for r in fits if (r["outcome"], r["distance"]) == ("greedy", "JSD"))
+    return -Measured("pilot-standard: fits", r["value"], r["low"], r["high"])
+
+
+def live() -> Measured:
+    "Points that completions of the student as it is are ahead of those of the frozen initial student."
+    r = next(r for r in record("pilot-standard")["tables"]["live"] if r["outcome"] == "greedy")
+    return Measured("pilot-standard: live", r["lead"], r["low"], r["high"])
+
+
+def rises() -> tuple[Counted, Counted]:
+    "The smallest and largest rise of an expert in the last quarter of its steps."
+    said = next(x for x in record(CO)["limits"] if "last quarter" in x)
+    found = sorted(map(float, re.findall(r"\+([0-9.]+) \(", said)))
+    return Counted(f"{CO}: limits", found[0]), Counted(f"{CO}: limits", found[-1])
+
+
+@cache
+def verdicts() -> dict[str, Counted]:
+    "How many claims there are, and how many have which verdict."
+    page = claims_of({f.parent.name: read_results(f) for f in sorted(REPORTS.glob("*/results.json"))})
+    kinds = page[page.main].verdict.map(kind_of)
+    return {k: Counted("all records: claims", n) for k, n in [("all", len(kinds)), *kinds.value_counts().items()]}
+
+
+def pilot(what: str) -> Counted:
+    r = record("pilot-standard")
+    counts = dict(teachers=len(r["tables"]["slopes"]), pairs=len(r["tables"]["students"]),
+                  steps=r["parameters"]["opd_steps"], agree=sum(t["jsd_sd"] < 0 for t in r["tables"]["slopes"]))
+    return Counted("pilot-standard: tables", counts[what])
+
+
+CO, SMOL, BALANCE, DYNAMICS = "experiment-coevolution", "experiment-smollm2", "experiment-balance", "dynamics-standard"
+
+
+def co(a: str, b: str, key: str = "planned") -> Measured: return lead(CO, a, b, f"three/{key}")
+
+
+def readme() -> Iterator[tuple[str, tuple]]:
+    "Phrases of the README's findings, and the numbers in them."
+    yield ("end {:mean} points lower after distillation (95 % interval {:ends}; {} teachers, {} pairs",
+           (distance(), distance(), pilot("teachers"), pilot("pairs")))
+    yield ("fades to {} of its norm", (told(DYNAMICS, "the norm of its gradient falls to", 2),))
+    yield ("it ends at {} (ten seeds", (told(DYNAMICS, "in CoPD the norm ends at", 2),))
+    yield ("it ends {:points} below when answers are greedy, {} when they are sampled, and {} at equal tokens",
+           (co("mixed RLVR", "CoPD"), co("mixed RLVR", "CoPD", "sampled"),
+            against(CO, "mixed RLVR", "equal_budgets", "three/greedy", budget="tokens")))
+    yield "It is {} ahead of experts that are merged once", (co("CoPD", "merged experts"),)
+    yield "On SmolLM2 it is {:points} ahead of MOPD", (lead(SMOL, "CoPD", "MOPD", "all/greedy"),)
+    yield ("no difference with a period of 20 steps ({:points})", (co("averaged every 20", "CoPD"),))
+    yield ("CoPD is {:points} above the same schedule taught by the base when greedy, {} when sampled",
+           (co("CoPD", "CoPD, taught by the base"), co("CoPD", "CoPD, taught by the base", "sampled")))
+    yield "Corrected over all [{} claims]", (verdicts()["all"],)
+    yield "a lead of half a point with 5", ()
+
+
+def answers() -> Iterator[tuple[str, tuple]]:
+    "Phrases of the six answers, and the numbers in them."
+    mixed, base = co("mixed RLVR", "CoPD"), co("CoPD", "CoPD, taught by the base")
+    yield ("ends {:points} below mixed RLVR ({:p}), {} above experts that are merged once, and within {:g} points of",
+           (mixed, mixed, co("CoPD", "merged experts"), Counted(CO, record(CO)["parameters"]["primary"]["matters"])))
+    yield "averaged every 20 steps", ()
+    yield ("{:points} ahead at equal tokens, and {} with 96 prompts a step",
+           (against(CO, "mixed RLVR", "equal_budgets", "three/greedy", budget="tokens"),
+            co("mixed RLVR, 96 prompts", "CoPD")))
+    yield ("ahead at an equal critical path, by {}",
+           (-against(CO, "mixed RLVR", "equal_budgets", "three/greedy", budget="critical_steps"),))
+    yield ("at equal entropy mixed RLVR is {:points} ahead, sampled at temperature 1 even {}",
+           (against(CO, "mixed RLVR", "equal_entropy", "three/last weights", where="range"),
+            co("mixed RLVR", "CoPD", "sampled")))
+    yield ("CoPD is {:points} ahead when greedy ({:p}), {} when sampled",
+           (base, base, co("CoPD", "CoPD, taught by the base", "sampled")))
+    yield ("Over MOPD it is {} ahead, over MOPD that begins at the text expert {}",
+           (co("CoPD", "MOPD"), co("CoPD", "MOPD from text")))
+    yield "Averaging every 5 steps, with no teacher, is {} ahead of CoPD", (co("averaged every 5", "CoPD"),)
+    yield ("experts still rose by {:.1f} to {:.1f} points, sampled, in the last quarter of their steps", rises())
+    yield "mixed RLVR with 96 prompts was the highest of its grid", ()
+    yield ("end {:points} lower after {} steps of distillation, at equal accuracy before; all {} teachers agree",
+           (distance(), pilot("steps"), pilot("agree")))
+    yield "are {:points} better than those of the frozen initial student", (live(),)
+    yield "falls to {} of what it was", (told(DYNAMICS, "the norm of its gradient falls to", 2),)
+    yield "it ends at {} ([study]", (told(DYNAMICS, "in CoPD the norm ends at", 2),)
+    yield ("overlap falls by {} in a phase of RLVR and rises by {} in a phase of OPD",
+           (found(DYNAMICS, "overlap_falls_in_rl"), found(DYNAMICS, "overlap_recovers_in_opd")))
+    yield ("Of {} planned pairs", (Counted(f"{BALANCE}: planned", len(record(BALANCE)["planned"])),))
+    yield "(β 10, one merge at the end)", ()
+    yield ("even a difference of {:points} is not settled",
+           (lead(BALANCE, "averaged every 20", "averaged once", "pair/planned"),))
+    yield "worth what equal steps are ({:points})", (lead(BALANCE, "steps by headroom", "β 0.1", "pair/planned"),)
+    yield "it leads MOPD by {:points}", (lead(SMOL, "CoPD", "MOPD", "all/greedy"),)
+    yield ("against mixed RLVR ({}) and merged experts ({}) nothing was detected",
+           (lead(SMOL, "CoPD", "mixed RLVR", "all/greedy"), lead(SMOL, "CoPD", "merged experts", "all/greedy")))
+    yield "On a vocabulary of 49,152 tokens", ()
+    yield ("the top-10 overlap is {}", (told(
+        "checkpoints-smollm2", "teacher sums: on the student's trajectories the top-10 overlap is", 3),))
+    of = verdicts()
+    yield ("Of {} claims {} hold and {} don't**; {} are not detected at the power of our experiments, "
+           "{} are beyond it, {} is confounded and {} rest on an older engine",
+           tuple(of[k] for k in ("all", "holds", "does not hold", "not detected", "beyond reach here", "confounded",
+                                 "older engine")))
+
+
+PAGES: dict[str, tuple[Callable, Callable]] = {  # page → its phrases, and the part of it that has only such numbers
+    "README.md": (readme, lambda text: FINDINGS.search(text)[0]), "docs/answers.md": (answers, lambda text: text)}
+
+
+def faults(page: str, text: str) -> list[str]:
+    "Phrases that the records don't give, and numbers that no phrase accounts for."
+    phrases, part = PAGES[page]
+    said, rest = [words.format(*values) for words, values in phrases()], part(text)
+    for phrase in said: rest = rest.replace(phrase, " ")
+    rest = NAMES.sub(" ", rest)
+    return [f"{page}: the records give: {p}" for p in said if p not in text] + [
+        f"{page}: no record for {n[0]}: …{rest[max(0, n.start() - 40):n.end() + 20]!r}" for n in NUMERAL.finditer(rest)]
+
+
+if __name__ == "__main__":
+    wrong = []
+    for page, (phrases, _) in PAGES.items():
+        print(page)
+        for words, values in phrases():
+            print(f"  {words.format(*values)}  <- {', '.join(dict.fromkeys(v.source for v in values)) or 'the setup'}")
+        wrong += faults(page, (ROOT / page).read_text(encoding="utf-8"))
+    print(*(wrong or ["every number agrees with its record"]), sep="\n")
+    sys.exit(bool(wrong))
