@@ -55,7 +55,7 @@ def coherence_lost(
 def norm_left(
     table: pd.DataFrame,  # from `signal_windows`
 ) -> pd.Series:  # seed → norm in the last window over that in the first, all signals together
-    "What is left of the norm of a run's signal; NaN where noise hides it at either end."
+    "Norm of a run's signal at the end relative to the start; NaN where noise hides it at either end."
     table = table if "seed" in table else table.assign(seed=0)
     mean = table.groupby(["seed", "window"])["norm_squared"].mean().unstack()
     return np.sqrt((mean.iloc[:, -1] / mean.iloc[:, 0]).where((mean.iloc[:, [0, -1]] > 0).all(axis=1))).rename("left")

@@ -80,7 +80,7 @@ def headroom(
     teacher: str,  # another one
     metric: str = "sampled",  # sampled or greedy
 ) -> pd.DataFrame:  # capability, student, teacher in %, value, low, high in points, examples
-    "What a student could gain by knowing what its teacher knows."
+    "Headroom: points that a student would gain by answering as its teacher does."
     rows = []
     for name, part in scores.groupby("capability", sort=False):
         table = part.pivot(index="example", columns="model", values=metric)[[student, teacher]].dropna()

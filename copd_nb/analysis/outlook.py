@@ -80,7 +80,7 @@ def alternatives(
     steps: int = 100,  # of each alternative that trains
     prompts: int | None = None,  # different prompts to train on; None for as many as steps use
 ) -> pd.DataFrame:  # alternative, tokens, flops; NaN for a merge of two architectures
-    "What each way to bring the teacher's skill into the student costs."
+    "Cost of each way to bring the teacher's skill into the student."
     name, (read, written, patches) = examples[0].capability, _lengths(student, examples, completion)
     mine, its = (Workload(config.prompts, config.opd_prompts, config.group_size, read, written, model_shape(p), patches)
                  for p in (student, teacher))
@@ -116,14 +116,14 @@ def judge_pair(
 # %% ../../nbs/5_analysis/27_outlook.ipynb #410414f4
 @dataclass(frozen=True, eq=False)
 class Preflight:
-    "What was measured of a pair, the costs, and a verdict for each capability."
+    "Measurements of a pair, the costs, and a verdict for each capability."
     measured: pd.DataFrame  # capability, metric, value, low, high
     costs: pd.DataFrame  # capability, alternative, tokens, flops
     verdicts: dict[str, str]  # capability → sentence
     gains: dict[str, str]  # capability → whether there is something to gain, of `headroom`
 
     def features(self, capability: str) -> dict[str, float | None]:
-        "What a forecast takes."
+        "Inputs of a forecast."
         from_table = self.measured[self.measured.capability == capability].set_index("metric").value
         return {k: from_table.get(k) for k in ("overlap@1", "overlap@3", "symmetric_kl", "headroom", "coherence")}
 

@@ -80,7 +80,7 @@ def compare(
 Difference = Callable[[str, str], Interval]  # of two labels, first − second
 
 def _apart(first: str, others: Iterable[str], difference: Difference) -> tuple[list[str], list[str]]:
-    "The others that are clearly below a label, and those that can't be told from it."
+    "Labels clearly below a given one, and labels not told apart from it."
     close = [other for other in others if not difference(first, other).low > 0]  # no interval is no difference, too
     return [other for other in others if other not in close], close
 
@@ -178,7 +178,7 @@ def cost_table(
 def token_shares(
     runs: dict[tuple[str, int], Run],  # (label, seed) → run
 ) -> pd.DataFrame:  # paradigm, capability, generated (tokens, mean over seeds), share of the paradigm's (0 to 1)
-    "What every paradigm spends its generated tokens on."
+    "Generated tokens of every paradigm by capability."
     parts = [run.events.query("kind == 'train'").groupby("capability", sort=False).generated.sum().reset_index()
              .assign(paradigm=label) for (label, _), run in runs.items()]
     table = pd.concat(parts).groupby(["paradigm", "capability"], sort=False).generated.mean().reset_index()

@@ -71,7 +71,7 @@ def _of_copd(found: dict[str, Judged], label: str) -> Found:
     yield "copd_over_own_expert", last, last.over_experts(label)
 
 def _place(claim: str, j: Judged, label: str) -> str:
-    "What a claim was measured on, as far as its words don't say it."
+    "Setting and metric of a claim, unless its name gives them."
     named = claim.endswith(("two", "three", "branches"))
     return ", ".join(filter(None, (label, "" if named else j.setting.name.replace("_branch", " branches"), j.metric)))
 

@@ -64,7 +64,7 @@ def run_label(schedule: Schedule) -> str:
     return expert_label(schedule.name.removeprefix("expert-")) if single else schedule.name
 
 def _chosen(store: str | Path | Iterable[str | Path]) -> list[Run]:
-    "The finished runs of a store, or those that are named."
+    "The finished runs of a store, or the named ones."
     paths = list_runs(store).query("status == 'finished'").path if isinstance(store, (str, Path)) else store
     return [r for r in map(Run, paths) if r.finished]
 

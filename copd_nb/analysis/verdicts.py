@@ -122,7 +122,7 @@ def sure_sentence(
     seeds: int,  # training seeds
     differences: Mapping[str, float],  # what was measured → `detectable`
 ) -> str:
-    "What the intervals cover, and the smallest differences that would be found."
+    "State what the intervals cover, and the minimum detectable differences."
     if seeds == 1:
         return ("One training seed: intervals cover held-out prompts only, and another seed may order the models "
                 "differently.")

@@ -104,7 +104,7 @@ def list_in_other_words(
 def meanings(
     owner: Callable,  # a function, or a class with fields
 ) -> dict[str, str]:  # parameter → the comment beside it, where there is one
-    "What each parameter is for, as its source says."
+    "Comment beside each parameter in the source."
     from fastcore.docments import docments
     try: found = docments(owner)
     except (OSError, SyntaxError, TypeError, ValueError): return {}  # a function without source

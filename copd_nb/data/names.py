@@ -92,7 +92,7 @@ def nearest(
     name: object,  # as it was given
     known: Iterable[str],  # the names there are
 ) -> list[str]:  # the known names, the most similar ones first
-    "Known names, those that a typing error could have meant first."
+    "Known names, likely corrections of a typing error first."
     known = list(dict.fromkeys(known))
     close = difflib.get_close_matches(str(name), known, len(known) or 1, 0.6)
     return close + [n for n in known if n not in close]

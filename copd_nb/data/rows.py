@@ -138,7 +138,7 @@ def _held(value):
     return [_held(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 def _info(row: dict, columns: Columns) -> dict:
-    "What a reward needs beside the answer, by the last part of each column's name."
+    "Further values for the reward, by the last part of each column's name."
     if isinstance(columns.info, str): columns_of = [columns.info] if columns.info else []
     else: columns_of = columns.info
     if isinstance(columns.info, str) and isinstance(whole := _found(row, columns.info), dict): return _held(whole)

@@ -120,7 +120,7 @@ class Source:
     rows: Callable[[], Iterable[tuple[int, object]]]  # a row is a mapping, an `Example`, or an error
 
 def _loaded(cell):
-    "A cell of a column of pictures, with the bytes of those that are only named."
+    "A cell of a column of pictures, with the bytes of pictures that are only named."
     if isinstance(cell, list): return [_loaded(c) for c in cell]
     if not isinstance(cell, dict) or cell.get("bytes") is not None or not cell.get("path"): return cell
     import datasets

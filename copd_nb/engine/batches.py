@@ -63,7 +63,7 @@ class Batch:
 
     @property
     def sizes(self) -> tuple[dict[str, int], dict[str, int]]:
-        "What a pass over this batch computes at once without limits, and the least that it has to; for retries."
+        "Sizes of a pass over this batch without limits, and the smallest possible ones; for retries."
         return pass_sizes(self.rollouts)
 
     def rows_of(self, capability: str) -> Tensor:

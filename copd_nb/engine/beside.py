@@ -54,7 +54,7 @@ def borrowed_batch(training: Training, update: Update, signals: tuple, step: int
 
 
 def _rolled_cost(training: Training, batch: Batch, signal: Signal, fresh: Tensor) -> Cost:
-    "What somebody else's rollouts of this step cost, from their measured lengths."
+    "Cost of another policy's rollouts in this step, from their measured lengths."
     rows = batch.rows_of(signal.capability).cpu() & fresh.repeat_interleave(training.config.group_size)
     return _rolling(training, signal.capability, batch.rollouts, rows, batch.rollouts.mask)
 
@@ -94,7 +94,7 @@ def judge_teacher(training: Training, batch: Batch, signal: RL, given: Completio
 
 # %% ../../nbs/4_engine/34_beside.ipynb #45f5c9e6
 def asked_of(training: Training, batch: Batch, name: str) -> list[Rollouts]:
-    "What a stream's teachers are asked, one question for each signal with a teacher."
+    "Questions to the teachers of a stream, one for each signal with a teacher."
     if not isinstance(batch.signals[0], RL): return [replace(batch.rollouts, start=None)] * batch.taught
     imported("copd_nb.engine.mismatch:score_own")(training, batch, name)
     out, branch, asked = batch.rollouts, training.branch(name), []

@@ -130,7 +130,7 @@ class Config:
         self,
         without: tuple[str, ...] = (),  # fields that change no number
     ) -> dict:  # field → value
-        "What names a run; fields of later versions only where they change it, so that older runs are found."
+        "Fields that identify a run; those of later versions only where they change it, so that older runs are found."
         without = (*without, *CORRECTION)  # see `correction`
         return {k: v for k, v in asdict(self).items() if k not in without and (k not in _LATER or v != _LATER[k])}
 
@@ -138,7 +138,7 @@ class Config:
         self,
         sampler: object | None,  # of a run; None for the engine's own
     ) -> dict:  # the fields of `CORRECTION`; empty where nothing is corrected
-        "What corrects the log-probabilities of a sampler: it names a run only if the sampler isn't the engine's own."
+        "Correction of a sampler's log-probabilities; identifies a run only if the sampler isn't the engine's own."
         if sampler is None or sampler is imported("copd_nb.signals.sampling:sample_many"): return {}
         return {} if self.sampler_correction == "none" else {name: getattr(self, name) for name in CORRECTION}
 

@@ -18,7 +18,7 @@ import pandas as pd
 def stamp(
     path: Path,  # a file; it need not exist
 ) -> tuple[int, int, int] | None:  # inode, nanoseconds of the last change, bytes; None without a file
-    "What changes whenever a file is written."
+    "Identity of a file's content: it changes whenever the file is written."
     try: found = path.stat()
     except OSError: return None
     return found.st_ino, found.st_mtime_ns, found.st_size

@@ -24,7 +24,7 @@ def engine_now() -> int: return int(engines().engine.iloc[-1])
 def engine_of(
     record: dict,  # a report's `results.json`
 ) -> int:
-    "The engine of a record: the number that it carries, else that of the date at which it was started."
+    "The engine version of a record: its own number, else the one in use at its date."
     if "engine" in record: return int(record["engine"])
     table = engines()
     try: started = datetime.fromisoformat(record["environment"]["started"])

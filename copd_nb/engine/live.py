@@ -95,7 +95,7 @@ def labels_of(
     training: Training,
     names: Iterable[str],  # branches, or "result"
 ) -> list[str]:
-    "What is judged: some models, each with its average beside it if there is one."
+    "Labels of the models to evaluate, each followed by its average if there is one."
     return [label for name in names for label in (name, *[name + AVERAGE] * bool(training.config.average))]
 
 def parts_of(

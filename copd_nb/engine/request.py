@@ -59,7 +59,7 @@ def part_named(
     builtin: dict[str, str],  # name → reference
     what: str,  # for error messages
 ) -> tuple[object, dict]:  # the object or class, and the arguments of the class
-    "What a user means by a sampler or learner; nothing is made."
+    "Resolve a sampler or learner by object, class or name, without making one."
     name, options = with_options(value) if isinstance(value, str) else (value, {})
     return named(name, builtin, what, object), options
 

@@ -141,7 +141,7 @@ def part_gradient(
     rows: Tensor,  # (n,) numbers of rows
     limits: Limits | None = None,  # None for those in force
 ) -> list[Tensor | None]:
-    "What some rows add to the gradient of their stream, found again; parts of all rows add up to the whole."
+    "Recompute what some rows add to the gradient of their stream; the parts of all rows add up to the whole."
     trial = copy.copy(batch)
     trial.logp, trial.entropy = batch.logp.clone(), batch.entropy.clone()
     return stream_gradient(training, policy, trial, limits, rows)[0]

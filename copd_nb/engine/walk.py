@@ -31,7 +31,7 @@ from .storage import WriteError, locked, new_folder
 
 # %% ../../nbs/4_engine/25_walk.ipynb #c012
 def _control(training: Training, index: int):
-    "At the end of a cycle let the control change those that follow, and log why."
+    "At the end of a cycle let the control change the following ones, and log why."
     schedule, (phase, *later) = training.schedule, training.schedule.phases[index:]
     if schedule.control is None or phase.cycle is None or not later or later[0].cycle == phase.cycle: return
     changed, decisions = controlled(schedule, phase.cycle, training.log.rows())

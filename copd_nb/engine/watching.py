@@ -33,7 +33,7 @@ def halves(
 
 # %% ../../nbs/4_engine/33_watching.ipynb #0928f37c
 def _moving(training: Training, batch: Batch, rows: Tensor) -> Tensor:
-    "Those of some rows that have a gradient."
+    "Select the rows that have a gradient."
     if batch.advantages is not None: return rows[batch.moving[rows]]
     return rows[torch.isin(rows, batch.learning_rows(training.config))]
 
@@ -99,7 +99,7 @@ def _compared(a: dict, b: dict) -> bool:
 def signal_rows(
     parts: list[dict],  # from `watch_gradients` of all branches of a step
 ) -> list[dict]:  # rows of kind `signal`
-    "What the log says about the gradients of a step."
+    "Log rows about the gradients of a step."
     tokens = sum(p["tokens"] for p in parts)
     rows = [dict(kind="signal", what="gradient", **_gradient_row(p, tokens)) for p in parts]
     return rows + [dict(kind="signal", what="conflict", **_about(a), capability=a["capability"],

@@ -193,7 +193,7 @@ def runs(
     *,
     preset: str = None,  # of the experiment
 ):
-    "List the runs of a store, or those that an experiment would reuse"
+    "List the runs of a store, or the ones an experiment would reuse"
     if is_experiment(store): return reused(store, preset)
     from copd_nb.engine.runs import list_runs
     print(list_runs(store).to_string(index=False))

@@ -229,7 +229,7 @@ def reused(
     file: str,  # of an experiment, or the name of a shipped one
     preset: str | None = None,  # quick, or one of the file's
 ):
-    "Print which runs a comparison would reuse, and what differs in those that it would not."
+    "Print which runs a comparison would reuse, and what differs in the others."
     experiment = _read(file, preset)
     from copd_nb.study.reuse import reuse_table
     for setting, (study, arms) in experiment.studies().items():

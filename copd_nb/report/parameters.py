@@ -139,7 +139,7 @@ def parameterised(
     notebook: Path,
     parameters: dict,  # values for its names
 ):  # the notebook with a cell of these values, as nbformat reads it
-    "Put parameters into a notebook; ValueError names those that the cell would change."
+    "Put parameters into a notebook; ValueError names parameters that the cell would change."
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
     made = load_notebook_node(str(notebook))

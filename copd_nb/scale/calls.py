@@ -83,7 +83,7 @@ def spread(
     names: Iterable[str],  # new capabilities
     like: Iterable[str] | None = None,  # measured capabilities that they resemble, in turn; None for all
 ) -> Costs:  # with the new names as well
-    "Costs for capabilities that were not measured, taken from those that were."
+    "Costs of capabilities that were not measured, estimated from the measured ones."
     pairs = list(zip(names, cycle(like or costs.tokens)))
     kinds = [(key.rpartition("/")[0], old, seconds) for key, seconds in costs.seconds.items()
              if key.count("/") == 2 for old in [key.rpartition("/")[2]]]

@@ -47,7 +47,7 @@ def _bundle(cluster: Cluster) -> dict:
     return dict(CPU=cluster.cpus) | (dict(GPU=cluster.gpus) if cluster.gpus else {})
 
 def _resources(ray) -> tuple[dict, dict, list[dict]]:
-    "Resources of the cluster, those that are free, and those of each living node."
+    "Resources of the cluster: all, free, and of each living node."
     return ray.cluster_resources(), ray.available_resources(), [n["Resources"] for n in ray.nodes() if n["Alive"]]
 
 def _short(error: Exception) -> str:

@@ -145,7 +145,7 @@ class VllmSampler:
         self._held = None  # fingerprint of the weights that the engine has
 
     def _folder(self, policy: Policy) -> str:
-        "What vLLM reads config and processor from."
+        "Folder from which vLLM reads config and processor."
         if self.model is not None and not unknown_processors(self.model): return str(self.model)
         self._copy = tempfile.TemporaryDirectory(prefix="copd-vllm-")  # goes with the sampler
         return str(save_for_vllm(policy, self._copy.name))

@@ -149,7 +149,7 @@ class Workload:
         capability: str,  # whose prompts
         prompts: float,  # how many of them
     ) -> Cost:  # negative: to be added to `rl_cost` or `opd_cost`
-        "What a signal saves whose completions are there already: sampling them, one pass."
+        "Saving of a signal whose completions exist already: one pass of sampling."
         tokens = prompts * self.group_size * self.completion_tokens[capability]
         return Cost(generated=-tokens, flops=-prompts * self.group_size * self._forward(capability)[1])
 

@@ -146,7 +146,7 @@ def _control_line(schedule: Schedule) -> str:
 
 
 def _legend(schedule: Schedule) -> str:
-    "What blocks and arrows mean."
+    "Legend of blocks and arrows."
     rolled = any(update.rolled for _, update in schedule.updates)
     more = " · dotted: whose completions" * rolled
     more += " · dashed: from a snapshot or an average" * bool(schedule.followers())

@@ -132,7 +132,7 @@ Signal = RL | OPD | SFT
 # %% ../../nbs/3_schedule/01_parts.ipynb #c009
 @dataclass(frozen=True)
 class Update:
-    "What one branch learns from in one optimizer step."
+    "Signals that one branch learns from in one optimizer step."
     branch: str  # the learner
     signals: tuple[Signal, ...]  # lists are accepted
 

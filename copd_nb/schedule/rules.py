@@ -126,7 +126,7 @@ class Rule:
     def __repr__(self) -> str: return f"<control rule {self.__name__}>"
 
     def _repr_html_(self) -> str:
-        "What the rule does, and a table of its settings."
+        "Description of the rule, and a table of its settings."
         rows = "".join(f"<tr><td>{escape(name)}</td><td>{'' if s.default is _REQUIRED else escape(str(s.default))}</td>"
                        f"<td>{escape(s.allowed)}</td></tr>" for name, s in self.settings.items())
         head = "<tr><th>setting</th><th>default</th><th>allowed</th></tr>"

@@ -57,7 +57,7 @@ def _since(schedule: Schedule, index: int, branches: set[str]) -> tuple[Phase | 
 
 
 def _check_values(sync: Sync, where: str) -> None:
-    "What a sync says of itself."
+    "Check the fields of a sync, apart from its place in a schedule."
     readable = isinstance(sync.name, str) and sync.name.isprintable() and sync.name
     _require(bool(readable), f"{where}: the name must be printable text, not {sync.name!r}")
     _require(sync.cycle is None or _counts(sync.cycle),
@@ -96,7 +96,7 @@ def check_teachers(
     schedule: Schedule,
     index: int,  # of a phase
 ) -> None:
-    "ValueError for a teacher that a sync has replaced by the merge from which its student goes on."
+    "ValueError for a teacher that a sync has replaced by the merge that its student continues from."
     phase, syncs = schedule.phases[index], [s for s in schedule.phases[:index] if isinstance(s, Sync)]
     for update in phase.updates:
         for teacher in update.teachers:

@@ -182,7 +182,7 @@ def borrowed_cost(
     prompts: float,  # that the signal learns from
     fresh: float,  # of them, those that somebody else rolls out for it
 ) -> Cost:  # to be added to the cost of the signal on its own completions
-    "What others' completions cost beyond one's own; nothing for a signal that borrows none."
+    "Extra cost of learning from others' completions; zero for a signal that borrows none."
     gated = isinstance(signal, RL) and signal.gate != "none"
     if getattr(signal, "roller", None) is None and not gated: return Cost()
     rolled = workload.roll_cost(signal.capability, fresh)

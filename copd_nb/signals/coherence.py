@@ -57,7 +57,7 @@ def gradient_signal(
     parts: Tensor,  # (m, d) mean gradients of m ≥ 2 parts of a batch, or their sketches
     counts: Sequence[int],  # prompts of each part
 ) -> dict[str, float]:  # norm_squared, noise_squared (of the whole batch), coherence
-    "Squared norm of the expected gradient, perhaps negative, that of the batch's noise, and the coherence."
+    "Squared norms of the expected gradient (perhaps negative) and of the batch's noise, and the coherence."
     n, parts = [float(x) for x in counts], parts.double()
     if len(parts) < 2: raise ValueError("one part of a batch can't tell signal from noise: at least two are needed")
     pairs = list(combinations(range(len(n)), 2))

@@ -80,7 +80,7 @@ class Estimator:
         hidden: Tensor,  # (N, H) the teacher's states in front of N tokens; N may be 0
         top_ids: Tensor | None,  # (N, k) ids that the learner kept
     ) -> dict[str, Tensor]:  # name → (N, …)
-        "What the teacher sends for each token beside its log-probability."
+        "Values that the teacher sends for each token beside its log-probability."
         return {}
 
     def loss(

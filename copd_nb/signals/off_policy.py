@@ -41,7 +41,7 @@ def residual(
     kind: str = "none",  # none | centred | bounded
     bound: float = 1.0,  # of "bounded", nats
 ) -> Tensor:  # (B, T), 0 outside the mask
-    "What becomes of δ before it is weighted; ValueError for an unknown kind."
+    "Transform δ before it is weighted; ValueError for an unknown kind."
     if kind not in ("none", "centred", "bounded"):
         raise ValueError(f"unknown residual {kind!r}: choose none, centred or bounded")
     if kind == "none": return delta * mask

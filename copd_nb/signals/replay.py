@@ -144,7 +144,7 @@ class Rollout:
         f.select(f.head(state[seats.clamp(min=0)]), len(seats))
 
     def settle(self, drop: bool) -> bool:  # whether a row still lives
-        "Move those that do to the smallest table that holds them, if `drop`."
+        "Move rows that still live to the smallest table that holds them, if `drop`."
         alive = self.fixed.alive[:self.table.seats].tolist()
         live = [seat for seat, a in enumerate(alive) if a]
         owner = [self.prompts[seat // self.table.width] for seat in live]
@@ -189,7 +189,7 @@ REPEATS = dict(cuda=Captured)  # kind of device → what repeats a step, `Eager`
 _kept: WeakKeyDictionary = WeakKeyDictionary()  # model → [(form, Fixed)], the last used last
 
 def _form(policy: Policy, keys: PromptKeys, head: Head, *sizes) -> tuple:
-    "What a recorded step depends on."
+    "Key of a recorded step: everything that it depends on."
     kind, device = policy.device.type, policy.device
     fixed = [t for n, t in (*policy.model.named_parameters(), *policy.model.named_buffers()) if ".lora_" not in n]
     layers = tuple((x.dtype, *x.shape[1:2], *x.shape[3:]) for pair in keys.layers for x in pair)

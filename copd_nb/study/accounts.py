@@ -93,7 +93,7 @@ def _time(hours: float) -> str:
 def work_sentence(
     work: Mapping,  # from `work_done`
 ) -> str:
-    "What was loaded and trained, and at which pace."
+    "Sentence on runs loaded and trained, with their pace."
     made = f"trained now in {_time(work['hours_now'])} of steps" if work["trained"] else "trained now"
     return (f"{work['runs']} runs: {work['loaded']} loaded from the store, {work['trained']} {made}. All of them took "
             f"{_time(work['hours'])} of steps and {work['tokens']:,.0f} generated tokens, "

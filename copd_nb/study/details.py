@@ -80,7 +80,7 @@ def late_gains(
     outcome: Outcome,
     rows: Iterable[Paradigm],  # of its setting
 ) -> dict[str, float]:  # label → points of sampled accuracy; empty without evaluations
-    "What each expert still gained on its own capability in the last quarter of its training."
+    "Gain of each expert on its own capability in the last quarter of its training."
     found = {}
     for p in rows:
         events = outcome.events(p.label)

@@ -48,7 +48,7 @@ def _named_apart(guesses: Sequence[Guess]) -> list[str]:
 _HEAD = """\
 # An experiment of copd_nb: paradigms of post-training compared on your own model and data.
 #   copd check {file}             data, rewards, price, and what the model does now
-#   copd train {file} copd        one paradigm; the same command goes on after an interruption
+#   copd train {file} copd        one paradigm; the same command resumes after an interruption
 #   copd compare {file} --quick   all paradigms within minutes, to see that everything works
 #   copd compare {file}           all paradigms and seeds, with intervals; resumes
 """

@@ -60,7 +60,7 @@ class Job:
         return load_suite(self.suite)
 
     def __getstate__(self) -> dict:
-        "What is sent to another process, which loads the suite itself."
+        "State for another process, which loads the suite itself."
         return {k: v for k, v in vars(self).items() if k != "loaded"}
 
     @property

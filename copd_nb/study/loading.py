@@ -180,7 +180,7 @@ def train(
     paradigm: str,  # a family, a label, or package.module:name
     seed: int | None = None,  # None for the experiment's first
 ) -> dict[str, Run]:  # by label
-    "Train one paradigm with one seed; an interrupted run goes on, a finished one is loaded."
+    "Train one paradigm with one seed; an interrupted run is resumed, a finished one loaded."
     jobs = jobs_of(experiment, paradigm, (experiment.seeds[0] if seed is None else seed,))
     store = experiment.run["store"]
     for job in jobs.values(): do(job, store, progress=True)

@@ -55,7 +55,7 @@ def _followers(schedule: Schedule, config: Config) -> int:
     return len({*schedule.followers(), *judged})
 
 def _meetings(schedule: Schedule, learns: int) -> list[tuple]:
-    "What syncs keep beside the branches: the merge, the point that it came from, and the outer momentum."
+    "Memory of syncs beside the branches: the merge, its origin, and the outer momentum."
     syncs = [p for p in schedule.phases if isinstance(p, Sync)]
     kept = ["merge", "origin", *["outer momentum"] * any(s.outer_momentum for s in syncs)]
     return [("syncs", learns * 4 * len(kept), ", ".join(kept))] if syncs else []
@@ -111,7 +111,7 @@ def lora_size(
 
 # %% ../../nbs/6_study/11_memory.ipynb #86dbe27d
 class Planned(NamedTuple):
-    "What is known of a model before it is loaded."
+    "Facts about a model before it is loaded."
     model: PreTrainedModel  # on the meta device, or loaded
     shape: ModelShape
     adapter: int | None  # weights of one LoRA branch, None for full copies

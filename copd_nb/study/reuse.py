@@ -33,7 +33,7 @@ def reuse_table(
     jobs: Mapping[tuple[str, int], Job],  # (label, seed) → job, as from `Study.jobs`
     store: str | Path,  # folder of run folders
 ) -> pd.DataFrame:  # columns label, seed, state, folder, differs
-    "Which runs of a store a study would take, and what differs in those that it would not."
+    "Runs of a store that a study would reuse, and what differs in the others."
     rows = [dict(label=label, seed=seed, state=state_of(job, store), folder=str(Path(store) / job.name),
                  differs="; ".join(map(str, differences(job, store)))) for (label, seed), job in jobs.items()]
     return pd.DataFrame(rows, columns=["label", "seed", "state", "folder", "differs"])

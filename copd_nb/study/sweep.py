@@ -70,7 +70,7 @@ def _values(trial: Mapping, rate: float, choice: Choice | None) -> dict:
     return dict(s_rl=s_rl, s_opd=cycle - s_rl) | values
 
 def _stated(choice: Choice) -> dict:
-    "What a row says of itself, but for its rate and label: a trial changes some of it and keeps the rest."
+    "Settings of a row without rate and label: a trial changes some of them and keeps the rest."
     own = {f.name: getattr(choice, f.name) for f in fields(choice) if f.name not in ("learning_rate", "label", "more")
            and getattr(choice, f.name) != f.default}
     return own | dict(choice.more)

@@ -137,7 +137,7 @@ def _tasks(cluster: Cluster, store: Path) -> Iterator[tuple[_OnCluster, int]]:
 
 # %% ../../nbs/6_study/01_workers.ipynb #54dcf884
 def _stop(running: dict[Future, Job], store: str | Path):
-    "Ask all running jobs to stop after their step, until they have; those that have not begun are dropped."
+    "Ask all running jobs to stop after their step, and wait; drop jobs that have not begun."
     print("stopping the running jobs after their step; the same command resumes them", flush=True)
     left = {future for future in running if not future.cancel()}
     while left := wait(left, timeout=1).not_done:  # a worker that heard Ctrl-C itself asks within that time

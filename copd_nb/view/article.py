@@ -35,7 +35,7 @@ def _plain(soup: BeautifulSoup, code: Tag) -> Tag:
     return made
 
 def _split(soup: BeautifulSoup) -> tuple[list[Tag], list[Tag], list[Tag]]:
-    "What is read, the cells of parameters, and all other code."
+    "Split an article into prose and output, cells of parameters, and all other code."
     read, parameters, code = [], [], []
     for cell in soup.select(".cell"):
         own = parameters if {"celltag_parameters", "celltag_injected-parameters"} & {*cell["class"]} else code

@@ -38,7 +38,7 @@ def _listed(names: list) -> str: return " and ".join(filter(None, [", ".join(map
 def asked(
     record: Mapping,  # of a report
 ) -> str | None:  # None leaves the heading of the notebook
-    "What a report asks."
+    "The question of a report."
     given = record.get("parameters", {})
     if isinstance(given.get("question"), str): return given["question"]
     names, models = given.get("capabilities"), given.get("policies")
@@ -52,7 +52,7 @@ def found(
     record: Mapping,  # of a report
     most: int = 4,  # sentences or lines
 ) -> str:  # Markdown
-    "What a report found, in a few sentences; tables and their titles are left out."
+    "The findings of a report in a few sentences; tables and their titles are left out."
     blocks = [b.strip() for b in record["headline"].split("\n\n") if b.strip()]
     after = [*blocks[1:], ""]
     said = [b for b, then in zip(blocks, after) if not b.startswith("|") and not then.startswith("|")]

@@ -64,7 +64,7 @@ class TokenState:
         return f"<style>{THEME}{STRIP}.{name}{{{poles}}}{''.join(map(rule, self.shown))}{chosen}</style>"
 
     def said(self) -> list[str]:
-        "What the pointer shows over each token of this page: its number of each metric."
+        "Tooltip of each token on this page: its value of each metric."
         numbers = self.completion.values
         return ["\n".join(f"{m.label}: {number(self.view, m.name, numbers[m.name][t])}" for m in METRICS.values())
                 for t in self.shown]
