@@ -39,6 +39,7 @@ class Evidence:
     exact: bool = False  # a price, which has no interval
     controls: str = ""  # what removes a known confound
     groups: int = 0  # what the interval was taken over, if not over seeds
+    p_plan: float = np.nan  # corrected over the experiment's own plan alone; NaN where it doesn't name the comparison
 
     @property
     def repeats(self) -> int: return self.groups or self.seeds
@@ -203,6 +204,16 @@ def _of_finding(key: str, f: dict, source: str, older: bool) -> Iterator[Evidenc
     yield Evidence(claim.id, f.get("where", ""), **_from_interval(f, claim.threshold), seeds=f["seeds"], source=source,
                    older=older, controls=f.get("controls", ""), groups=f.get("groups", 0))
 
+_ABOUT_COPD = "copd_over_", "hub_", "ablation_", "ratio_"  # claims about the first row of CoPD
+
+def _planned_p(r: Runs, claim: str, against: str) -> float:
+    "p of a comparison of CoPD with a row, corrected over the plan of the experiment; NaN where that doesn't name it."
+    plan, c = r.record["parameters"].get("primary") or {}, _copd(r)
+    if not claim.startswith(_ABOUT_COPD) or not c or plan.get("metric", "greedy") != r.metric: return np.nan
+    named = [row["p_holm"] for row in r.record.get("planned", [])
+             if row["setting"] == r.setting.name and {row["a"], row["b"]} == {c.label, against}]
+    return np.nan if named in ([], [None]) else named[0]
+
 def evidence_of(
     record: dict,  # from `read_results`
     source: str,  # its name, for the table
@@ -214,6 +225,7 @@ def evidence_of(
         try: made = {claim: decide(leads) for claim, (of, decide) in LEADS.items() if (leads := of(r))}
         except ValueError: continue  # code of one's own
         extra = dict(copd_over_mixed_equal_tokens=_at_equal_tokens(r), m2rl_cheaper=_price(r))
+        for claim, values in made.items(): values["p_plan"] = _planned_p(r, claim, values["against"])
         where = f"{', '.join(r.setting.capabilities)}; {metric}"
         found += [Evidence(claim, where, source=source, older=older, **values)
                   for claim, values in (made | {k: v for k, v in extra.items() if v}).items()]

@@ -111,7 +111,7 @@ def claims_page(
             if not found: rows.append(about | dict(verdict="not run", main=True, where=c.note))
     return pd.DataFrame(rows, columns=_COLUMNS)
 
-_NUMBERS = "where", "against", "value", "low", "high", "sd", "seeds", "groups", "p"
+_NUMBERS = "where", "against", "value", "low", "high", "sd", "seeds", "groups", "p", "p_plan"
 _COLUMNS = ["id", "source", "claim", "unit", "paper", *_NUMBERS, "mde", "p_holm", "verdict", "main", "record"]
 
 # %% ../../nbs/5_analysis/45_page.ipynb #05b62f8e
@@ -148,6 +148,8 @@ def _ours(r) -> str:
     between = f" [{_shown(r.low, r.unit)}, {_shown(r.high, r.unit)}]" if np.isfinite(r.low) else ", a price"
     return f"{size}{between}, {f'{int(r.groups)} groups' if r.groups else f'{int(r.seeds)} seeds'}"
 
+def _p(p: float) -> str: return "–" if pd.isna(p) else f"{p:.2g}" if p >= 1e-3 else "< 0.001"
+
 def claims_rows(
     page: pd.DataFrame,  # from `claims_page`
 ) -> list[dict[str, str]]:  # source, claim, verdict, ours, theirs, measured on, SD, detectable, p (Holm), record
@@ -161,7 +163,7 @@ def claims_rows(
             "source": r.source, "claim": r.claim, "verdict": r.verdict, "ours": _ours(r), "theirs": paper,
             "measured on": place, "SD": _number(r.sd, r.unit) if known else "–",
             "detectable": _number(r.mde, r.unit) if known else "–",
-            "p (Holm)": "–" if pd.isna(r.p_holm) else f"{r.p_holm:.2g}" if r.p_holm >= 1e-3 else "< 0.001",
+            "p (Holm)": _p(r.p_holm) + (f" (plan: {_p(r.p_plan)})" if pd.notna(r.p_plan) else ""),
             "record": r.record if known else "–"})
     return rows
 

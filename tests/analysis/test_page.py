@@ -12,7 +12,7 @@ from copd_nb.analysis.evidence import (
     Evidence, decided_by_all, decided_by_one, evidence_of, runs_of, within)
 from copd_nb.analysis.others import read_others, schema_text
 from copd_nb.analysis.page import (
-    MARKS, between_marks, claims_page, counts_sentence, detectable_at, kind_of, seeds_needed)
+    MARKS, between_marks, claims_page, claims_rows, counts_sentence, detectable_at, kind_of, seeds_needed)
 from copd_nb.analysis.tests import minimum_detectable_difference
 from copd_nb.analysis.typical import typical_p
 from copd_nb.engine.history import engine_now, engine_of
@@ -60,6 +60,24 @@ def test_a_clear_lead_holds_everywhere_it_was_measured():
     assert found["copd_over_mixed_three"] == "not run" == found["budget_not_conflict"]
     behind = verdicts(page_of(record(-4.0)))
     assert behind["copd_over_mopd"] == behind["copd_over_own_expert"] == "does not hold"
+
+
+def test_the_p_of_a_plan_stands_beside_that_of_the_page():
+    made = record(1.0)
+    made["parameters"]["primary"] = dict(metric="greedy", matters=1.5)
+    made["planned"] = [dict(setting="all", a=a, b=b, p_holm=p) for a, b, p in (
+        ("CoPD", "merged experts", 0.0123), ("semi", "MOPD", 0.5), ("placebo", "CoPD", 0.0004), ("CoPD", "MOPD", None))]
+    page = page_of(made).set_index("id")
+    named = page.p_plan.dropna()
+    assert dict(named) == dict(copd_over_merged=0.0123, copd_over_placebo=0.0004)  # whichever way round
+    shown = {r["claim"]: r["p (Holm)"] for r in claims_rows(page.reset_index())}
+    assert shown[page.claim["copd_over_merged"]].endswith(" (plan: 0.012)")
+    assert shown[page.claim["copd_over_placebo"]].endswith(" (plan: < 0.001)")
+    assert "plan" not in shown[page.claim["copd_over_semi"]] and "plan" not in shown[page.claim["semi_over_live"]]
+    without = page_of(record(1.0)).set_index("id")
+    assert without.p_plan.isna().all() and page.p_holm.equals(without.p_holm)
+    made["parameters"]["primary"] = dict(metric="sampled")
+    assert page_of(made).p_plan.isna().all()
 
 
 def test_paradigms_within_a_bound_are_within_it():
