@@ -85,7 +85,7 @@ def test_two_files_of_ones_own_with_labels_lora_and_no_curves(folder):
 
 def test_what_was_trained_is_loaded(folder):
     "The same file again, and one with a single row: nothing is trained, and one model has nobody to lead."
-    with pytest.raises(ValueError, match="primary: compare: there is no row 'gentle': mixed RLVR"):
+    with pytest.raises(ValueError, match="primary: compare: there is no unified model 'gentle': mixed RLVR"):
         made(folder, "own.yaml", paradigms=["mixed"], seeds=[0])
     record, page = made(folder, "own.yaml", paradigms=["mixed"], seeds=[0], primary={})
     assert record["work"]["loaded"] == 1 and not record["work"]["trained"]
