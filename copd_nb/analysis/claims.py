@@ -105,10 +105,10 @@ def _asked() -> Iterator[Claim]:
     def points(id, text, report, note): return Claim(id, text, None, report, "points", 0.0, f"{note} {ASKED}")
     yield points("copd_over_merged", "CoPD is more accurate than experts merged without co-evolution", "experiment",
                  "CoPD minus merged experts, mean over capabilities, the most branches that were run.")
-    yield points("copd_over_mixed_equal_tokens", "CoPD is more accurate than mixed RLVR at equal tokens", "budget",
+    yield points("copd_over_mixed_equal_tokens", "CoPD is more accurate than mixed RLVR at equal tokens", "experiment",
                  "CoPD minus mixed RLVR at equal completion tokens generated, scored and trained.")
     yield points("copd_over_mixed_critical_path", "CoPD is more accurate than mixed RLVR at an equal critical path",
-                 "budget", "CoPD minus mixed RLVR at an equal longest chain of updates.")
+                 "experiment", "CoPD minus mixed RLVR at an equal longest chain of updates.")
 
 CLAIMS = (*_wins(), *_needs(), *_reasons(), *_asked())
 

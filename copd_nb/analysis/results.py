@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'Difference', 'BUDGETS', 'INCIDENTS', 'expert_label', 'score_arrays', 'main_table', 'compare',
-           'clear_leader', 'leader_sentence', 'leader_of', 'accuracies', 'against_budgets', 'learning_curve',
-           'cost_table', 'token_shares', 'incidents', 'never_rewarded', 'warned', 'monitor_sentences']
+           'leader_sentence', 'leader_of', 'accuracies', 'against_budgets', 'learning_curve', 'cost_table',
+           'token_shares', 'incidents', 'never_rewarded', 'warned', 'monitor_sentences']
 
 # %% ../../nbs/5_analysis/04_results.ipynb #c002
 import math
@@ -83,15 +83,6 @@ def _apart(first: str, others: Iterable[str], difference: Difference) -> tuple[l
     "Labels clearly below a given one, and labels not told apart from it."
     close = [other for other in others if not difference(first, other).low > 0]  # no interval is no difference, too
     return [other for other in others if other not in close], close
-
-def clear_leader(
-    accuracy: Mapping[str, Interval],  # label → its accuracy
-    difference: Difference,  # paired
-) -> str | None:  # None if there is no such label
-    "The label that is above each other one by more than the interval of their difference."
-    if len(accuracy) < 2: return None
-    first = max(accuracy, key=lambda label: accuracy[label].mean)
-    return None if _apart(first, [l for l in accuracy if l != first], difference)[1] else first
 
 def _percent(interval: Interval, scale: float, digits: int) -> str:
     "A value in per cent, with its interval if there is one."
