@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -74,6 +75,7 @@ def harmless(value):
     return [harmless(v) for v in value] if isinstance(value, list) else value
 
 
+@cache
 def published() -> list[Entry]:
     "Published reports, their records inert."
     return [Entry(e.folder, harmless(e.record), e.fault) for e in entries(REPORTS)]

@@ -66,10 +66,11 @@ def events(run) -> pd.DataFrame: return run.events.drop(columns=["seconds"])
 def same(a: pd.DataFrame, b: pd.DataFrame): pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
-RESUMED = [(COPD, "keep"), (COPD, "reset"), (COPD, "separate"), (mopd(PAIR, 3, 3), "keep"), (merged_experts(PAIR, 3),
-                                                                                             "keep")]
+CUT = [(4, COPD, "keep"), (4, COPD, "reset"), (4, COPD, "separate"), (4, mopd(PAIR, 3, 3), "keep"),
+       (4, merged_experts(PAIR, 3), "keep"), (1, COPD, "keep"), (5, COPD, "keep")]
+CUT = [pytest.param(*cut, id=f"{cut[0]}-{cut[1].name}-{cut[2]}", marks=[pytest.mark.slow] * (i in (1, 3, 6)))
+       for i, cut in enumerate(CUT)]
 
-CUT = [(4, *r) for r in RESUMED] + [(1, *RESUMED[0]), (5, *RESUMED[0])]
 
 @pytest.fixture(scope="module")
 def uninterrupted(suite, start, tmp_path_factory):
@@ -80,7 +81,7 @@ def uninterrupted(suite, start, tmp_path_factory):
     return whole
 
 
-@pytest.mark.parametrize("steps, schedule, state", CUT, ids=[f"{steps}-{s.name}-{state}" for steps, s, state in CUT])
+@pytest.mark.parametrize("steps, schedule, state", CUT)
 def test_interrupted_and_resumed_equals_uninterrupted(steps, schedule, state, suite, start, uninterrupted, tmp_path,
                                                       dies_after):
     config = replace(TINY, checkpoint_every=1 if steps == 4 else 2, optimizer_state=state, probe_every=2,
@@ -480,7 +481,8 @@ def asked_to_stop(monkeypatch, path, steps: int):
     monkeypatch.setattr(phase_module, "train_step", asking)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 8], ids=["first step", "end of a phase", "next phase", "last step"])
+@pytest.mark.parametrize("steps", [1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 8))],
+                         ids=["first step", "end of a phase", "next phase", "last step"])
 def test_a_stopped_run_goes_on_to_the_same_numbers(steps, suite, start, uninterrupted, tmp_path, monkeypatch):
     config = replace(TINY, probe_every=2, eval_every=4)
     straight = uninterrupted(COPD, config)

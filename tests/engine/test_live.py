@@ -128,7 +128,7 @@ ONWARD = Schedule("onward", ["text"], [Phase("expert text", 4, [Update("text", [
                                        Phase("more", 2, [Update("text", [RL("text"), RL("image")])])], "text")
 
 
-@pytest.mark.parametrize("rate", ["constant", "linear"])
+@pytest.mark.parametrize("rate", [pytest.param("constant", marks=pytest.mark.slow), "linear"])
 def test_experts_from_a_store_are_those_of_the_run(rate, suite, start, tmp_path):
     "Two steps, then four, of one expert; two experts that are merged; one that goes on learning."
     config = replace(TINY, rate=rate, average=0.5, eval_every=0, probe_every=2, warmup=1)
@@ -272,9 +272,11 @@ def alike(a, b):
     for name in ("result", *PAIR): assert weights_hash(a.average(name)) == weights_hash(b.average(name))
 
 
-@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("step", range(STEPS))
-@pytest.mark.parametrize("kind", ["full", "lora"])
+KILLED = [pytest.param(kind, step, every, marks=[pytest.mark.slow] * (every == 1 or step % 2 == (kind == "full")))
+          for kind in ("full", "lora") for step in range(STEPS) for every in (1, 2)]
+
+
+@pytest.mark.parametrize("kind, step, every", KILLED)
 def test_a_run_killed_at_any_step_goes_on_to_the_same_numbers(kind, step, every, whole, suite, start, tmp_path,
                                                               monkeypatch):
     base, config = lora(start, rank=2) if kind == "lora" else start, replace(CONFIG, checkpoint_every=every)

@@ -189,10 +189,10 @@ KILLS = [("meet", 0), ("_go_on", 0), ("_go_on", 1), ("log_rows", 0), ("checkpoin
          ("_go_on", 1), ("log_rows", 0), ("train_step", 0)]  # work, how often it ends well before
 
 
-TIERED = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("drift", "outer", "scaled"))) for name in CASES]
+def tiered(*quick): return [pytest.param(n, marks=[pytest.mark.slow] * (n not in quick)) for n in CASES]
 
 
-@pytest.mark.parametrize("name", TIERED)
+@pytest.mark.parametrize("name", tiered("adapters"))
 def test_a_run_killed_anywhere_is_the_run_that_was_not(name, suite, start, tmp_path, monkeypatch):
     "Killed again and again, in steps and in the middle of syncs."
     base, config = base_of(name, start), replace(TINY, probe_every=1, eval_every=2, checkpoint_every=1)
@@ -222,7 +222,7 @@ def test_a_run_stops_at_a_sync_and_goes_on(suite, start, tmp_path, monkeypatch):
     same(whole, go(OUTER, suite, start, QUIET, tmp_path / "parts"))
 
 
-@pytest.mark.parametrize("name", TIERED)
+@pytest.mark.parametrize("name", tiered("mine"))
 def test_branches_apart_meet_as_they_do_together(name, suite, start, tmp_path, apart):
     "Bit for bit, with weights in pieces; only pickled values go from branch to branch."
     base = base_of(name, start)

@@ -89,6 +89,7 @@ def test_a_record_of_0_1_is_read():
     assert read_results(OLD / "results-0.1.json")["headline"]
 
 
+@pytest.mark.slow
 def test_suites_keep_the_names_that_0_1_wrote():
     for name in ("copd_nb.minis:suite", "copd_nb.skills:suite"):
         capabilities, base = load_suite(name)

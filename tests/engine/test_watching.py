@@ -136,7 +136,7 @@ def test_watching_changes_no_number(kind, suite, start, tmp_path):
     assert set(zip(both.capability, both.other)) == {("text", "image")} and len(both) == 3
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4])
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_resumed_equals_uninterrupted(steps, suite, start, tmp_path, dies_after):
     config = replace(TINY, signals_every=2)
     whole = train(COPD, suite, start, config, tmp_path / "whole", progress=False)

@@ -57,7 +57,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("steps", [3, 5])
+@pytest.mark.parametrize("steps", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_numbers(name, steps, whole, tmp_path, dies_after):
     "Checkpoints every two steps, so that steps are repeated with completions that are on disk already."
     config = replace(QUIET, checkpoint_every=2)

@@ -116,10 +116,17 @@ def test_compare_and_sweep_find_each_others_runs(place, capsys):
     said = capsys.readouterr().out
     record = json.loads((place / "runs/reports/experiment-mine/results.json").read_text())
     assert record["work"]["loaded"] >= 1 and "greedy" in said
-    assert main(["sweep", "mine.yaml", "--quick"]) == 0
-    assert "tuned" not in (place / "mine.yaml").read_text()
     text = (place / "mine.yaml").read_text() + "tuning: {seeds: [7], number: 1, prompts: 4, samples: 1}\n"
     (place / "mine.yaml").write_text(text)
     assert main(["sweep", "mine.yaml"]) == 0
     exp = read_experiment(place / "mine.yaml")
     assert exp.tuned["seeds"] == [7] and "learning_rate" in exp.paradigms[0]["expert"]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_quick_sweep_writes_nothing(place):
+    init()
+    smaller(place)
+    assert main(["sweep", "mine.yaml", "--quick"]) == 0
+    assert "tuned" not in (place / "mine.yaml").read_text()

@@ -115,8 +115,9 @@ def test_several_settings_without_copd_and_a_trial(folder):
 
 @pytest.mark.parametrize("given, message", [
     (dict(file="nowhere.yaml"), "there is no experiment nowhere.yaml"),
-    (dict(config=dict(learning_rat=1)), "learning_rat"),
-    (dict(seeds=[100]), "tuning needs others"), (dict(steps=10), "take 20 steps")])
+    (dict(seeds=[100]), "tuning needs others"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (dict(config=dict(learning_rat=1)), "learning_rat"), (dict(steps=10), "take 20 steps")))])
 def test_what_an_experiment_cannot_be_is_said(tmp_path, given, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run_report("experiment", given, tmp_path, progress=False)

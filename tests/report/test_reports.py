@@ -67,7 +67,8 @@ def test_smoke_run_of_the_shipped_experiment(smoke):
                 "copd_over_merged", "copd_over_own_expert", "hub_three_branches", "mixed_seesaw"}
     assert set(results["claims"]) == measured | {f"{c}/greedy" for c in measured}
     parts = {"ablation_without_first_opd", "ablation_without_second_opd", "merged_over_first_branch",
-             "merged_over_second_branch", "ratio_best"}  # decided from the record, `analysis.evidence`
+             "merged_over_second_branch", "ratio_best", "copd_over_mixed_equal_tokens",
+             "copd_over_mixed_critical_path"}  # decided from the record, `analysis.evidence`
     assert {c.id for c in CLAIMS if c.report == "experiment"} == measured | parts
     two = next(r for r in results["verdicts"]["two_branch/sampled"] if r["other"] == "mixed RLVR")
     assert [results["claims"]["copd_over_mixed_two"][k]

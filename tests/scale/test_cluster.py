@@ -452,7 +452,8 @@ def test_branches_in_workers_meet_as_in_one_process(suite, start, tmp_path, two_
 
 @pytest.mark.parametrize("schedule, piece", [
     pytest.param(codistill_grpo(["text"], 2, beta=0.3, lead=1), "rollouts", marks=pytest.mark.slow),
-    (synced_copd(PAIR, 12, 1, 1, control=drift(target=1e-5, beta="scale")), "gradients")], ids=lambda x: str(x)[:8])
+    pytest.param(synced_copd(PAIR, 12, 1, 1, control=drift(target=1e-5, beta="scale")), "gradients",
+                 marks=pytest.mark.slow)], ids=lambda x: str(x)[:8])
 def test_lent_completions_drift_and_live_signals_in_workers(schedule, piece, suite, start, tmp_path, two_processors,
                                                             breaking):
     "One branch learns from the other's completions; branches meet by drift; a worker killed on the way."

@@ -70,10 +70,13 @@ def test_examples_fit_the_card_that_they_name(name, prompt, low, high):
     assert all("assumed" in origin or "measured" in origin for origin in lengths_of(experiment).origin.values())
 
 
+SLOW = "averaging", "coevolution", "neighbours", "parts", "qwen3-vl-4b"
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("file", [
-    pytest.param(f, marks=[pytest.mark.slow] * (f.stem in ("averaging", "neighbours", "parts")), id=f.stem)
-    for f in FILES if f.stem != "balance"])  # the slow ones, and balance, have rows of others
+    pytest.param(f, marks=[pytest.mark.slow] * (f.stem in SLOW), id=f.stem)
+    for f in FILES if f.stem != "balance"])  # its rows are those of others
 def test_examples_are_rehearsed(file):
     experiment = read_experiment(file)
     table = rehearse(experiment)

@@ -318,7 +318,7 @@ def asked(name, folder):
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in ("pilot", "regimes"))) for name in SMALL])
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("pilot", "regimes", "ablation"))) for name in SMALL])
 def test_smoke_run_of_a_study(name, folder, monkeypatch):
     monkeypatch.chdir(folder)  # bases that a report can't be told about
     run_report(name, asked(name, folder), folder / name, progress=False)
