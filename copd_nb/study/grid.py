@@ -92,6 +92,7 @@ class Study:
     names: tuple[str, ...] = ()  # the capabilities that count; none for all of the suite
     sampler: str | None = None  # by name, instead of the engine's own; in evaluations, too, if it `evaluates`
     learner: str | None = None  # by name, instead of the engine's own
+    judged: tuple[str, ...] = ()  # capabilities of the final evaluation, none for all of the suite
 
     @cached_property
     def capabilities(self) -> tuple[str, ...]: return self.names or tuple(load_suite(self.suite)[0])
@@ -105,7 +106,7 @@ class Study:
         arm, s = arm if isinstance(arm, Arm) else Arm(arm), self.scale
         config, starts = replace(s.config, seed=seed, **arm.changes), tuple(sorted(arm.starts.items()))
         return Job(arm.schedule, config, self.suite, s.prompts, s.samples, starts, s.temperatures, self.sampler,
-                   self.learner)
+                   self.learner, self.judged)
 
     def jobs(
         self,

@@ -53,6 +53,7 @@ class Job:
     temperatures: tuple[float, ...] = ()  # at which its result is sampled beside the usual evaluation
     sampler: str | None = None  # by name, instead of the engine's own; in evaluations, too, if it `evaluates`
     learner: str | None = None  # by name, instead of the engine's own
+    judged: tuple[str, ...] = ()  # capabilities of the final evaluation, none for all of the suite
 
     @cached_property
     def loaded(self) -> tuple[dict[str, Capability], Policy]:
@@ -100,7 +101,7 @@ class Job:
         "Where the scores of this job are kept; none if it is not judged."
         c, every = self.config, self.loaded[0] if self.prompts != 0 else {}
         asked = self.prompts, self.samples, c.max_new_tokens, c.temperature, self.judge
-        return {n: scores_file(folder, capability, *asked) for n, capability in every.items()}
+        return {n: scores_file(folder, every[n], *asked) for n in every if n in (self.judged or every)}
 
     def temperature_files(
         self,
@@ -122,10 +123,10 @@ class Job:
 
 # %% ../../nbs/6_study/00_jobs.ipynb #ef4534b4
 def _judged(run: Run) -> dict[str, Policy]:
-    "The result of a run, co-trained branches that it merges, and their averages; prompts show the run's date."
+    "The result of a run, its average, and co-trained branches that it merges; prompts show the run's date."
     names = run.schedule.result.branches if isinstance(run.schedule.result, Merge) and run.schedule.links() else ()
     found = {"result": run.result} | {n: run.branch(n) for n in names}
-    if run.manifest["config"].get("average"): found |= {n + AVERAGE: run.average(n) for n in list(found)}
+    if run.manifest["config"].get("average"): found["result" + AVERAGE] = run.average("result")
     for policy in found.values(): policy.date = run.date
     return found
 
@@ -152,7 +153,8 @@ def _heated(job: Job, policies: Callable, folder: Path) -> pd.DataFrame:
     if missing := {key: file for key, file in files.items() if not file.exists()}:
         asked = {t for t, _ in missing}, job.prompts, job.samples, job.config.max_new_tokens
         judge = partial(evaluate_at, sampler=job.own_sampler() if job.judge else None)
-        rows = pd.concat([judge(p, job.loaded[0], *asked).assign(model=m) for m, p in policies().items()])
+        every = {n: job.loaded[0][n] for _, n in files}
+        rows = pd.concat([judge(p, every, *asked).assign(model=m) for m, p in policies().items()])
         for key, own in rows.groupby(["temperature", "capability"]):
             write_scores(own.reset_index(drop=True), files[key])
     return pd.concat([pd.read_parquet(f) for f in files.values()] or [pd.DataFrame()], ignore_index=True)

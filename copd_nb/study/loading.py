@@ -159,8 +159,9 @@ def studies(
     if slow := slow_precision(experiment.config): warnings.warn(slow, stacklevel=2)
     suite, scale, settings = suite_of(experiment), scale_of(experiment), settings_of(experiment)
     store, workers = experiment.run["store"], workers_of(experiment)
-    return {name: (Study(suite, scale, store, workers, settings[name].capabilities, **parts_of(experiment)),
-                   {p.label: Arm(p.schedule, p.changes) for p in rows})
+    judged = tuple(dict.fromkeys(c for s in settings.values() for c in s.capabilities))
+    return {name: (Study(suite, scale, store, workers, settings[name].capabilities, **parts_of(experiment),
+                         judged=judged), {p.label: Arm(p.schedule, p.changes) for p in rows})
             for name, rows in rows_of(experiment).items()}
 
 # %% ../../nbs/6_study/08_loading.ipynb #25fd3f6c

@@ -136,7 +136,7 @@ def sweep_jobs(
     for i, values in enumerate(listed):
         capabilities, rows = _rows(experiment, name, values)
         study = Study(suite, Scale(tuple(t["seeds"]), prompts=None, samples=t["samples"], config=config),
-                      experiment.run["store"], names=capabilities, **parts_of(experiment))
+                      experiment.run["store"], names=capabilities, judged=capabilities, **parts_of(experiment))
         for p in rows:
             counts = p.schedule.capabilities() if p.family == "expert" else capabilities
             for seed in t["seeds"]:

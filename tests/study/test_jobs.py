@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copd_nb.study import workers as workers_module
+from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr
 from copd_nb.engine.config import Config
 from copd_nb.policy.suites import load_suite
-from copd_nb.study.jobs import Job, base_scores, heated_scores, is_done, run_of, scores_of
+from copd_nb.engine.runs import Run
+from copd_nb.study.experiment import Experiment
+from copd_nb.study.jobs import Job, base_scores, do, heated_scores, is_done, run_of, scores_of
 from copd_nb.study.workers import do_all, in_order
 
 TINY = Config(prompts=4, group_size=4, probe_every=0, eval_every=0, device="cpu")
@@ -131,3 +134,29 @@ def test_branches_of_co_training_are_judged_and_merged_experts_are_not(tmp_path)
     do_all(free([co, merged]), tmp_path, workers=1)
     assert set(scores_of(run_of(co, tmp_path), co).model) == {"result", "text", "image"}
     assert set(scores_of(run_of(merged, tmp_path), merged).model) == {"result"}
+
+
+def test_only_the_capabilities_of_some_setting_are_judged():
+    "An experiment with two of the suite's three capabilities spends nothing on the third."
+    def files(**together):
+        exp = Experiment(suite="minis", together=together, paradigms=("mixed",), steps=2, seeds=(0,),
+                         config=TINY, evaluation=dict(temperatures=[0.5]))
+        return {name: [*study.job(next(iter(arms.values())), 0).scores_files("run")]
+                for name, (study, arms) in exp.studies().items()}
+    assert files(pair=["text", "image"]) == dict(pair=["text", "image"])
+    every = ["text", "image", "video"]
+    assert files(pair=["image", "text"], all=every) == dict(pair=every, all=every)
+
+
+def test_the_result_and_its_average_are_judged_at_every_temperature(tmp_path):
+    "Branches that are merged are judged as they end; their averages, and further temperatures of theirs, are not."
+    pair = ("text", "image")
+    asked = Job(copd(pair, cycles=1, s_rl=1, s_opd=1), replace(TINY, average=0.5), prompts=2, samples=1,
+                temperatures=(0.5,), judged=pair)
+    run = Run(do(asked, tmp_path))
+    scores, heated = scores_of(run, asked), heated_scores(run, asked)
+    assert set(scores.model) == {"result", "result (average)", *pair} and set(scores.capability) == set(pair)
+    assert set(heated.model) == {"result", "result (average)"} and set(heated.capability) == set(pair)
+    assert heated.groupby(["model", "capability"]).size().eq(2).all()
+    fewer = replace(asked, judged=("text",))
+    assert {f.name for f in fewer.files("")} < {f.name for f in asked.files("")} and is_done(fewer, tmp_path)
