@@ -76,9 +76,13 @@ def harmless(value):
 
 
 @cache
+def _published(folder: Path) -> list[Entry]:
+    return [Entry(e.folder, harmless(e.record), e.fault) for e in entries(folder)]
+
+
 def published() -> list[Entry]:
-    "Published reports, their records inert."
-    return [Entry(e.folder, harmless(e.record), e.fault) for e in entries(REPORTS)]
+    "Published reports, their records inert; each folder is read once."
+    return _published(REPORTS)
 
 
 def setting(key: str) -> str:
