@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
+
 from copd_nb.analysis.page import claims_of, kind_of
 from copd_nb.analysis.records import read_results
 
@@ -109,10 +111,15 @@ def rises() -> tuple[Counted, Counted]:
 
 
 @cache
+def claims() -> pd.DataFrame:
+    "The row that decides each claim, with the kind of its verdict."
+    page = claims_of({f.parent.name: record(f.parent.name) for f in sorted(REPORTS.glob("*/results.json"))})
+    return page[page.main].assign(kind=lambda t: t.verdict.map(kind_of))
+
+
 def verdicts() -> dict[str, Counted]:
     "How many claims there are, and how many have which verdict."
-    page = claims_of({f.parent.name: read_results(f) for f in sorted(REPORTS.glob("*/results.json"))})
-    kinds = page[page.main].verdict.map(kind_of)
+    kinds = claims().kind
     return {k: Counted("all records: claims", n) for k, n in [("all", len(kinds)), *kinds.value_counts().items()]}
 
 

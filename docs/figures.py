@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from copd_nb.analysis.page import KINDS, claims_of, kind_of
-from copd_nb.analysis.records import read_results
+from check_numbers import claims as deciding_claims
+from check_numbers import lead, record  # beside this file
+from copd_nb.analysis.page import KINDS
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.drawing import svg
 from copd_nb.view import plots
@@ -22,15 +23,6 @@ MEASURES = {"greedy": (0.13, None), "sampled": (-0.13, "white")}  # how high abo
 SHADES = dict(zip(KINDS, (OKABE_ITO[2], OKABE_ITO[1], "#8fb8de", "#e6c35c", "0.8", "0.65", "0.92")))  # of verdicts
 
 
-def record(name: str) -> dict: return read_results(DOCS / "reports" / name / "results.json")
-
-
-def leads(name: str, setting: str, measure: str) -> dict[str, tuple[float, float, float]]:
-    "Points above CoPD, paired by seed, with their interval, by paradigm."
-    return {r["other"]: (-r["difference"], -r["high"], -r["low"])
-            for r in record(name)["verdicts"][f"{setting}/{measure}"] if r["paradigm"] == "CoPD"}
-
-
 def finding():
     "A panel for each comparison: every unified model minus CoPD, greedy and sampled."
     fig, axes = plt.subplots(1, len(PANELS), figsize=(9, 2.9), layout="constrained")
@@ -38,11 +30,10 @@ def finding():
     for ax, (title, (source, setting, names)) in zip(axes, PANELS.items()):
         ax.axvline(0, color="0.55", linewidth=1)
         for measure, (shift, fill) in MEASURES.items():
-            found = leads(source, setting, measure)
             for at, name in enumerate(names):
-                mean, low, high = found[name]
-                ax.errorbar(mean, -at + shift, xerr=[[mean - low], [high - mean]], fmt="o", ms=6, capsize=2,
-                            color=colours[name], mfc=fill)
+                d = lead(source, name, "CoPD", f"{setting}/{measure}")
+                ax.errorbar(d.value, -at + shift, xerr=[[d.value - d.low], [d.high - d.value]], fmt="o", ms=6,
+                            capsize=2, color=colours[name], mfc=fill)
         ax.set_yticks([-i for i in range(len(names))], names)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("points above CoPD, 95 % interval", fontsize=9)
@@ -70,10 +61,11 @@ def planned(name: str):
 
 
 def unplanned(name: str, setting: str):
-    "CoPD minus every other unified model, where no plan was written."
+    "CoPD minus every other unified model, where no plan was written; verdicts after Holm's correction over them."
     found = record(name)
+    p = {r["arm"]: r["p_holm"] for r in found["over_runs"][f"{setting}/greedy"]}
     rows = [dict(a="CoPD", b=r["other"], difference=r["difference"], low=r["low"], high=r["high"],
-                 verdict="not detected" if r["low"] <= 0 <= r["high"] else "above" if r["low"] > 0 else "below")
+                 verdict="not detected" if p[r["other"]] >= 0.05 else "above" if r["difference"] > 0 else "below")
             for r in found["verdicts"][f"{setting}/greedy"] if r["paradigm"] == "CoPD" and r["other"] != "base"]
     plots.planned(pd.DataFrame(rows), by_seed(found, setting, pd.DataFrame(rows)))
 
@@ -95,8 +87,7 @@ def overlap():
 
 def claims():
     "How many claims have which verdict, by who makes them."
-    page = claims_of({f.parent.name: read_results(f) for f in sorted((DOCS / "reports").glob("*/results.json"))})
-    main = page[page.main].assign(kind=lambda t: t.verdict.map(kind_of))
+    main = deciding_claims()
     counts = pd.crosstab(main.source, main.kind).reindex(index=main.source.unique())
     ax, left = new_axes(None, 7.5, 0.9 + 0.36 * len(counts)), np.zeros(len(counts))
     for kind in (k for k in KINDS if k in counts):

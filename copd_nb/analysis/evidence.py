@@ -210,6 +210,7 @@ def _planned_p(r: Runs, claim: str, against: str) -> float:
     "p of a comparison of CoPD with a row, corrected over the plan of the experiment; NaN where that doesn't name it."
     plan, c = r.record["parameters"].get("primary") or {}, _copd(r)
     if not claim.startswith(_ABOUT_COPD) or not c or plan.get("metric", "greedy") != r.metric: return np.nan
+    if claim == "ratio_best" and _rl_per_opd(c) != 1.5: return np.nan  # it is about another row of CoPD
     named = [row["p_holm"] for row in r.record.get("planned", [])
              if row["setting"] == r.setting.name and {row["a"], row["b"]} == {c.label, against}]
     return np.nan if named in ([], [None]) else named[0]

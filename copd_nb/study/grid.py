@@ -221,7 +221,7 @@ class Outcome:
 def _check(study: Study, arms: Mapping[str, Arm | Schedule]):
     "ValueError for capabilities that the suite of a study doesn't have, before anything is trained."
     known = list(load_suite(study.suite)[0])
-    check_names(study.names, known, f"capability of suite {study.suite}")
+    check_names((*study.names, *study.judged), known, f"capability of suite {study.suite}")
     for arm in arms.values(): (arm.schedule if isinstance(arm, Arm) else arm).validate(known)
 
 def run_studies(

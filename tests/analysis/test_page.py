@@ -141,6 +141,18 @@ def test_a_ratio_is_best_only_if_it_is_above_every_other():
     assert kind_of(verdicts(page_of(with_parts(**{"4 : 1": 5})))["ratio_best"]) == "does not hold"
 
 
+def test_a_plan_about_another_row_of_copd_says_nothing_of_the_ratio():
+    made = with_parts(**{"2 : 3": -5, "4 : 1": 2})
+    asked, rows = made["parameters"], made["per_seed"]["all/greedy"]
+    asked["primary"], made["planned"] = dict(matters=1.5), [dict(setting="all", a="CoPD", b="4 : 1", p_holm=0.03)]
+    assert page_of(made).set_index("id").p_plan["ratio_best"] == 0.03
+    asked["paradigms"][asked["paradigms"].index("copd")] = {"copd": dict(s_rl=10, s_opd=10)}
+    asked["paradigms"].append({"copd": dict(label="3 : 2")})
+    rows += [r | dict(paradigm="3 : 2", accuracy=r["accuracy"] + 1) for r in rows if r["paradigm"] == "CoPD"]
+    page = page_of(made).set_index("id")
+    assert page.against["ratio_best"] == "4 : 1" and np.isnan(page.p_plan["ratio_best"])
+
+
 def test_a_branch_alone_is_compared_with_the_merge_of_its_own_runs():
     made = record()
     copd = [r for r in made["per_seed"]["all/greedy"] if r["paradigm"] == "CoPD"]

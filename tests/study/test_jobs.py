@@ -15,6 +15,7 @@ from copd_nb.engine.config import Config
 from copd_nb.policy.suites import load_suite
 from copd_nb.engine.runs import Run
 from copd_nb.study.experiment import Experiment
+from copd_nb.study.grid import SCALES, Study
 from copd_nb.study.jobs import Job, base_scores, do, heated_scores, is_done, run_of, scores_of
 from copd_nb.study.workers import do_all, in_order
 
@@ -160,3 +161,9 @@ def test_the_result_and_its_average_are_judged_at_every_temperature(tmp_path):
     assert heated.groupby(["model", "capability"]).size().eq(2).all()
     fewer = replace(asked, judged=("text",))
     assert {f.name for f in fewer.files("")} < {f.name for f in asked.files("")} and is_done(fewer, tmp_path)
+
+
+def test_a_capability_to_judge_that_the_suite_lacks_is_refused_before_training(tmp_path):
+    study = Study("minis", SCALES["smoke"], tmp_path, judged=("text", "imgae"))
+    with pytest.raises(ValueError, match="imgae"): study.run({"mixed RLVR": mixed_rlvr(["text", "image"], 1)})
+    assert not list(tmp_path.glob("mixed*"))
