@@ -152,7 +152,7 @@ def _p(p: float) -> str: return "–" if pd.isna(p) else f"{p:.2g}" if p >= 1e-3
 
 def claims_rows(
     page: pd.DataFrame,  # from `claims_page`
-) -> list[dict[str, str]]:  # source, claim, verdict, ours, theirs, measured on, SD, detectable, p (Holm), record
+) -> list[dict[str, str]]:  # source, claim, verdict, p (Holm), ours, theirs, measured on, SD, detectable, record
     "The page as it is read: numbers with signs and units."
     rows = []
     for r in page.itertuples():
@@ -160,10 +160,11 @@ def claims_rows(
         known = not pd.isna(r.value)
         place = "; ".join(filter(None, (r.where, r.against and f"against {r.against}"))) if known else r.where
         rows.append({
-            "source": r.source, "claim": r.claim, "verdict": r.verdict, "ours": _ours(r), "theirs": paper,
+            "source": r.source, "claim": r.claim, "verdict": r.verdict,
+            "p (Holm)": _p(r.p_holm) + (f" (plan: {_p(r.p_plan)})" if pd.notna(r.p_plan) else ""),
+            "ours": _ours(r), "theirs": paper,
             "measured on": place, "SD": _number(r.sd, r.unit) if known else "–",
             "detectable": _number(r.mde, r.unit) if known else "–",
-            "p (Holm)": _p(r.p_holm) + (f" (plan: {_p(r.p_plan)})" if pd.notna(r.p_plan) else ""),
             "record": r.record if known else "–"})
     return rows
 
