@@ -448,7 +448,7 @@ def test_what_is_no_json_is_refused_by_name(value):
 def test_json_with_a_number_that_is_none_is_refused_before_a_kernel_starts(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(driver_module, "_execute", None)
     for value in ("NaN", "Infinity", "1e999", "[-Infinity]"):
-        assert main(["report", "ratio", "-p", "beta", value, "--out", str(tmp_path / "out")]) == 2
+        assert main(["report", "ablation", "-p", "beta", value, "--out", str(tmp_path / "out")]) == 2
         assert "parameter 'beta'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -474,14 +474,14 @@ def test_a_translator_that_interpolates_is_found_out(notebook, monkeypatch, tran
     ("audit", dict(samples=1.5), "a whole number"), ("audit", dict(samples=True), "a whole number"),
     ("audit", dict(samples=None), "a whole number"), ("pilot", dict(taught=7), "a list, each a whole number"),
     ("pilot", dict(taught=["a"]), "a list, each"), ("sweep", dict(save=1), "true or false"),
-    ("ratio", dict(beta="0.1"), "a number"), ("ratio", dict(beta=False), "a number"),
-    ("ratio", dict(parts=[[1, "a"]]), "a list, each a list"), ("ratio", dict(names="add"), "a list, each text"),
-    ("ratio", dict(store=5), "text"),
+    ("ablation", dict(beta="0.1"), "a number"), ("ablation", dict(beta=False), "a number"),
+    ("ablation", dict(betas=[[1]]), "a list, each a number"), ("ablation", dict(names="add"), "a list, each text"),
+    ("ablation", dict(store=5), "text"),
     ("experiment", dict(config=[1]), "an object or null"), ("experiment", dict(model=3), "text or an object or null"),
     ("experiment", dict(paradigms=[1]), "a list, each text or an object or null"),
     ("experiment", dict(file=3), "text or null"),
     ("experiment", dict(preset="../../x"), "preset name '../../x' is not allowed"),
-    ("experiment", dict(preset="a/b"), "is not allowed"), ("ratio", dict(preset=".."), "unknown preset '..'")])
+    ("experiment", dict(preset="a/b"), "is not allowed"), ("ablation", dict(preset=".."), "unknown preset '..'")])
 def test_a_value_of_the_wrong_kind_is_an_error_before_a_kernel_starts(
     report, given, message, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(driver_module, "_execute", None)

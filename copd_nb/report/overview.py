@@ -30,7 +30,7 @@ from ..view.report_page import asked, found, page_file, rendered, renewed, thumb
 from .parameters import notebook_of, report_names
 
 # %% ../../nbs/8_report/01_overview.ipynb #c005
-STUDIES = ("experiment", "dynamics", "student", "pilot", "ratio", "ablation", "regimes")
+STUDIES = ("experiment", "dynamics", "student", "pilot", "ablation", "regimes")
 
 def studies() -> list[str]:
     "The studies that have a notebook, in the order in which they are run and shown."

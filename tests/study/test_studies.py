@@ -303,7 +303,7 @@ def test_workers_end_with_a_killed_parent(folder, tmp_path):
 
 SMALL = [s for s in STUDIES if s != "experiment"]
 ALSO = dict(  # questions about experiments that a study answers, too
-    pilot={"semi_over_live"}, ratio={"ratio_best"},
+    pilot={"semi_over_live"},
     ablation={f"{claim}_{order}_{part}" for claim, part in (("ablation_without", "opd"), ("merged_over", "branch"))
               for order in ("first", "second")})
 
