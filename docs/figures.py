@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from check_numbers import claims as deciding_claims
 from check_numbers import lead, record  # beside this file
-from copd_nb.analysis.page import KINDS
+from copd_nb.analysis.page import IN_COUNTS, KINDS
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.drawing import svg
 from copd_nb.view import plots
@@ -20,7 +20,7 @@ PANELS = {  # title → record, setting, rows from the top
         "mixed RLVR", "MOPD", "merged experts", "averaged every 5", "CoPD, taught by the base")),
     "SmolLM2-135M, 2 capabilities, 3 seeds": ("experiment-smollm2", "all", ("mixed RLVR", "MOPD", "merged experts"))}
 MEASURES = {"greedy": (0.13, None), "sampled": (-0.13, "white")}  # how high above its line, fill
-SHADES = dict(zip(KINDS, (OKABE_ITO[2], OKABE_ITO[1], "#8fb8de", "#e6c35c", "0.8", "0.65", "0.92")))  # of verdicts
+SHADES = dict(zip(KINDS, (OKABE_ITO[2], OKABE_ITO[1], "#56b4e9", "#cfe0f0", "#e6c35c", "0.8", "0.65", "0.92")))
 
 
 def finding():
@@ -91,7 +91,8 @@ def claims():
     counts = pd.crosstab(main.source, main.kind).reindex(index=main.source.unique())
     ax, left = new_axes(None, 7.5, 0.9 + 0.36 * len(counts)), np.zeros(len(counts))
     for kind in (k for k in KINDS if k in counts):
-        ax.barh(range(len(counts)), counts[kind], left=left, color=SHADES[kind], edgecolor="white", label=kind)
+        ax.barh(range(len(counts)), counts[kind], left=left, color=SHADES[kind], edgecolor="white",
+                label=IN_COUNTS.get(kind, kind))
         for y, (n, start) in enumerate(zip(counts[kind], left)):
             if n: ax.text(start + n / 2, y, n, ha="center", va="center", fontsize=9)
         left += counts[kind].to_numpy()
@@ -105,6 +106,7 @@ def claims():
 
 FIGURES = {  # file → its maker
     "finding": finding, "answer-coevolution": lambda: planned("experiment-coevolution"), "answer-overlap": overlap,
+    "answer-parts": lambda: planned("experiment-parts"),
     "answer-balance": lambda: planned("experiment-balance"), "answer-claims": claims,
     "answer-smollm2": lambda: unplanned("experiment-smollm2", "all")}
 

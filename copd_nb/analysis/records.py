@@ -92,6 +92,16 @@ def _need_new(more: Iterable[str]):
     if taken := sorted(set(more) & {*_RECORD, "version", "engine"}):
         raise ValueError(f"keys {taken} are written by write_results itself: name yours otherwise")
 
+def _lines(value, indent: str = "\n") -> str:
+    "JSON in which a row of a table takes a line, and a list of numbers, too."
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    nested = (dict, list) if isinstance(value, dict) else (dict, list, str)
+    if not any(isinstance(v, nested) for v in inside): return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    deeper = indent + " "
+    if isinstance(value, list): return f"[{','.join(deeper + _lines(v, deeper) for v in value)}{indent}]"
+    entries = (f"{deeper}{json.dumps(k, ensure_ascii=False)}: {_lines(v, deeper)}" for k, v in value.items())
+    return f"{{{','.join(entries)}{indent}}}"
+
 def write_results(
     out_dir: str | Path,  # made if missing; results.json is written there, whole or not at all
     report: str,  # name of the notebook
@@ -110,7 +120,7 @@ def write_results(
                                                shown=list(shown), limits=list(limits), claims=claims or {}, **more)))
     check_results(record)
     Path(out_dir).mkdir(parents=True, exist_ok=True)
-    write_text(Path(out_dir) / "results.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+    write_text(Path(out_dir) / "results.json", _lines(record))
     return record
 
 # %% ../../nbs/5_analysis/05_records.ipynb #c017

@@ -158,7 +158,7 @@ def index(
     folder: Annotated[str, dict(opt=False, nargs="?")] = "runs/reports",  # folder of report folders
     *,
     out: str = None,  # the page (FOLDER/index.html)
-    publish: str = None,  # copy pages and records to this folder, with an index; at most 10 MB
+    publish: str = None,  # copy pages and records to this folder, with an index; at most 16 MB
 ):
     "Write one page for a folder of reports"
     from copd_nb.report import overview as pages
