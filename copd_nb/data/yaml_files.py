@@ -188,7 +188,8 @@ def changed_yaml(
 ) -> str:
     "A YAML text with other values, its comments and order kept."
     keeper, out = YAML(typ="rt", pure=True), io.StringIO()
-    keeper.preserve_quotes, keeper.width = True, 120
+    keeper.preserve_quotes, keeper.width = True, 10 ** 6  # lines stay as long as they are
+    keeper.brace_single_entry_mapping_in_flow_sequence = True
     keeper.indent(mapping=2, sequence=4, offset=2)
     values = keeper.load(text)
     for place, value in changes.items(): _set(values, place, value)

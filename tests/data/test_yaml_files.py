@@ -1,4 +1,6 @@
 "YAML written by people: values, lines, refusals, comments that survive."
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from jsonschema import Draft202012Validator
 from copd_nb.data.schema import listed, record
 from copd_nb.data.yaml_files import changed_yaml, faults, parse_yaml, read_yaml, refuse
 
+ROOT = Path(__file__).parents[2]
 NUMBER, TEXT = dict(type="number"), dict(type="string")
 SCHEMA = Draft202012Validator(record(dict(model=TEXT), dict(
     steps=dict(type="integer", minimum=2), seeds=listed(dict(type="integer")),
@@ -71,3 +74,15 @@ def test_changes_keep_comments_order_and_quotes():
     for kept in ("# mine", "b: 'x'  # first", "- one  # kept"): assert kept in after
     assert after.index("b:") < after.index("a:") < after.index("z:")
     assert changed_yaml(text, {}).split() == text.split()
+
+
+EXPERIMENTS = sorted([*ROOT.glob("examples/*.yaml"), *ROOT.glob("copd_nb/assets/experiments/*.yaml")])
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.stem)
+def test_only_what_changes_is_written_otherwise(file):
+    "Long lines and short objects in lists stay as they are."
+    text = file.read_text(encoding="utf-8")
+    assert changed_yaml(text, {}) == text
+    before, after = text.splitlines(), changed_yaml(text, {("title",): "another"}).splitlines()
+    assert [b for a, b in zip(before, after, strict=True) if a != b] == ["title: another"]
