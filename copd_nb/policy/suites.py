@@ -39,7 +39,7 @@ def _called(function: Callable, values: dict, label: str) -> "tuple[dict[str, Ca
     except TypeError as error: raise ValueError(f"{label}: {error}; it takes {list(parameters.parameters)}") from error
     return _pair(function(**values), label)
 
-@lru_cache(8)  # of the last few: each holds a model
+@lru_cache(16)  # of the last few: each holds a model
 def _by_name(suite: str) -> "tuple[dict[str, Capability], Policy]":
     "A suite by its name, loaded once."
     name, values = with_options(suite)
