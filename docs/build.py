@@ -13,7 +13,7 @@ import pandas as pd
 from latex2mathml.converter import convert
 
 import copd_nb
-from copd_nb.analysis.page import claims_of, claims_page_markdown, counts_sentence
+from copd_nb.analysis.page import claims_of, counts_sentence
 from copd_nb.analysis.planned import planned_sentences
 from copd_nb.report.driver import inert
 from copd_nb.report.overview import STUDIES, Entry, entries
@@ -53,7 +53,7 @@ DRAWINGS: dict[str, Schedule] = {
     "joint": reward_and_teacher(PAIR, 48, 64, residual="bounded", gate="verified")}
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?!\d)", re.S)
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
-DIRECTIVE = re.compile(r"<!-- (drawing|results|claims|studies|headline) (.+?) -->")
+DIRECTIVE = re.compile(r"<!-- (drawing|results|studies|headline) (.+?) -->")
 UPWARDS = re.compile(r"\]\(\.\./(?=bench/|nbs/|CONTRIBUTING)")  # in pages that lie beside these on the site
 WEB_FONT = re.compile(r"@import\s+url\([\"\']?https://fonts[^)]*\);?")
 ELSEWHERE = re.compile(
@@ -138,11 +138,6 @@ def studies(names: str, root: str) -> str:
     return "\n\n".join(map(section, chosen(names)))
 
 
-def claims(names: str) -> str:
-    "The claims of the paper and of its critics beside what published reports found."
-    return claims_page_markdown(claims_of({e.folder.name: e.record for e in chosen(names)}))
-
-
 def headline(names: str) -> str:
     "The headlines of published reports, with the commit that made them."
     return "\n\n".join(f"{e.record['headline']}\n\n`copd report {e.name}`, commit {e.record['environment']['commit']}."
@@ -221,7 +216,7 @@ def filled(text: str, root: str = "") -> str:
     "A page with its drawings and results; `root` leads from it to the site's root."
     def made(match: re.Match) -> str:
         if match[1] == "drawing": return f'<div style="overflow-x:auto">{DRAWINGS[match[2]].svg()}</div>'
-        return dict(results=lambda names: results(names.split(", ")), claims=claims, headline=headline,
+        return dict(results=lambda names: results(names.split(", ")), headline=headline,
                     studies=lambda names: studies(names, root))[match[1]](match[2])
     return DIRECTIVE.sub(made, text)
 

@@ -65,8 +65,8 @@ def test_paradigm_pages_have_usage_metrics_details_results_and_a_drawing(site):
         assert "<!-- " not in page.read_text() or found
 
 
-def test_the_studies_page_has_every_claim_and_every_report(site):
-    shown = re.sub(r"<[^>]+>", "", (site / "studies.html").read_text())
+def test_the_pages_have_every_claim_and_every_report(site):
+    shown = re.sub(r"<[^>]+>", "", (site / "claims.html").read_text())
     published = sorted(f.parent for f in (ROOT / "docs" / "reports").glob("*/results.json"))
     names = {read_results(f / "results.json")["report"] for f in published}
     assert {"experiment", "pilot", "dynamics"} <= names <= set(STUDIES) | OTHER_REPORTS

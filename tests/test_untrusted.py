@@ -47,6 +47,7 @@ from copd_nb.view import token_inspector as token_inspector_module
 from copd_nb.analysis.audits import audit
 from copd_nb.data.capability import Capability, Example, check_name
 from copd_nb.analysis.findings import finding
+from copd_nb.analysis.page import claims_of, claims_page_markdown
 from copd_nb.schedule.costs import Cost
 from copd_nb.data.files import read_examples
 from copd_nb.data.faults import problems
@@ -750,7 +751,8 @@ def site(p, tmp_path):
     before, docs.REPORTS = docs.REPORTS, tmp_path / "reports"
     try:
         text = "\n\n".join(
-            [docs.results([docs.harmless(p)]), docs.studies("all", ""), docs.claims("all"), docs.measured()])
+            [docs.results([docs.harmless(p)]), docs.studies("all", ""), docs.measured(),
+             claims_page_markdown(claims_of({e.folder.name: e.record for e in docs.chosen("all")}))])
     finally: docs.REPORTS = before
     return mistune.create_markdown(escape=False, plugins=["table"])(text)
 
