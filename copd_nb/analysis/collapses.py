@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from ..engine.history import is_older
-from .evidence import runs_of
+from .recorded import runs_of
 from .records import markdown_table
 from .typical import share_interval
 
@@ -40,9 +40,10 @@ def collapses_markdown(
     "A sentence, and the rows with such runs."
     if table.empty: return "No record has scores by seed."
     some = table[table.below > 0]
-    share = share_interval(int(table.below.sum()), int(table.runs.sum()))
+    places = some.groupby("record").below.sum().sort_values(ascending=False, kind="stable")
     said = (f"{table.below.sum()} of {table.runs.sum()} runs ended below the base that they started from, in "
-            f"{len(some)} of {len(table)} rows: {share.percent()} %.")
+            f"{len(some)} of {len(table)} rows" + (f": {', '.join(f'{n} in {r}' for r, n in places.items())}"
+                                                   if len(places) else "") + ".")
     shown = [dict(record=r.record, paradigm=r.paradigm, below=f"{r.below} of {r.runs}",
                   share=f"{r.share:.0f} % [{r.low:.0f}, {r.high:.0f}]") for r in some.itertuples()]
     return said + (f"\n\n{markdown_table(pd.DataFrame(shown))}" if shown else "")

@@ -49,7 +49,8 @@ def over_cells(
     values: Sequence[float],  # (k,) one for each cell
     variances: Sequence[float],  # (k,) of those values within their cells, > 0
     level: float = 0.95,  # nominal coverage
-) -> OverCells:  # one cell has a normal interval of its own variance
+    freedom: int | None = None,  # degrees of freedom of each variance, for the interval of one cell; None if known
+) -> OverCells:
     "A random-effects mean; ValueError for unequal lengths, no cells, or variances that are not positive."
     d, v = np.asarray(values, float), np.asarray(variances, float)
     if d.ndim != 1 or d.shape != v.shape or not len(d):
@@ -60,9 +61,10 @@ def over_cells(
     w = 1 / (v + between)
     mean = float(np.average(d, weights=w))
     if k == 1:
-        half = stats.norm.ppf((1 + level) / 2) * np.sqrt(v[0])
+        half = stats.t.ppf((1 + level) / 2, freedom or np.inf) * np.sqrt(v[0])
         return OverCells(mean, mean - half, mean + half, 0.0, np.nan, np.nan, np.nan, 1, level)
     error = np.sqrt((w * (d - mean) ** 2).sum() / ((k - 1) * w.sum()))
+    if k < 4: error = max(error, 1 / np.sqrt(w.sum()))  # two or three cells may agree by chance
     half, t = stats.t.ppf((1 + level) / 2, k - 1) * error, abs(mean) / error if error > 0 else np.inf
     wide = stats.t.ppf((1 + level) / 2, k - 2) * np.sqrt(between + error ** 2) if k > 2 else np.nan
     return OverCells(mean, mean - half, mean + half, between ** 0.5, mean - wide, mean + wide,
@@ -109,7 +111,7 @@ def lead_over_cells(
     counts = np.array([len(x) for x in d])
     variances = np.maximum([x.var(ddof=1) for x in d], resolution ** 2)
     if len(set(counts)) == 1: variances = moderated(variances, counts[0] - 1)
-    return over_cells([x.mean() for x in d], variances / counts)
+    return over_cells([x.mean() for x in d], variances / counts, freedom=int(counts.min()) - 1)
 
 # %% ../../nbs/5_analysis/29_over_cells.ipynb #15cac9a4
 def _log_spread(x: np.ndarray, resolution: float) -> tuple[float, float]:

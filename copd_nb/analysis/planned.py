@@ -33,7 +33,8 @@ def _verdict(row: Mapping, matters: float | None) -> str:
     "One of VERDICTS; *equal* says within how much."
     if not np.isfinite(row["p_holm"]): return "untested"
     near = matters is not None and max(abs(row["low"]), abs(row["high"])) < matters
-    if row["p_holm"] < _ALPHA: return "slightly " * near + ("above" if row["difference"] > 0 else "below")
+    if row["p_holm"] < _ALPHA and row["low"] * row["high"] > 0:
+        return "slightly " * near + ("above" if row["difference"] > 0 else "below")
     return f"equal within {matters:g}" if near else "undecided"
 
 def planned_table(

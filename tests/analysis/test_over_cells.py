@@ -101,3 +101,13 @@ def test_cells_need_the_same_seeds():
         lead_over_cells({"x": dict(a=[1.0, 2.0], b=[1.0])}, "a", "b")
     with pytest.raises(ValueError, match="no cell has a and c"):
         lead_over_cells({"x": dict(a=[1.0, 2.0], b=[1.0, 2.0])}, "a", "c")
+
+
+def test_few_cells_have_no_shorter_interval_than_their_seeds_give():
+    one = over_cells([2.0], [0.2], freedom=4)
+    assert one.high - one.mean == pytest.approx(stats.t.ppf(0.975, 4) * 0.2 ** 0.5)
+    alike = over_cells([3.0, 3.1, 2.9], [1.25] * 3)
+    assert alike.high - alike.mean == pytest.approx(stats.t.ppf(0.975, 2) * (1.25 / 3) ** 0.5)
+    scores = dict(x=dict(a=[80.0, 82.0, 81.0], b=[79.0, 79.0, 82.0]))
+    found, expected = lead_over_cells(scores, "a", "b"), stats.ttest_1samp([1.0, 3.0, -1.0], 0).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))

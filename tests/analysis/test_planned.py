@@ -33,6 +33,16 @@ def test_every_verdict():
     assert list(bare) == ["above", "undecided"]  # nobody said what matters
 
 
+def test_seeds_alone_decide_nothing_where_other_prompts_might():
+    "Eight prompts and seeds that agree: the test over seeds is clear, the interval over prompts is not."
+    rng = np.random.default_rng(3)
+    a = np.tile(rng.random(8) < 0.5, (10, 1)).astype(float)
+    b = np.tile(rng.random(8) < 0.5, (10, 1)).astype(float)
+    a[:, 0], b[:, 0] = rng.random(10) < 0.9, rng.random(10) < 0.1
+    row = planned_table(dict(all={"x": dict(c=a), "y": dict(c=b)}), dict(all=["c"]), dict(all=[("x", "y")]), 1).iloc[0]
+    assert row.p < 0.05 and row.low < 0 < row.high and row.verdict == "undecided"
+
+
 def test_one_correction_over_all_settings_of_the_paired_t_test():
     arrays = dict(two=scores({"CoPD": 0.7, "mixed RLVR": 0.697}), three=scores(
         {"CoPD": 0.7, "mixed RLVR": 0.702, "merged": 0.695}, key=1))
