@@ -4632,7 +4632,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'copd_nb.study.grid.skills_suite': ('6_study/grid.html#skills_suite', 'copd_nb/study/grid.py')},
             'copd_nb.study.jobs': { 'copd_nb.study.jobs.Job': ('6_study/jobs.html#job', 'copd_nb/study/jobs.py'),
                                     'copd_nb.study.jobs.Job.__getstate__': ('6_study/jobs.html#job.__getstate__', 'copd_nb/study/jobs.py'),
-                                    'copd_nb.study.jobs.Job._made': ('6_study/jobs.html#job._made', 'copd_nb/study/jobs.py'),
                                     'copd_nb.study.jobs.Job.files': ('6_study/jobs.html#job.files', 'copd_nb/study/jobs.py'),
                                     'copd_nb.study.jobs.Job.judge': ('6_study/jobs.html#job.judge', 'copd_nb/study/jobs.py'),
                                     'copd_nb.study.jobs.Job.key': ('6_study/jobs.html#job.key', 'copd_nb/study/jobs.py'),

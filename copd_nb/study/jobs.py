@@ -55,19 +55,14 @@ class Job:
     learner: str | None = None  # by name, instead of the engine's own
     judged: tuple[str, ...] = ()  # capabilities of the final evaluation, none for all of the suite
 
-    @property
-    def loaded(self) -> tuple[dict[str, Capability], Policy]:
-        "All capabilities, on which it is judged, and the base; jobs of one suite share them."
-        return load_suite(self.suite) if isinstance(self.suite, str) else self._made
-
     @cached_property
-    def _made(self) -> tuple[dict[str, Capability], Policy]:
-        "What a suite that is a function gives; called once."
+    def loaded(self) -> tuple[dict[str, Capability], Policy]:
+        "All capabilities, on which it is judged, and the base; loaded once."
         return load_suite(self.suite)
 
     def __getstate__(self) -> dict:
-        "State for another process, which makes the suite itself."
-        return {k: v for k, v in vars(self).items() if k != "_made"}
+        "State for another process, which loads the suite itself."
+        return {k: v for k, v in vars(self).items() if k != "loaded"}
 
     @property
     def used(self) -> dict[str, Capability]:

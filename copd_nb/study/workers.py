@@ -33,7 +33,10 @@ from .jobs import Job, differences, do, is_done, is_trained, judged_anew
 # %% ../../nbs/6_study/01_workers.ipynb #e6923df0
 def _open(jobs: Iterable[tuple[Job, list[Job]]], store: str | Path) -> list[tuple[Job, set]]:
     "The unfinished jobs, each once, with the keys of those they wait for; those of one run come one after another."
-    left = {j.key: (j, needs) for j, needs in jobs if not is_done(j, store)}
+    jobs = list(jobs)
+    by_suite = sorted((j for j, _ in jobs), key=lambda j: j.suite if isinstance(j.suite, str) else "")
+    unfinished = {j.key for j in by_suite if not is_done(j, store)}  # in this order jobs of one suite share it
+    left = {j.key: (j, needs) for j, needs in jobs if j.key in unfinished}
     todo = {key: {n.key for n in needs} & left.keys() for key, (_, needs) in left.items()}
     ordered = sorted(left, key=len)  # what is not judged is trained before the same run is judged
     for key in ordered:
