@@ -54,7 +54,7 @@ DRAWINGS: dict[str, Schedule] = {
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?!\d)", re.S)
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
 DIRECTIVE = re.compile(r"<!-- (drawing|results|studies|headline) (.+?) -->")
-UPWARDS = re.compile(r"\]\(\.\./(?=bench/|nbs/|CONTRIBUTING)")  # in pages that lie beside these on the site
+UPWARDS = re.compile(r"\]\(\.\./(?=bench/|nbs/|examples/README|CONTRIBUTING)")  # in pages that lie beside these on the site
 WEB_FONT = re.compile(r"@import\s+url\([\"\']?https://fonts[^)]*\);?")
 ELSEWHERE = re.compile(
     r"<(?:script|img|iframe|source)[^>]*?\ssrc=\"(https?:|//)|"
@@ -250,8 +250,8 @@ def stage(source: Path):
     (source / "bench" / "README.md").rename(source / "bench" / "method.md")  # a README is no page of a site
     for page in source.rglob("*.md"):
         text = page.read_text(encoding="utf-8").replace("bench/README.md", "bench/method.md").replace("](docs/", "](")
-        text = text.replace("](examples/README.md", "](examples.md")
         if page.parent == source: text = UPWARDS.sub("](", text).replace("](../docs/", "](")
+        text = text.replace("](examples/README.md", "](examples.md")
         page.write_text(text, encoding="utf-8")
     for notebook in (n for place in NOTEBOOKS for n in ROOT.glob(place)):
         copy_notebook(notebook, source / notebook.relative_to(ROOT))
