@@ -54,7 +54,7 @@ DRAWINGS: dict[str, Schedule] = {
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?!\d)", re.S)
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
 DIRECTIVE = re.compile(r"<!-- (drawing|results|studies|headline) (.+?) -->")
-UPWARDS = re.compile(r"\]\(\.\./(?=bench/|nbs/|examples/README|CONTRIBUTING)")  # in pages that lie beside these on the site
+UPWARDS = re.compile(r"\]\(\.\./(?=bench/|nbs/|examples/README|CONTRIBUTING)")  # lies beside on the site
 WEB_FONT = re.compile(r"@import\s+url\([\"\']?https://fonts[^)]*\);?")
 ELSEWHERE = re.compile(
     r"<(?:script|img|iframe|source)[^>]*?\ssrc=\"(https?:|//)|"
