@@ -57,7 +57,7 @@ def within(
     "Two one-sided tests of each pair: p of the claim that all lie within the bound, or that one lies outside."
     widest = max(pairs, key=lambda k: abs(typical_interval(pairs[k]).mean))
     inside = abs(typical_interval(pairs[widest]).mean) < bound
-    tests = {k: sorted(typical_p(d, edge) / 2 for edge in (-bound, bound)) for k, d in pairs.items()}
-    p = max(t[1] for t in tests.values()) if inside else min(1.0, 2 * len(pairs) * tests[widest][1])
+    outside = len(pairs) * max(typical_p(pairs[widest], edge) for edge in (-bound, bound))
+    p = max(smaller_p(d, bound) for d in pairs.values()) if inside else min(1.0, outside)
     sign = 1 if typical_interval(pairs[widest]).mean >= 0 else -1
     return measured(pairs[widest], p, sign) | dict(against=widest)

@@ -154,7 +154,8 @@ def _at_equal_tokens(r: Runs) -> dict | None:
     seeds = sorted({s for _, s in at})
     difference = np.array([at[c.label, s] - at[others[0], s] for s in seeds])
     found = measured(difference, typical_p(difference)) | dict(against=others[0])
-    return found | (dict(confound="CoPD is read before its end, while its rate is still falling") if early else {})
+    early_read = dict(confound="CoPD is read before its end, where a rate that falls has not fallen yet")
+    return found | (early_read if early else {})
 
 def _price(r: Runs) -> dict | None:
     "Tokens generated and scored by CoPD over those of mixed RLVR, at equal steps."

@@ -19,16 +19,21 @@ from .intervals import Interval, _interval
 # %% ../../nbs/5_analysis/40_typical.ipynb #11dea67f
 TRIM = 0.2  # cut at each end
 
+def _cut(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    "Trimmed means of sorted values (…, n), their standard errors (NaN for one value), degrees of freedom."
+    n, g = x.shape[-1], int(TRIM * x.shape[-1])
+    h, kept = n - 2 * g, np.clip(x, x[..., [g]], x[..., [n - g - 1]])
+    mean = x[..., g:n - g].mean(-1)
+    error = kept.std(-1, ddof=1) * np.sqrt((n - 1) / (h * (h - 1))) if h > 1 else np.full_like(mean, np.nan)
+    return mean, error, h - 1
+
 def _trimmed(values: Sequence[float]) -> tuple[float, float, int]:
-    "Trimmed mean, its standard error (NaN for one value), degrees of freedom; ValueError for no or missing values."
+    "The same of one study; ValueError for no or missing values."
     x = np.sort(np.asarray(values, float))
     if x.ndim != 1 or not len(x): raise ValueError(f"needs one difference for each seed, got shape {x.shape}")
     if not np.isfinite(x).all(): raise ValueError("differences hold NaN or infinity; every seed needs one")
-    n, g = len(x), int(TRIM * len(x))
-    h, kept = n - 2 * g, np.clip(x, x[g], x[n - g - 1])
-    mean = float(x[g:n - g].mean())
-    error = kept.std(ddof=1) * np.sqrt((n - 1) / (h * (h - 1))) if h > 1 else np.nan
-    return mean, float(error), h - 1
+    mean, error, freedom = _cut(x)
+    return float(mean), float(error), freedom
 
 def typical_interval(
     differences: Sequence[float],  # (S,) one for each training seed, or any other value of its run
@@ -61,10 +66,7 @@ def smaller_p(
 @lru_cache
 def _drawn(seeds: int) -> tuple[np.ndarray, np.ndarray, int]:
     "Trimmed means of many studies of standard normal differences, their errors, and the degrees of freedom."
-    x = np.sort(np.random.default_rng(0).standard_normal((20_000 if seeds <= 40 else 4_000, seeds)), axis=1)
-    g = int(TRIM * seeds)
-    h, kept = seeds - 2 * g, np.clip(x, x[:, [g]], x[:, [seeds - g - 1]])
-    return x[:, g:seeds - g].mean(1), kept.std(axis=1, ddof=1) * np.sqrt((seeds - 1) / (h * (h - 1))), h - 1
+    return _cut(np.sort(np.random.default_rng(0).standard_normal((20_000 if seeds <= 40 else 4_000, seeds))))
 
 def typical_detectable(
     seeds: int,  # ≥ 2

@@ -63,6 +63,21 @@ def test_whatever_plain_returns_survives_json(value):
     assert json.loads(json.dumps(turned, allow_nan=False)) == turned == plain(turned)
 
 
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text("a\"\\\n{[,", max_size=5),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text("a\"\n:", max_size=3), inner), max_leaves=8))
+def test_a_written_record_is_read_as_it_was(tmp_path_factory, value):
+    "Whatever is nested in a key of its own, empty lists and objects, too."
+    folder = tmp_path_factory.mktemp("record")
+    assert written(folder, costs=value)["costs"] == read_results(folder / "results.json")["costs"] == value
+
+
+def test_a_row_of_a_table_takes_a_line(tmp_path):
+    written(tmp_path, tables=dict(main=pd.DataFrame(dict(a=[1, 2], b=["x", "y"]))), costs=[1, 2, 3])
+    lines = [line.strip(" ,") for line in (tmp_path / "results.json").read_text().splitlines()]
+    assert '{"a": 1, "b": "x"}' in lines and '{"a": 2, "b": "y"}' in lines and '"costs": [1, 2, 3]' in lines
+
+
 def test_what_has_no_form_is_refused_with_its_path():
     with pytest.raises(ValueError, match="costs/0/when: Timestamp"):
         plain(dict(costs=pd.DataFrame(dict(when=[pd.Timestamp(0)]))))

@@ -1,5 +1,6 @@
 "Jobs: names, order, resumption, and numbers that don't depend on the number of processes."
 import os
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -38,6 +39,16 @@ def test_names_tell_content_apart():
 @pytest.mark.parametrize("suite", ["copd_nb.minis:nothing", "no_such_module:suite", "copd_nb.minis"])
 def test_unknown_suite_is_named(suite):
     with pytest.raises(ValueError, match=f"suite '{suite}'"): load_suite(suite)
+
+
+def test_jobs_of_one_suite_share_it_however_many_suites_there_are(tmp_path, monkeypatch):
+    "Twenty suites in turn, twice: more than are kept."
+    (tmp_path / "counted.py").write_text("from copd_nb import minis, minis_base\nmade = []\n\n\ndef suite(x=0):\n"
+                                         "    made.append(x)\n    return minis(('text',)), minis_base()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    jobs = [job(expert("text", steps), suite=f"counted:suite?x={x}") for steps in (1, 2) for x in range(20)]
+    workers_module._open(free(jobs), tmp_path / "store")
+    assert len(sys.modules["counted"].made) == 20
 
 
 def test_processes_do_not_change_numbers(tmp_path, monkeypatch):
