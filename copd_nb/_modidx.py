@@ -236,6 +236,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'copd_nb/analysis/evidence.py'),
                                            'copd_nb.analysis.evidence._ratios': ( '5_analysis/evidence.html#_ratios',
                                                                                   'copd_nb/analysis/evidence.py'),
+                                           'copd_nb.analysis.evidence._read_at': ( '5_analysis/evidence.html#_read_at',
+                                                                                   'copd_nb/analysis/evidence.py'),
                                            'copd_nb.analysis.evidence._rl_per_opd': ( '5_analysis/evidence.html#_rl_per_opd',
                                                                                       'copd_nb/analysis/evidence.py'),
                                            'copd_nb.analysis.evidence._taught': ( '5_analysis/evidence.html#_taught',

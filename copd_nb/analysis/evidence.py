@@ -142,20 +142,26 @@ LEADS: dict[str, tuple[Callable[[Runs], Differences], Callable]] = {  # claim â†
     "ratio_best": (_ratios, decided_by_all)}
 
 # %% ../../nbs/5_analysis/44_evidence.ipynb #1c8ade2f
+def _read_at(curves: pd.DataFrame, a: str, b: str) -> np.ndarray:
+    "Row a minus row b by seed, at the most tokens that all of their runs reach."
+    chosen = dict(list(curves[curves.paradigm.isin([a, b])].groupby(["paradigm", "seed"])))
+    end = common_budget(chosen.values(), "tokens")
+    seeds = sorted({s for _, s in chosen})
+    return np.array([np.subtract(*(at_budget(chosen[label, s], end, "tokens") for label in (a, b))) for s in seeds])
+
 def _at_equal_tokens(r: Runs) -> dict | None:
-    "CoPD minus mixed RLVR at the largest number of tokens that all of their runs reach; None without curves by seed."
+    "CoPD minus mixed RLVR where both end at as many tokens, within 5 %; else where the shorter ends, or None."
     curves, c = pd.DataFrame(r.record.get("curves", {}).get(f"{r.setting.name}/{r.metric}", [])), _copd(r)
-    others = r.of("mixed", total=c.schedule.total_steps) if c else []
-    if curves.empty or not others or not {c.label, others[0]} <= set(curves.paradigm): return None
-    chosen = curves[curves.paradigm.isin([c.label, others[0]])]
-    end = common_budget([own for _, own in chosen.groupby(["paradigm", "seed"])], "tokens")
-    at = {key: at_budget(own, end, "tokens") for key, own in chosen.groupby(["paradigm", "seed"])}
-    early = end < 0.95 * chosen[chosen.paradigm == c.label].groupby("seed").tokens.max().min()
-    seeds = sorted({s for _, s in at})
-    difference = np.array([at[c.label, s] - at[others[0], s] for s in seeds])
-    found = measured(difference, typical_p(difference)) | dict(against=others[0])
-    early_read = dict(confound="CoPD is read before its end, where a rate that falls has not fallen yet")
-    return found | (early_read if early else {})
+    if curves.empty or not c or c.label not in set(curves.paradigm): return None
+    ends = curves.groupby(["paradigm", "seed"]).tokens.max().groupby("paradigm").mean()
+    rows = [x for x in r.of("mixed") if x in ends.index]
+    if alike := [x for x in rows if abs(ends[x] / ends[c.label] - 1) <= 0.05]:
+        return decided_by_all(r.leads(c.label, alike))
+    if not (others := [x for x in r.of("mixed", total=c.schedule.total_steps) if x in rows]): return None
+    early = "CoPD" if ends[others[0]] < ends[c.label] else "mixed RLVR"
+    difference = _read_at(curves, c.label, others[0])
+    return measured(difference, typical_p(difference)) | dict(
+        against=others[0], confound=f"{early} is read before its end, where a rate that falls has not fallen yet")
 
 def _price(r: Runs) -> dict | None:
     "Tokens generated and scored by CoPD over those of mixed RLVR, at equal steps."
@@ -204,11 +210,12 @@ def evidence_of(
         try: made = {claim: decide(leads) for claim, (of, decide) in LEADS.items() if (leads := of(r))}
         except ValueError: continue  # code of one's own
         extra = dict(copd_over_mixed_equal_tokens=_at_equal_tokens(r), m2rl_cheaper=_price(r))
-        for claim, values in made.items(): values["p_plan"] = _planned_p(r, claim, values["against"])
+        made |= {k: v for k, v in extra.items() if v}
+        for claim, values in made.items():
+            if not values.get("confound"): values["p_plan"] = _planned_p(r, claim, values["against"])
         where = f"{', '.join(r.setting.capabilities)}; {metric}"
         found += [Evidence(claim, where, source=source, older=older, **values,
-                           branches=len(r.setting.capabilities))
-                  for claim, values in (made | {k: v for k, v in extra.items() if v}).items()]
+                           branches=len(r.setting.capabilities)) for claim, values in made.items()]
     if runs: return found
     findings = record["claims"]
     better = pilot_findings(record.get("tables", {})) if record["report"] == "pilot" else {}

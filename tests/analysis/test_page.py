@@ -212,14 +212,36 @@ def test_small_differences_are_corrected_among_themselves_and_all_of_them_must_b
     assert "smaller than" not in set(verdicts(claims_page(several)))
 
 
-def test_a_run_that_is_read_in_mid_schedule_is_confounded():
-    steps = [dict(tokens=float(t), accuracy=50.0 + t, total_steps=t, critical_steps=t) for t in (10, 20, 30)]
-    def curves(end): return [r | dict(paradigm=label, seed=s, tokens=r["tokens"] * (end if label == "CoPD" else 1))
-                             for label in ("CoPD", "mixed RLVR") for s in range(10) for r in steps]
-    for end, confounded in ((2.0, True), (1.0, False)):
-        page = page_of(record(curves={"all/greedy": curves(end)})).set_index("id")
-        found = page.verdict["copd_over_mixed_equal_tokens"]
-        assert found.startswith("confounded: CoPD is read before its end") == confounded
+def curves(ends, seeds=10):
+    "Learning curves that rise with their tokens, up to an end of each row."
+    at = [dict(total_steps=t, critical_steps=t, accuracy=50.0 + t) for t in (10.0, 20.0, 30.0)]
+    return {"all/greedy": [x | dict(paradigm=label, seed=s, tokens=x["total_steps"] * end)
+                           for label, end in ends.items() for s in range(seeds) for x in at]}
+
+
+@pytest.mark.parametrize("ends, early", [((2.0, 1.0), "CoPD"), ((1.0, 2.0), "mixed RLVR"), ((1.0, 1.06), "mixed RLVR"),
+                                         ((1.0, 1.04), None)])
+def test_a_run_that_is_read_in_mid_schedule_is_confounded(ends, early):
+    made = record(4.0, curves=curves(dict(zip(("CoPD", "mixed RLVR"), ends))))
+    found = page_of(made).set_index("id").loc["copd_over_mixed_equal_tokens"]
+    if early: assert found.verdict.startswith(f"confounded: {early} is read before its end")
+    else: assert found.verdict == "holds" and found.value == pytest.approx(4, abs=0.5)
+
+
+def test_a_row_of_as_many_tokens_answers_for_equal_tokens():
+    "A longer run of mixed RLVR ends where CoPD does: both ends are compared, and no other claim changes."
+    made = record(curves=curves({"CoPD": 2.0, "mixed RLVR": 1.0, "longer": 2.02}))
+    made["planned"] = [dict(setting="all", a="CoPD", b=b, p_holm=0.011) for b in ("mixed RLVR", "longer")]
+    before = {e.claim: e for e in evidence_of(made, "r")}
+    assert np.isnan(before["copd_over_mixed_equal_tokens"].p_plan)  # planned were the ends, not the curves
+    made["parameters"]["paradigms"].append({"mixed": dict(steps=240, label="longer")})
+    rows = made["per_seed"]["all/greedy"]
+    rows += [r | dict(paradigm="longer", accuracy=r["accuracy"] + 5) for r in rows if r["paradigm"] == "CoPD"]
+    after = {e.claim: e for e in evidence_of(made, "r")}
+    found = after.pop("copd_over_mixed_equal_tokens")
+    assert found.against == "longer" and found.value == pytest.approx(-5) and not found.confound
+    assert found.p_plan == 0.011
+    assert all(str(after[claim]) == str(e) for claim, e in before.items() if claim in after)
 
 
 def test_the_power_of_the_typical_run_is_that_of_its_test():
