@@ -37,19 +37,20 @@ class Judged:
     def over(self, label: str, *families: str) -> Interval | None:
         "The smallest lead of a row over all rows of some families; None where one of these has no row."
         if not all(map(self.of, families)): return None
-        return of_all(self.lead(label, other) for other in self.of(*families) if other != label)
+        others = [other for other in self.of(*families) if other != label]
+        return of_all(lambda level: [self.lead(label, other, None, level) for other in others])
 
     def over_experts(self, label: str) -> Interval | None:
         "The smallest lead of a row over each capability's own expert, on that capability."
         experts = experts_of(self.rows)
         if set(self.setting.capabilities) - set(experts): return None
-        return of_all(self.lead(label, experts[c], [c]) for c in self.setting.capabilities)
+        return of_all(lambda level: [self.lead(label, experts[c], [c], level) for c in self.setting.capabilities])
 
     def below_an_expert(self, label: str) -> Interval | None:
         "The largest loss of a row to an expert on the expert's capability."
         names, experts = self.setting.capabilities, experts_of(self.rows)
         if set(names) - set(experts): return None
-        return of_some(self.lead(experts[c], label, [c], 1 - 0.05 / len(names)) for c in names)
+        return of_some(lambda level: [self.lead(experts[c], label, [c], level) for c in names])
 
 # %% ../../nbs/5_analysis/19_setting_claims.ipynb #314150c3
 PAPER_SETTINGS = dict(two_branch=("text", "image"), three_branch=("text", "image", "video"))
