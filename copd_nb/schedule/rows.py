@@ -18,6 +18,7 @@ from .core import Schedule
 from .costs import Workload
 from .paradigms import (
     PARADIGMS, check_shares, equal_steps, expert, merged_experts, mixed_rlvr, mopd, static_opd)
+from .words import spent_words
 
 # %% ../../nbs/3_schedule/18_rows.ipynb #c004
 @dataclass(frozen=True)
@@ -164,9 +165,8 @@ def _mixed(setting: Setting, n: int, c: Choice) -> Rows:
 
 def _opd(setting: Setting, n: int, c: Choice) -> Rows:
     if len(setting.capabilities) != 2: return  # the paper, too, has it for two branches only
-    steps, opd_steps = equal_steps(2, n, c.share)
     for a, b in (setting.capabilities, setting.capabilities[::-1]):
-        yield f"OPD {a}→{b}", static_opd(a, b, steps, opd_steps, c.beta, lr=c.opd_lr, **c.more)
+        yield f"OPD {a}→{b}", static_opd(a, b, *equal_steps(2, n, c.share), c.beta, lr=c.opd_lr, **c.more)
 
 def _mopd(setting: Setting, n: int, c: Choice) -> Rows:
     steps, opd_steps = equal_steps(len(setting.capabilities), n, c.share)
@@ -180,8 +180,9 @@ def _merged(setting: Setting, n: int, c: Choice) -> Rows:
     yield "merged experts", merged_experts(setting.capabilities, n, **c.more)
 
 def _copd(setting: Setting, n: int, c: Choice) -> Rows:
-    more = dict(topology=setting.topology) | c.more
-    yield "CoPD", copd(setting.capabilities, cycles_of(n, c.s_rl, c.s_opd), c.s_rl, c.s_opd, c.beta, **more)
+    made = copd(setting.capabilities, cycles_of(n, c.s_rl, c.s_opd), c.s_rl, c.s_opd, c.beta,
+                **dict(topology=setting.topology) | c.more)
+    yield "CoPD" + spent_words(made, n * len(setting.capabilities)), made
 
 def _local(setting: Setting, n: int, c: Choice) -> Rows:
     made = named(_MADE_BY["local"], {}, "paradigm")(setting.capabilities, n, **c.more)
@@ -215,8 +216,7 @@ def _own(wanted: Wanted, setting: Setting, n: int, choice: Choice) -> Rows:
     schedule = _schedule(wanted, setting, total, choice.more)
     if schedule is None: return
     schedule.validate(list(setting.capabilities))
-    other = schedule.total_steps != total
-    yield schedule.name + (f" ({schedule.total_steps} of {total} steps)" if other else ""), schedule
+    yield schedule.name + spent_words(schedule, total), schedule
 
 # %% ../../nbs/3_schedule/18_rows.ipynb #c012
 def _named_once(rows: list[Paradigm]) -> list[Paradigm]:

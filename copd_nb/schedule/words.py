@@ -14,7 +14,7 @@ from .core import Schedule, Sync
 from .parts import OPD, RL, Merge, Phase, Signal
 
 # %% auto #0
-__all__ = ['describe']
+__all__ = ['describe', 'spent_words']
 
 # %% ../../nbs/3_schedule/09_words.ipynb #c004
 class _Fold(NamedTuple):
@@ -108,3 +108,12 @@ def describe(self: Schedule) -> str:  # one line for the whole, one per phase, o
     head = f"{self.name}: {starts}; {self.total_steps} optimizer steps, longest chain {self.critical_steps}."
     between = [] if self.control is None else [f"After each cycle: {self.control.words}."]
     return "\n".join([head, *_phase_lines(self.phases), *between, f"Result: {_result_words(self.result)}."])
+
+
+def spent_words(
+    schedule: Schedule,
+    budget: int,  # total steps that it may take
+) -> str:  # like " (192 of 160 steps)"; empty where it takes just these
+    "What the label of a row adds where its steps are not those of the budget."
+    steps = schedule.total_steps
+    return "" if steps == budget else f" ({steps} of {budget} steps)"
