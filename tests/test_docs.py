@@ -1,6 +1,7 @@
 "The documentation site builds offline, its links lead somewhere, and what it says of the log is what a run logs."
 import ast
 import importlib.util
+import inspect
 import math
 import re
 from dataclasses import replace
@@ -21,12 +22,14 @@ from copd_nb.policy.toys import image, text, tiny_policy
 from copd_nb.analysis.records import read_results
 from copd_nb.report.overview import STUDIES
 from copd_nb.data.rewards import Failed
+from copd_nb.data.verifiers import REWARDS, named_reward
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[1]
 # published, but no studies: one seed of a real model, rewards without training
 OTHER_REPORTS = {"real", "checkpoints", "audit"}
+NEEDED = dict(format=dict(pattern=".*"), length=dict(budget=9))  # options without which a reward isn't made
 spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
 docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs)
@@ -162,6 +165,20 @@ def test_the_page_on_metrics_names_what_is_logged(tmp_path, monkeypatch):
                      'sampler_level="sequence"'}  # test_mismatch does
         assert named - seen <= borrowed | {"teacher", "delta_clipped_share", "micro_prompts",
                                            "micro_tokens"}, f"{kind}: not logged: {named - seen}"
+
+
+def test_the_page_on_rewards_lists_each_with_the_options_that_it_takes():
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", (ROOT / "docs" / "rewards.md").read_text(), flags=re.M)
+    assert sorted(name for name, _ in rows) == sorted(REWARDS)
+    for name, told in rows:
+        taken = {p.name: p.default for p in inspect.signature(REWARDS[name]).parameters.values()}
+        listed = {o.partition("=")[0]: o.partition("=")[2] for o in re.findall("`(.+?)`", told)}
+        assert list(listed) == list(taken)
+        needed = {o for o, v in taken.items() if v is inspect.Parameter.empty}
+        assert set(re.findall(r"`(\w+)` \(needed\)", told)) == needed
+        given = {o: v for o, v in listed.items() if v}
+        assert not given or str(named_reward({"name": name} | given | NEEDED.get(name, {}))) == str(
+            named_reward({"name": name} | NEEDED.get(name, {})))
 
 
 def test_the_examples_of_the_api_run(tmp_path, monkeypatch):
