@@ -7,6 +7,7 @@ __all__ = ['partial_by_blocks', 'mean_ratio', 'pilot_findings']
 
 # %% ../../nbs/5_analysis/30_pairs.ipynb #0e1d066d
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -64,9 +65,11 @@ def pilot_findings(
     for claim, outcome in _CORRELATED.items():
         if not needed | {outcome} <= set(students) or students.block.nunique() < 3: continue
         rows = students[np.isfinite(students[outcome].astype(float))]
-        found[claim] = partial_by_blocks(rows, outcome, "overlap_1", ["before_greedy"]) | dict(
-            where=f"{len(rows)} pairs, over skills and seeds")
+        with suppress(ValueError):  # students that don't differ have no correlation
+            found[claim] = partial_by_blocks(rows, outcome, "overlap_1", ["before_greedy"]) | dict(
+                where=f"{len(rows)} pairs, over skills and seeds")
     if {"pair", "seed", "global_step", "symmetric_kl"} <= set(drift):
         by_group = drift.sort_values("global_step").groupby(["pair", "seed"]).symmetric_kl
-        if len(by_group) > 1: found["drift_kl_rises"] = mean_ratio(by_group.last() / by_group.first())
+        with suppress(ValueError):  # one group, or experts that haven't moved
+            found["drift_kl_rises"] = mean_ratio(by_group.last() / by_group.first())
     return found

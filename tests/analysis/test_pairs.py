@@ -54,5 +54,7 @@ def test_a_ratio_and_its_inverse_say_the_same():
         with pytest.raises(ValueError, match="two or more ratios above 0"): mean_ratio(wrong)
 
 
-def test_records_without_the_tables_have_no_findings():
+def test_records_without_the_tables_or_without_differences_have_no_findings():
     assert pilot_findings({}) == {} == pilot_findings(dict(students=[dict(block="a")], drift=[]))
+    alike = [dict(pair="a", seed=s, global_step=g, symmetric_kl=0.0) for s in (0, 1) for g in (1, 2)]
+    assert pilot_findings(dict(students=pairs(1.0).assign(overlap_1=1.0), drift=alike)) == {}
