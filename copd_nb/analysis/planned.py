@@ -91,8 +91,10 @@ def planned_sentences(
     "Verdicts of the planned comparisons: a sentence on the plan, then one for each first row."
     if table.empty: return []
     bar = f", {matters:g} points matter" if matters is not None else ""
-    tested = "one Holm correction" if table.p_holm.notna().all() else "one training seed, so nothing is tested,"
-    first = f"Named as primary: {metric} accuracy of the last weights, {tested} over {len(table)} comparisons"
+    known, several_pairs = table.p_holm.notna().all(), len(table) > 1
+    tested = "one Holm correction over " * several_pairs if known else "one training seed, so nothing is tested: "
+    count = f"{tested}{len(table)} comparison{'s' * several_pairs}"
+    first = f"Named as primary: {metric} accuracy of the last weights, {count}"
     several = table.setting.nunique() > 1
     counts = [f"{sum(table.verdict == v)} {v}" for v in sorted(table.verdict.unique(), key=_place)]
     return [f"{first}{bar}: {', '.join(counts)}.",

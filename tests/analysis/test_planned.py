@@ -66,6 +66,8 @@ def test_what_is_said():
     assert "one Holm correction" in plan
     assert said.startswith("CoPD is above x (") and "; below z (" in said and "; equal within 1.5 points to y (" in said
     assert "p < 0.001" in said
+    alone = planned_sentences(decided({"CoPD": 0.7, "x": 0.6}).reset_index(), "greedy", 1.5)
+    assert alone[0].endswith("last weights, 1 comparison, 1.5 points matter: 1 above.")
     one = planned_sentences(decided({"CoPD": 0.7, "x": 0.6}, seeds=1).reset_index(), "sampled")
-    assert "one training seed, so nothing is tested" in one[0] and "untested against x" in one[1]
+    assert "one training seed, so nothing is tested: 1 comparison:" in one[0] and "untested against x" in one[1]
     assert planned_sentences(table.iloc[:0], "greedy") == []
