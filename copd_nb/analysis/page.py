@@ -88,10 +88,11 @@ def _verdict(e: Evidence, c: Claim, p: float, smaller: float, level: float) -> s
     return "not detected" if needed <= e.repeats else f"beyond reach here ({needed} {what} needed)"
 
 def _chosen(evidence: Iterable[Evidence]) -> list[Evidence]:
-    "Rows of the engine as it is now where a claim has some, else those of older ones; most seeds and branches first."
+    "Rows of the engine as it is now where a claim has some; not confounded ones first, then most seeds and branches."
     every = list(evidence)
     now = {e.claim for e in every if not e.older}
-    return sorted((e for e in every if e.claim not in now or not e.older), key=lambda e: (-e.repeats, -e.branches))
+    return sorted((e for e in every if e.claim not in now or not e.older), 
+                  key=lambda e: (bool(_reason(e)), -e.repeats, -e.branches))
 
 def _corrected(e: Evidence, family: list[Evidence], of: str = "p") -> float:
     "p after Holm's correction over the rows that decide, with this one in the place of its claim's; NaN for no test."
@@ -102,7 +103,7 @@ def _corrected(e: Evidence, family: list[Evidence], of: str = "p") -> float:
 def claims_page(
     evidence: Iterable[Evidence],  # from `evidence_of`, of all records
 ) -> pd.DataFrame:  # a row a claim and place: id, source, claim, where, paper, value … verdict, main, record
-    "Every claim with everything that was measured about it; `main` marks the row with most seeds."
+    "Every claim with everything that was measured about it; `main` marks the row that decides."
     chosen = _chosen(evidence)
     deciding = {e.claim: e for e in reversed(chosen)}  # the first of each claim
     family = [e for e in deciding.values() if _tested(e)]
@@ -150,8 +151,8 @@ def counts_sentence(
     words = IN_COUNTS | {k: w for k, w in _PLURAL.items() if kinds.get(k) != 1}
     listed = ", ".join(f"{kinds[k]} {words.get(k, k)}" for k in KINDS if k in kinds)
     tested = int((page.main & page.p_holm.notna()).sum())
-    return (f"{int(page.main.sum())} claims: {listed}. A claim is decided by its row with most seeds, and Holm's "
-            f"correction covers the {tested} such rows that are tests.")
+    return (f"{int(page.main.sum())} claims: {listed}. A claim is decided by its row with most seeds that isn't "
+            f"confounded, and Holm's correction covers the {tested} such rows that are tests.")
 
 def _number(value: float, unit: str) -> str: return "–" if not np.isfinite(value) else _shown(value, unit)
 

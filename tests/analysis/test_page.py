@@ -199,7 +199,9 @@ def test_of_equally_many_seeds_the_row_with_most_branches_decides():
     for order in ([two, three], [three, two]):
         assert claims_page(order).query("main and id == 'copd_over_mopd'").record.tolist() == ["3"]
     more = evidence(p=0.3, seeds=11, branches=2, source="more seeds")
-    assert claims_page([two, three, more]).query("main and id == 'copd_over_mopd'").record.tolist() == ["more seeds"]
+    unclear = evidence(p=0.3, seeds=12, branches=3, source="confounded", confound="a reason")
+    page = claims_page([two, three, more, unclear])
+    assert page.query("main and id == 'copd_over_mopd'").record.tolist() == ["more seeds"]
 
 
 def test_small_differences_are_corrected_among_themselves_and_all_of_them_must_be_small():
