@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from copd_nb.analysis.over_cells import cells_table, lead_over_cells, moderated, over_cells, spread_over_cells
+from copd_nb.analysis.over_cells import (
+    best_shares, by_suite, cells_table, lead_over_cells, moderated, over_cells, spread_over_cells)
 
 # BCG trials (Colditz and others 1994): log risk ratios and their variances, as in Viechtbauer (2010), table 1
 BCG = [(4, 119, 11, 128), (6, 300, 29, 274), (3, 228, 11, 209), (62, 13536, 248, 12619), (33, 5036, 47, 5761),
@@ -20,6 +21,7 @@ def test_bcg_trials_have_the_published_values():
     found = over_cells(*_log_ratios())
     assert found.mean == pytest.approx(-0.7150, abs=5e-4)  # metafor, method "PM"
     assert found.between ** 2 == pytest.approx(0.3181, abs=5e-4)
+    assert found.differ == pytest.approx(stats.chi2.sf(152.2330, 12), rel=1e-3)  # Q, there
 
 
 def test_equal_variances_give_the_t_interval():
@@ -111,3 +113,39 @@ def test_few_cells_have_no_shorter_interval_than_their_seeds_give():
     scores = dict(x=dict(a=[80.0, 82.0, 81.0], b=[79.0, 79.0, 82.0]))
     found, expected = lead_over_cells(scores, "a", "b"), stats.ttest_1samp([1.0, 3.0, -1.0], 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_equal_cells_seldom_seem_to_differ():
+    rng, found = np.random.default_rng(4), 0
+    for _ in range(400): found += over_cells(rng.normal(1, 0.5, 8), [0.25] * 8).differ < 0.05
+    assert 0.02 < found / 400 < 0.09 and np.isnan(over_cells([1.0], [0.25]).differ)
+
+
+def test_cells_of_one_suite_are_too_sure_together_and_right_as_one():
+    "Fourteen cells of eight suites that share two thirds of the variance between cells; no lead at all."
+    rng, alone, together = np.random.default_rng(5), 0, 0
+    suites = [0] * 4 + [1] * 3 + [2] * 2 + [3, 4, 5, 6, 7]
+    for _ in range(500):
+        shared = rng.normal(0, 1.5 * (2 / 3) ** 0.5, 8)
+        scores = {f"{i}": dict(a=shared[g] + rng.normal(0, 1.5 / 3 ** 0.5) + rng.normal(0, 2.5, 5), b=np.zeros(5))
+                  for i, g in enumerate(suites)}
+        alone += lead_over_cells(scores, "a", "b").p < 0.05
+        made = by_suite(scores, {f"{i}": f"{g}" for i, g in enumerate(suites)})
+        together += lead_over_cells(made, "a", "b").p < 0.05
+    assert alone / 500 > 0.08 > 0.075 > together / 500
+
+
+def test_suites_are_means_of_their_cells():
+    scores = {"x": dict(a=[1.0, 3.0], b=[0.0, 0.0]), "y": dict(a=[3.0, 3.0]), "z": dict(a=[5.0, 5.0], b=[1.0, 1.0])}
+    made = by_suite(scores, dict(x="s", y="s", z="t"))
+    assert {k: sorted(v) for k, v in made.items()} == dict(s=["a"], t=["a", "b"]) and made["s"]["a"].tolist() == [2, 3]
+    with pytest.raises(ValueError, match="cell 'z' has no suite"): by_suite(scores, dict(x="s", y="s"))
+
+
+def test_who_is_best_is_as_sure_as_a_t_test():
+    "With two paradigms the share is one minus the one-sided p of the paired t test."
+    a, b = np.array([71.0, 74.0, 69.5, 73.0, 72.0]), np.array([70.0, 72.5, 70.0, 71.0, 71.5])
+    found = best_shares({"x": dict(a=a, b=b)}, draws=100_000).loc["x"]
+    assert found.a == pytest.approx(100 * (1 - stats.ttest_rel(a, b, alternative="greater").pvalue), abs=0.5)
+    assert best_shares({"x": dict(a=a, b=a.copy())}).loc["x"].tolist() == [50, 50]
+    with pytest.raises(ValueError, match="need the same two or more seeds"): best_shares({"x": dict(a=a, b=b[:4])})
