@@ -10,6 +10,7 @@ import math
 import sys
 import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def by_letters(completions, examples):
     return [(1 + (sum(map(ord, c)) + len(e.prompt)) % 7) / 7 for c, e in zip(completions, examples)]
 
 
+@cache
 def suite():
     "A capability of text and one of pictures; what is paid has nothing to do with what is asked."
     sums = [Example(f"{a}+{b}=", str(a + b), "sums") for a in range(6) for b in range(4)]

@@ -57,7 +57,8 @@ def test_help_and_lists(capsys, tmp_path):
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
-    return run_report("experiment", dict(preset="smoke", store=str(folder / "store")), folder / "out", progress=False)
+    asked = dict(preset="smoke", store=str(folder / "store"), workers=1)  # other tests of reports have processes
+    return run_report("experiment", asked, folder / "out", progress=False)
 
 
 def test_smoke_run_of_the_shipped_experiment(smoke):
