@@ -2,7 +2,7 @@
 from dataclasses import replace
 
 import pytest
-from same_runs import PAIR, TINY, same
+from same_runs import PAIR, TINY, same, small_base, small_suite
 from test_executors import Apart
 
 from copd_nb.engine import phase as phase_module
@@ -10,7 +10,6 @@ from copd_nb.engine.executors import Cluster
 from copd_nb.engine.runs import AVERAGE
 from copd_nb.engine.training import train
 from copd_nb.policy.lora_branches import lora
-from copd_nb.policy.toys import minis, minis_base
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.core import Schedule, Sync
 from copd_nb.schedule.live import Average, Snapshot
@@ -35,11 +34,11 @@ CASES = dict(all=(ALL, CONFIG), kept=(KEPT, CONFIG), adapters=(ALL, CONFIG))
 
 
 @pytest.fixture(scope="module")
-def suite(): return minis(tuple(PAIR))
+def suite(): return small_suite()
 
 
 @pytest.fixture(scope="module")
-def start(): return minis_base()
+def start(): return small_base()
 
 
 def go(name, suite, start, out, **how):

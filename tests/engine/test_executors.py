@@ -5,7 +5,7 @@ from datetime import datetime
 
 import pytest
 import torch
-from same_runs import PAIR, TINY, same
+from same_runs import PAIR, TINY, same, small_base, small_suite
 from transformers.utils import chat_template_utils
 
 from copd_nb.engine import step as step_module
@@ -18,7 +18,6 @@ from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.live import follow
 from copd_nb.engine.executors import Cluster, cluster_from, missing
 from copd_nb.engine.training import train
-from copd_nb.policy.toys import minis_base, minis
 from copd_nb.policy.core import weights_hash
 from copd_nb.policy.lora_branches import lora
 from copd_nb.engine.runs import request_stop
@@ -33,11 +32,11 @@ COPD = copd(PAIR, cycles=2, s_rl=1, s_opd=1, beta=0.5)
 
 
 @pytest.fixture(scope="module")
-def start(): return minis_base()
+def start(): return small_base()
 
 
 @pytest.fixture(scope="module")
-def suite(): return minis(tuple(PAIR))
+def suite(): return small_suite()
 
 
 class Handle:

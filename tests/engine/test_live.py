@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from same_runs import PAIR, TINY, same
+from same_runs import PAIR, TINY, same, small_base, small_suite
 
 from copd_nb.engine import phase as phase_module
 from copd_nb.engine import step as step_module
@@ -20,7 +20,6 @@ from copd_nb.engine.step import train_step
 from copd_nb.engine.training import train
 from copd_nb.policy.core import weights_hash
 from copd_nb.policy.lora_branches import lora
-from copd_nb.policy.toys import minis, minis_base
 from copd_nb.schedule.control import divergence_band
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.core import Schedule
@@ -38,11 +37,11 @@ NEW = ("rate", "rate_floor", "average", "optimizer", "signals_every", "graphs", 
 
 
 @pytest.fixture(scope="module")
-def start(): return minis_base()
+def start(): return small_base()
 
 
 @pytest.fixture(scope="module")
-def suite(): return minis(tuple(PAIR))
+def suite(): return small_suite()
 
 
 def rates(run, branch: str) -> list[float]:

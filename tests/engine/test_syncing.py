@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from same_runs import PAIR, TINY, events, same
+from same_runs import PAIR, TINY, events, same, small_base, small_suite
 
 from copd_nb.data.capability import Capability, Example
 from copd_nb.engine import phase as phase_module
@@ -16,7 +16,6 @@ from copd_nb.engine.syncing import mean_moments, outer_step
 from copd_nb.engine.training import train
 from copd_nb.policy.core import weights_hash
 from copd_nb.policy.lora_branches import lora
-from copd_nb.policy.toys import minis, minis_base
 from copd_nb.scale import cluster as cluster_module
 from copd_nb.schedule.controllers import realised
 from copd_nb.schedule.core import Schedule, Sync
@@ -33,11 +32,11 @@ QUIET = replace(TINY, probe_every=0, eval_every=0, checkpoint_every=1)
 
 
 @pytest.fixture(scope="module")
-def start(): return minis_base()
+def start(): return small_base()
 
 
 @pytest.fixture(scope="module")
-def suite(): return minis(tuple(PAIR))
+def suite(): return small_suite()
 
 
 @pytest.fixture

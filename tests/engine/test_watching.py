@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from same_runs import PAIR, same
+from same_runs import PAIR, same, small_base, small_suite
 
 from copd_nb.data.capability import Capability
 from copd_nb.engine.accelerator import accelerator_for
@@ -21,7 +21,6 @@ from copd_nb.engine.update import Learner, gradients_of, part_gradient
 from copd_nb.engine.watching import halves, signal_rows, stream_parts
 from copd_nb.policy.lora_branches import lora
 from copd_nb.policy.passes import completion_logits
-from copd_nb.policy.toys import minis, minis_base
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.paradigms import expert, mixed_rlvr, mopd
 from copd_nb.schedule.parts import OPD, RL, Update
@@ -34,11 +33,11 @@ COPD = copd(PAIR, cycles=2, s_rl=2, s_opd=1, beta=0.5)
 
 
 @pytest.fixture(scope="module")
-def start(): return minis_base()
+def start(): return small_base()
 
 
 @pytest.fixture(scope="module")
-def suite(): return minis(tuple(PAIR))
+def suite(): return small_suite()
 
 
 def begin(suite, start, config=TINY): return Training(COPD, suite, start.clone("base"), config,
