@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_runs import PAIR, small_base, small_suite
 
 from copd_nb.engine import config as config_module
 from copd_nb.engine import phase as phase_module
@@ -26,7 +27,7 @@ from copd_nb.engine.step import learn, train_step
 from copd_nb.engine.training import train
 from copd_nb.engine.update import gradients_of, stream_gradient
 from copd_nb.study.jobs import Job
-from copd_nb.policy.toys import minis_base, minis, video
+from copd_nb.policy.toys import minis, minis_base, video
 from copd_nb.signals.objectives import grpo_advantages
 from copd_nb.policy.core import Policy
 from copd_nb.engine.log import EventLog
@@ -37,16 +38,19 @@ from copd_nb.schedule.parts import OPD, RL, SFT, Phase, Update
 TINY = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=10, probe_every=0, eval_every=0, probe_prompts=4,
               eval_prompts=8,
               learning_rate=1e-4, warmup=2, checkpoint_every=20, device="cpu")
-PAIR = ["text", "image"]
 COPD = copd(PAIR, cycles=2, s_rl=2, s_opd=2, beta=0.5)
 
 
 @pytest.fixture(scope="module")
-def start(): return minis_base()
+def start(): return small_base()
 
 
 @pytest.fixture(scope="module")
-def suite(): return minis(tuple(PAIR))
+def suite(): return small_suite()
+
+
+@pytest.fixture(scope="module")
+def shipped(): return minis(tuple(PAIR)) | {"video": video(32, 16)}, minis_base()
 
 
 def begin(schedule, suite, start, config, tmp_path) -> Training:
@@ -202,8 +206,8 @@ SWITCHES = dict(plain=dict(shared_prompt=False), fresh_prefill=dict(keep_prefill
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("signals", [[RL("text"), RL("image"), RL("video")],
                                      [RL("video"), OPD("text", "base", .5), OPD("image", "base", .5, "jsd")]])
-def test_every_switch_changes_the_work_and_not_the_result(switch, signals, suite, start, tmp_path):
-    suite = suite | {"video": video(32, 16)}
+def test_every_switch_changes_the_work_and_not_the_result(switch, signals, shipped, tmp_path):
+    suite, start = shipped  # with its own rewards: groups without an advantage, and completions that end
     schedule = Schedule("s", ["a"], [Phase("p", 1, [Update("a", signals)])], "a")
     found = []
     for options in ({}, SWITCHES[switch]):

@@ -11,6 +11,7 @@ import torch
 from everywhere import everywhere
 from hypothesis import given
 from hypothesis import strategies as st
+from same_runs import PAIR, small_base, small_suite
 
 from copd_nb.engine import phase as phase_module
 from copd_nb.engine import walk
@@ -22,7 +23,6 @@ from copd_nb.schedule.controllers import check_control, controlled, realised
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.training import train
-from copd_nb.policy.toys import minis_base, minis
 from copd_nb.engine.log import EventLog
 from copd_nb.engine.runs import Run, request_stop
 from copd_nb.schedule.core import Schedule
@@ -31,7 +31,6 @@ from copd_nb.schedule.parts import OPD, RL, Phase, Update
 from copd_nb.schedule.price import budget_curve
 from copd_nb.schedule.rules import Rule, Setting, control_from, control_rule, rule_of
 
-PAIR = ["text", "image"]
 
 
 def train_row(branch, stream, cycle=1, phase_index=1, step=0, **numbers):
@@ -651,12 +650,12 @@ BAND = copd(PAIR, cycles=3, s_rl=1, s_opd=2, control=divergence_band(1.0, 2.0, m
 
 @pytest.fixture(scope="module")
 def start():
-    return minis_base()
+    return small_base()
 
 
 @pytest.fixture(scope="module")
 def suite():
-    return minis(tuple(PAIR))
+    return small_suite()
 
 
 @pytest.fixture(scope="module")
