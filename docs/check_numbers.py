@@ -222,7 +222,6 @@ def answers() -> Iterator[tuple[str, tuple]]:
            (distance(), pilot("steps"), pilot("agree")))
     yield "are {:points} better than those of the frozen initial student", (live(),)
     yield "({:points} for the frozen one)", (of_claim("semi_over_live"),)
-    yield "runs in about 3 core-hours", ()
     yield "falls to {} of what it was", (told(DYNAMICS, "the norm of its gradient falls to", 2),)
     yield "it ends at {} ([study]", (told(DYNAMICS, "in CoPD the norm ends at", 2),)
     yield ("overlap falls by {} in a phase of RLVR and rises by {} in a phase of OPD",
