@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from same_runs import by_letters, small_base
 
 from copd_nb.schedule.neighbours import camopd, codistill_grpo, reward_and_teacher, semi_opd
 from copd_nb.schedule.paradigms import expert, merged_experts, mixed_rlvr, mopd, static_opd
@@ -23,8 +24,7 @@ from copd_nb.schedule.control import divergence_band
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.engine.config import Config
 from copd_nb.engine.training import train
-from copd_nb.policy.toys import minis, tiny_policy
-from copd_nb.policy.core import Policy
+from copd_nb.policy.toys import minis
 from copd_nb.policy.lora_branches import lora
 from copd_nb.engine.log import EventLog
 
@@ -36,11 +36,6 @@ CONFIG = Config(prompts=4, opd_prompts=2, group_size=4, max_new_tokens=6, probe_
                 device="cpu")
 
 
-def by_letters(completions, examples):
-    "A reward that differs between the completions of any model."
-    return [(1 + (sum(map(ord, c)) + len(e.prompt)) % 7) / 7 for c, e in zip(completions, examples)]
-
-
 @cache
 def suite():
     "A capability of text and one of pictures; what is paid has nothing to do with what is asked."
@@ -50,11 +45,7 @@ def suite():
             Capability("image", image.train[:16], image.test[:8], by_letters)]
 
 
-def base():
-    "A random model of two layers that ends half of its completions early."
-    made = tiny_policy(hidden=32, layers=2, vision_hidden=16, vision_depth=2)
-    made.model.generation_config.eos_token_id = [made.tokenizer.eos_token_id, *range(20, 50)]
-    return Policy(made.model, made.processor, "base")
+def base(): return small_base(hidden=32, vision_hidden=16)
 
 
 def adapters(): return lora(base(), rank=2)
