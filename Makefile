@@ -83,6 +83,7 @@ bench: setup  ## measure against TRL and against single ideas switched off; want
 
 numbers: setup  ## every number and figure of the README and docs again, from the published records; fails where a sentence disagrees
 	$(BIN)/copd claims docs/reports --out docs/claims.md
+	$(BIN)/copd index docs/reports
 	$(BIN)/python docs/build.py measured
 	$(BIN)/python docs/figures.py
 	$(BIN)/python docs/check_numbers.py

@@ -1,5 +1,6 @@
 "The page of claims: evidence from records by seed, one correction, every verdict, and files of others."
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from copd_nb.analysis.tests import minimum_detectable_difference
 from copd_nb.analysis.typical import typical_p
 from copd_nb.engine.history import engine_now, engine_of
 from copd_nb.report.command import main
+from copd_nb.report.overview import write_index
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROWS = ["expert", "mixed", {"mixed": dict(prompts=96, steps=80)}, "opd", {"mopd": dict(start="base")}, "merged",
@@ -326,6 +328,14 @@ def test_code_of_ones_own_is_not_imported():
     own = record(4.0)
     own["parameters"]["paradigms"] = ["copd", "no_such_module:rows"]
     assert runs_of(own) and not evidence_of(own, "own")
+
+
+def test_the_published_index_is_what_the_records_give(tmp_path):
+    "Made anew with `copd index docs/reports`."
+    made = write_index(DOCS / "reports", tmp_path / "index.html").read_text(encoding="utf-8")
+    published = (DOCS / "reports" / "index.html").read_text(encoding="utf-8")
+    here = re.compile('(href|src)="(?!data:)[^"]*"')  # links begin at the page
+    assert here.sub("", made) == here.sub("", published) and "does not hold" in made
 
 
 def test_the_published_page_is_what_the_records_give(tmp_path, capsys):
