@@ -6,8 +6,9 @@
 __all__ = ['AccuracyTable', 'COLORS', 'DASHES', 'LOSS_GAIN', 'MARKED', 'MARKERS', 'OKABE_ITO', 'SIGNALS', 'UNITS',
            'accuracy_markdown', 'accuracy_table', 'by_count', 'by_position', 'capability_gap', 'control_decisions',
            'control_values', 'costs', 'differences', 'drift_curves', 'dumbbells', 'dynamics', 'effect_map', 'intervals',
-           'learning_curves', 'overlap_gain', 'palette', 'pareto', 'pareto_curves', 'pareto_front', 'planned',
-           'probe_rows', 'probe_values', 'signal_curves', 'signal_values', 'training_curves', 'warnings_table']
+           'leads_by_cell', 'learning_curves', 'overlap_gain', 'palette', 'pareto', 'pareto_curves', 'pareto_front',
+           'planned', 'probe_rows', 'probe_values', 'signal_curves', 'signal_values', 'training_curves',
+           'warnings_table']
 
 # %% ../../nbs/7_view/05_plots.ipynb #n002
 # ruff: noqa: F401 (gathered here for others)
@@ -19,12 +20,13 @@ from copd_nb.view.dynamics import (
     signal_curves, signal_values, training_curves,
     warnings_table)
 from .relations import LOSS_GAIN, by_position, costs, effect_map, overlap_gain, pareto, pareto_front
-from .arms import by_count, differences, drift_curves, pareto_curves, planned
+from .arms import by_count, differences, drift_curves, leads_by_cell, pareto_curves, planned
 
 # %% ../../nbs/7_view/05_plots.ipynb #n003
 _all_ = [
     'AccuracyTable', 'COLORS', 'DASHES', 'LOSS_GAIN', 'MARKED', 'MARKERS', 'OKABE_ITO', 'SIGNALS', 'UNITS',
     'accuracy_markdown', 'accuracy_table', 'by_count', 'by_position', 'capability_gap', 'control_decisions',
     'control_values', 'costs', 'differences', 'drift_curves', 'dumbbells', 'dynamics', 'effect_map',
-    'intervals', 'learning_curves', 'overlap_gain', 'palette', 'pareto', 'pareto_curves', 'pareto_front', 'planned',
+    'intervals', 'leads_by_cell', 'learning_curves', 'overlap_gain', 'palette', 'pareto', 'pareto_curves',
+    'pareto_front', 'planned',
     'probe_rows', 'probe_values', 'signal_curves', 'signal_values', 'training_curves', 'warnings_table']

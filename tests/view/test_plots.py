@@ -40,6 +40,10 @@ GAPS = pd.DataFrame([dict(paradigm=p, capability=c, value=v + i, low=v + i - 1, 
                      for p, v in (("base", 20.0), ("mixed", 4.0), ("CoPD", 2.0))
                      for i, c in enumerate(("text", "image"))])
 
+LEADS = pd.DataFrame([dict(cell=c, paradigm=p, seed=s, accuracy=50 + at + lead + s)
+                      for at, c in enumerate(("related", "separate"))
+                      for p, lead in (("mixed", 0), ("CoPD", 2 * at - 1), ("MOPD", 3)) for s in range(3)])
+
 CASES = dict(intervals=(plots.intervals, (SCORES,), "low", ("(%)", "paradigm")),
              capability_gap=(plots.capability_gap, (GAPS,), "high", ("points", "capability")),
              dynamics=(plots.dynamics, (PROBES, "overlap"), "phase", ("updates", "share")),
@@ -51,6 +55,7 @@ CASES = dict(intervals=(plots.intervals, (SCORES,), "low", ("(%)", "paradigm")),
              overlap_gain=(plots.overlap_gain, (STUDENTS,), "gain", ("overlap", "points")),
              effect_map=(plots.effect_map, (EFFECTS,), "value", ("measured", "trained")),
              by_position=(plots.by_position, (POSITIONS,), "low", ("tokens", "overlap")),
+             leads_by_cell=(plots.leads_by_cell, (LEADS, "mixed"), "seed", ("points above mixed", "")),
              pareto=(plots.pareto, (SPENT,), "high", ("tokens", "(%)")))
 
 
@@ -257,3 +262,22 @@ def test_decisions_on_steps_have_a_line_a_setting_and_a_plain_axis():
                      "all · s_opd": [8, 9, 10]} and ax.get_yscale() == "linear" and "steps" in ax.get_ylabel()
     with pytest.raises(ValueError, match="axes of their own"): plots.control_decisions(pd.concat([rows, DECISIONS]))
     with pytest.raises(ValueError, match="no control row"): plots.control_decisions(DECISIONS.assign(kind="train"))
+
+
+def test_leads_by_cell_are_differences_of_the_same_seed():
+    noisy = LEADS.assign(accuracy=LEADS.accuracy + 5 * LEADS.seed ** 2)  # hard seeds are hard for all
+    over = pd.DataFrame(dict(paradigm=["MOPD", "CoPD"], lead=[3.0, 0.0], low=[2.0, -4.0], high=[4.0, 4.0]))
+    ax = plots.leads_by_cell(noisy.sample(frac=1, random_state=0).sort_values("cell", kind="stable"), "mixed", over)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["related", "separate", "over all cells"]
+    marks = {}
+    for line in ax.lines:
+        if line.get_label() in ("CoPD", "MOPD"): marks.setdefault(line.get_label(), []).extend(line.get_xdata())
+    assert marks == dict(CoPD=[-1.0, 1.0], MOPD=[3.0, 3.0])
+    means = {c.lines[0].get_xdata()[0] for c in ax.containers}
+    assert means == {3.0, 0.0} and ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+@pytest.mark.parametrize("reference, kept", [
+    ("experts", slice(None)), ("mixed", LEADS.paradigm.ne("mixed") | LEADS.seed.gt(0))])
+def test_leads_by_cell_need_the_reference_everywhere(reference, kept):
+    with pytest.raises(ValueError, match=f"paradigm '{reference}'"): plots.leads_by_cell(LEADS[kept], reference)
