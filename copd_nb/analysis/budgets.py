@@ -71,9 +71,11 @@ def budget_sentences(
     said = []
     for budget, rows in table.dropna(subset="difference").groupby("budget", sort=False):
         reference, seeds = rows.reference.iloc[0], int(rows.seeds.iloc[0])
-        sure = rows.p_holm < alpha
+        sure, beyond = rows.p_holm < alpha, (rows.low > 0) | (rows.high < 0)
         groups = [("higher than", rows[sure & (rows.difference > 0)]),
-                  ("lower than", rows[sure & (rows.difference < 0)]), ("not told apart from", rows[~sure])]
+                  ("lower than", rows[sure & (rows.difference < 0)]),
+                  ("not told apart after the correction from", rows[~sure & beyond]),
+                  ("not told apart from", rows[~sure & ~beyond])]
         parts = "; ".join(_alike(words, reference, found) for words, found in groups if len(found))
         untested = "" if rows.p_holm.notna().all() else "; one seed can't be tested"
         over = f"{seeds} seed{'s' * (seeds > 1)}"

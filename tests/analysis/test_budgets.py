@@ -56,6 +56,15 @@ def test_differences_are_those_of_the_typical_run_with_one_correction():
     assert list(budget_cells(table)) == list(COMPARED.values()) and list(budget_cells(table).index) == ["up", "same"]
 
 
+def test_an_interval_without_zero_that_the_correction_does_not_leave_is_named_apart():
+    row = dict(budget="tokens", at=1.0, reference="CoPD", accuracy=1.0, reference_accuracy=1.0, p=0.02, seeds=5)
+    table = pd.DataFrame([row | dict(paradigm=p, difference=d, low=d - 1, high=d + 1, p_holm=q)
+                          for p, d, q in (("behind", -1.5, 0.06), ("level", 0.5, 0.3), ("ahead", 3.0, 0.01))])
+    assert budget_sentences(table) == [
+        "At equal tokens, points [95 % interval], 5 seeds: higher than CoPD: ahead 3.0 [2.0, 4.0]; not told apart after"
+        " the correction from CoPD: behind −1.5 [−2.5, −0.5]; not told apart from CoPD: level 0.5 [−0.5, 1.5]."]
+
+
 def test_one_seed_is_not_tested():
     table = budget_leads(pd.concat([curve("CoPD"), curve("mixed", accuracy=(51, 62, 73))]), "CoPD")
     assert table.p_holm.isna().all() and table.difference.eq(3).all()
