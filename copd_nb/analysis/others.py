@@ -23,11 +23,12 @@ from .typical import typical_interval
 
 # %% ../../nbs/5_analysis/46_others.ipynb #f81b7e1b
 OTHERS = "copd_nb.claims/1"
-_IDS = [c.id for claims in sources().values() for c in claims]
-_UNITS = sorted({c.unit for claims in sources().values() for c in claims})
+_CLAIMS = [c for claims in sources().values() for c in claims]
+_IDS, _UNITS = [c.id for c in _CLAIMS], sorted({c.unit for c in _CLAIMS})
+_WORDS = "\n".join(f"{c.id} ({c.unit}): {c.text}" for c in _CLAIMS)
 _SHORT, _NUMBER = TEXT | dict(minLength=1, maxLength=300), dict(type="number", minimum=-1e9, maximum=1e9)
 _RESULT = record(
-    dict(claim=dict(enum=_IDS), unit=dict(enum=_UNITS), where=_SHORT),
+    dict(claim=dict(enum=_IDS, description=_WORDS), unit=dict(enum=_UNITS), where=_SHORT),
     dict(differences=listed(_NUMBER) | dict(minItems=2, maxItems=1000), estimate=_NUMBER, low=_NUMBER, high=_NUMBER,
          seeds=dict(type="integer", minimum=1, maximum=1000), note=_SHORT))
 _ABOUT = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Results for the claims of copd_nb"}
