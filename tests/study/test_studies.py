@@ -331,3 +331,22 @@ def test_smoke_run_of_a_study(name, folder, monkeypatch):
     assert found == claims or name == "pilot" and found < claims  # students that don't differ have no correlation
     page = (folder / name / f"{name}.html").read_text()
     assert "<img" in page and "http://" not in page.replace("http://www.w3.org", "") and len(page) < 2_000_000
+
+
+@pytest.mark.slow
+def test_a_map_grows_from_its_own_record(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    told = asked("regimes", folder)
+    run_report("regimes", told | dict(cells=["separate"]), folder / "first", progress=False)
+    grown = told | dict(records=[str(folder / "first")])
+    elsewhere = dict(cells=["separate"], store=str(folder / "nothing"))
+    run_report("regimes", grown | elsewhere, folder / "same", progress=False)
+    first, same = (read_results(folder / name / "results.json") for name in ("first", "same"))
+    assert not (folder / "nothing").exists()  # no run was needed
+    assert {k: v for k, v in first.items() if k not in ("environment", "parameters")} == {
+        k: v for k, v in same.items() if k not in ("environment", "parameters")}
+    run_report("regimes", grown | dict(cells=["related"]), folder / "more", progress=False)
+    more = read_results(folder / "more" / "results.json")
+    assert list(more["cells"]) == ["related", "separate"] and more["cells"]["separate"] == first["cells"]["separate"]
+    with pytest.raises(ValueError, match="cell 'separate' was made with other seeds than the plan asks for"):
+        run_report("regimes", grown | dict(cells=["related"], seeds=[3]), folder / "other", progress=False)
