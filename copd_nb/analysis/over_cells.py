@@ -89,13 +89,14 @@ def _cells_with(scores: Scores, *labels: str) -> dict[str, list[np.ndarray]]:
 
 def moderated(
     variances: Sequence[float],  # (k,) sample variances, > 0
-    freedom: int,  # degrees of freedom of each
+    freedom: int | Sequence[int],  # degrees of freedom, of all or of each
 ) -> np.ndarray:  # (k,)
     "Variances drawn towards a common one, by as much as they seem to have in common."
     s = np.asarray(variances, float)
+    freedom = np.broadcast_to(np.asarray(freedom, float), s.shape)
     if len(s) < 2: return s
     e = np.log(s) - special.psi(freedom / 2) + np.log(freedom / 2)
-    more = e.var(ddof=1) - special.polygamma(1, freedom / 2)  # how much true log variances differ
+    more = e.var(ddof=1) - special.polygamma(1, freedom / 2).mean()  # how much true log variances differ
     if more <= 0: return np.full(len(s), np.exp(e.mean()))
     half = optimize.brentq(lambda x: special.polygamma(1, np.exp(x)) - more, -20, 20) if more > 1e-7 else 20
     half = np.exp(half)  # d₀ / 2
@@ -112,7 +113,7 @@ def lead_over_cells(
     d = [a - b for a, b in _cells_with(scores, label, reference).values()]
     counts = np.array([len(x) for x in d])
     variances = np.maximum([x.var(ddof=1) for x in d], resolution ** 2)
-    if len(set(counts)) == 1: variances = moderated(variances, counts[0] - 1)
+    variances = moderated(variances, counts - 1)
     return over_cells([x.mean() for x in d], variances / counts, freedom=int(counts.min()) - 1)
 
 # %% ../../nbs/5_analysis/29_over_cells.ipynb #15cac9a4
@@ -161,11 +162,12 @@ def by_suite(
     scores: Scores,
     suites: Mapping[str, str],  # cell → what it shares with others
 ) -> dict[str, dict[str, np.ndarray]]:  # suite → paradigm → mean over its cells, by seed; paradigms that all have
-    "One cell for all that share a suite; ValueError for a cell without one."
+    "One cell for all that share a suite, over the first seeds, which all have; ValueError for a cell without one."
     if missing := [cell for cell in scores if cell not in suites]: raise ValueError(f"cell {missing[0]!r} has no suite")
     groups: dict[str, list] = {}
     for cell, arms in scores.items(): groups.setdefault(suites[cell], []).append(arms)
-    return {suite: {label: np.mean([arms[label] for arms in found], axis=0) for label in found[0]
+    least = {suite: min(len(v) for arms in found for v in arms.values()) for suite, found in groups.items()}
+    return {suite: {label: np.mean([arms[label][:least[suite]] for arms in found], axis=0) for label in found[0]
                     if all(label in arms for arms in found)} for suite, found in groups.items()}
 
 # %% ../../nbs/5_analysis/29_over_cells.ipynb #rgbs0005

@@ -71,6 +71,15 @@ def test_moderated_variances():
     assert half[0] == pytest.approx(4 / 12, abs=0.02) and half[1] == pytest.approx(2.0 * 8 / 12, abs=0.06)
 
 
+def test_variances_of_fewer_seeds_are_moderated_more():
+    rng = np.random.default_rng(3)
+    s = np.exp(rng.normal(0, 0.7, 40)) * rng.chisquare(4, 40) / 4
+    assert np.allclose(moderated(s, np.full(40, 4)), moderated(s, 4))
+    s[:2] = 8.0
+    few, many = moderated(s, [2, 20, *[4] * 38])[:2]
+    assert few < many < 8
+
+
 def test_spreads_are_told_apart_and_a_collapse_shows():
     rng = np.random.default_rng(2)
     scores = {i: dict(a=rng.normal(80, 1, 5), b=rng.normal(80, 1, 5)) for i in range(20)}
@@ -140,6 +149,12 @@ def test_suites_are_means_of_their_cells():
     made = by_suite(scores, dict(x="s", y="s", z="t"))
     assert {k: sorted(v) for k, v in made.items()} == dict(s=["a"], t=["a", "b"]) and made["s"]["a"].tolist() == [2, 3]
     with pytest.raises(ValueError, match="cell 'z' has no suite"): by_suite(scores, dict(x="s", y="s"))
+
+
+def test_cells_of_a_suite_with_fewer_seeds_have_the_first_in_common():
+    scores = {"small": dict(a=[1.0, 2.0, 9.0], b=[0.0, 0.0, 0.0]), "large": dict(a=[3.0, 4.0], b=[1.0, 1.0])}
+    found = by_suite(scores, dict.fromkeys(scores, "one"))["one"]
+    assert found["a"].tolist() == [2.0, 3.0] and found["b"].tolist() == [0.5, 0.5]
 
 
 def test_who_is_best_is_as_sure_as_a_t_test():
