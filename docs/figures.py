@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from check_numbers import claims as deciding_claims
-from check_numbers import lead, record  # beside this file
+from check_numbers import lead, record, seed_differences  # beside this file
 from copd_nb.analysis.deciding import MATTERS
 from copd_nb.analysis.page import IN_COUNTS, KINDS
 from copd_nb.schedule.copd_schedules import copd
@@ -47,11 +47,8 @@ def finding():
 
 def by_seed(found: dict, setting: str, pairs: pd.DataFrame) -> pd.DataFrame:
     "Greedy differences of pairs of rows, mean over capabilities, seed by seed."
-    table = pd.DataFrame(found["per_seed"][f"{setting}/greedy"])
-    table = table[table.capability.isin(found["parameters"]["settings"][setting])]
-    each = table.pivot_table(index="paradigm", columns="seed", values="accuracy", aggfunc="mean")
     return pd.DataFrame([dict(a=r.a, b=r.b, difference=d) for r in pairs.itertuples()
-                         for d in each.loc[r.a] - each.loc[r.b]])
+                         for d in seed_differences(found, setting, r.a, r.b)])
 
 
 def planned(name: str):
