@@ -8,7 +8,6 @@ from matplotlib.ticker import MaxNLocator
 
 from check_numbers import claims as deciding_claims
 from check_numbers import lead, record, seed_differences  # beside this file
-from copd_nb.analysis.deciding import MATTERS
 from copd_nb.analysis.page import IN_COUNTS, KINDS
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.drawing import svg
@@ -83,14 +82,6 @@ def overlap():
     finish(ax, "distance from the teacher, standard deviations of JSD", "points after OPD,\ngiven accuracy before")
 
 
-def cells():
-    "Every paradigm's lead over mixed RLVR in every cell of the map, by seed, and over all cells."
-    found = record("regimes-standard")
-    runs = pd.DataFrame(found["tables"]["per_seed"]).query("metric == 'greedy'")
-    over = pd.DataFrame(found["tables"]["over_cells/greedy"])
-    plots.leads_by_cell(runs, "mixed RLVR", over, MATTERS["points"])
-
-
 def claims():
     "How many claims have which verdict, by who makes them."
     main = deciding_claims()
@@ -112,7 +103,7 @@ def claims():
 
 FIGURES = {  # file → its maker
     "finding": finding, "answer-coevolution": lambda: planned("experiment-coevolution"), "answer-overlap": overlap,
-    "answer-parts": lambda: planned("experiment-parts"), "answer-cells": cells,
+    "answer-parts": lambda: planned("experiment-parts"),
     "answer-balance": lambda: planned("experiment-balance"), "answer-claims": claims,
     "answer-smollm2": lambda: unplanned("experiment-smollm2", "all")}
 
