@@ -58,8 +58,8 @@ def parameters_of(
 # %% ../../nbs/8_report/00_parameters.ipynb #c008
 OPTIONAL = dict(  # parameter whose default is None → an example of its values, or several
     suite="", seeds=[0], workers=(0, ""), cycles=0, steps=0, prompts=0, samples=0, limit=0, counts=[0], cells=[""],
-    base="", model=("", {}), preset="", paradigms=[("", {})], config={}, capabilities={}, together={}, primary={},
-    store="", device="", device_map=({}, ""), dry_run=False)
+    records=[""], base="", model=("", {}), preset="", paradigms=[("", {})], config={}, capabilities={}, together={},
+    primary={}, store="", device="", device_map=({}, ""), dry_run=False)
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "an object"}
 
 def _fits(value, like) -> bool:
