@@ -20,7 +20,7 @@ from .deciding import MATTERS
 from .evidence import Evidence, evidence_of
 from .findings import _shown, _with_unit
 from .records import markdown_table
-from .tests import holm
+from .tests import holm, p_text
 from .typical import typical_detectable
 
 # %% ../../nbs/5_analysis/45_page.ipynb #c2236b6d
@@ -163,8 +163,6 @@ def _ours(r) -> str:
     between = f" [{_shown(r.low, r.unit)}, {_shown(r.high, r.unit)}]" if np.isfinite(r.low) else ", a price"
     return f"{size}{between}, {f'{int(r.groups)} groups' if r.groups else f'{int(r.seeds)} seeds'}"
 
-def _p(p: float) -> str: return "–" if pd.isna(p) else f"{p:.2g}" if p >= 1e-3 else "< 0.001"
-
 def claims_rows(
     page: pd.DataFrame,  # from `claims_page`
 ) -> list[dict[str, str]]:  # source, claim, verdict, p (Holm), ours, theirs, measured on, SD, detectable, record
@@ -176,7 +174,7 @@ def claims_rows(
         place = "; ".join(filter(None, (r.where, r.against and f"against {r.against}"))) if known else r.where
         rows.append({
             "source": r.source, "claim": r.claim, "verdict": r.verdict,
-            "p (Holm)": _p(r.p_holm) + (f" (plan: {_p(r.p_plan)})" if pd.notna(r.p_plan) else ""),
+            "p (Holm)": p_text(r.p_holm) + (f" (plan: {p_text(r.p_plan)})" if pd.notna(r.p_plan) else ""),
             "ours": _ours(r), "theirs": paper,
             "measured on": place, "SD": _number(r.sd, r.unit) if known else "–",
             "detectable": _number(r.mde, r.unit) if known else "–",

@@ -14,7 +14,7 @@ import pandas as pd
 from .capability_gap import Scores
 from .intervals import macro_difference
 from .robust import seed_means
-from .tests import holm, minimum_detectable_difference, paired_test
+from .tests import holm, minimum_detectable_difference, p_text, paired_test
 from .verdicts import _size, listed_names
 
 # %% ../../nbs/5_analysis/50_planned.ipynb #plan008
@@ -69,7 +69,7 @@ def planned_seeds(
 # %% ../../nbs/5_analysis/50_planned.ipynb #plan011
 def _sized(r) -> str:
     "The other row with the size of the difference and its p."
-    p = f", p {r.p_holm:.2g}" if r.p_holm >= 1e-3 else ", p < 0.001" if np.isfinite(r.p_holm) else ""
+    p = f", p {p_text(r.p_holm)}" if np.isfinite(r.p_holm) else ""
     return f"{r.b} ({_size(r.difference, r.low, r.high, 'points')}{p})"
 
 def _place(verdict: str) -> int:

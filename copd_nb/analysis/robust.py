@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import optimize, stats
 
 from .intervals import Interval, small_sample_factor
-from .tests import holm, minimum_detectable_difference, paired_test
+from .tests import holm, minimum_detectable_difference, p_text, paired_test
 
 # %% ../../nbs/5_analysis/03_robust.ipynb #c003
 def _table(scores) -> np.ndarray:
@@ -169,7 +169,7 @@ def comparison_sentence(
     if not np.isfinite(row.p_holm): return f"{row.a} against {row.b}: {size}; one seed can't be tested."
     low, high = row.improvement_low, row.improvement_high
     chance = f"a run of {row.a} scores higher with probability {row.improvement:.2f} [{low:.2f}, {high:.2f}]"
-    tested = f"Holm p {row.p_holm:.2g}" if row.p_holm >= 1e-3 else "Holm p < 0.001"
+    tested = f"Holm p {p_text(row.p_holm)}"
     if row.p_holm < alpha:
         return f"{row.a} is {'higher' if row.difference > 0 else 'lower'} than {row.b}: {size}, {tested}; {chance}."
     power = f"minimum detectable difference at 80 % power: {100 * row.mdd:.1f} points"

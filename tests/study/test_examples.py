@@ -70,7 +70,7 @@ def test_examples_fit_the_card_that_they_name(name, prompt, low, high):
     assert all("assumed" in origin or "measured" in origin for origin in lengths_of(experiment).origin.values())
 
 
-SLOW = "averaging", "coevolution", "neighbours", "parts", "qwen3-vl-4b"
+SLOW = "coevolution", "neighbours", "parts", "qwen3-vl-4b"
 
 
 @pytest.mark.integration

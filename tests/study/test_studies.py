@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 
+import nbformat
 import numpy as np
 import psutil
 import pytest
@@ -25,7 +26,7 @@ from copd_nb.signals.objectives import low_probability_advantages
 from copd_nb.analysis.records import read_results
 from copd_nb.report.driver import run_report
 from copd_nb.report.overview import STUDIES
-from copd_nb.report.parameters import parameters_of
+from copd_nb.report.parameters import notebook_of, parameters_of
 from copd_nb.schedule.core import Schedule
 from copd_nb.schedule.parts import OPD, RL, Phase, Update
 from copd_nb.study.grid import SCALES, Arm, Study, run_studies, scale_of, skills_suite
@@ -331,6 +332,16 @@ def test_smoke_run_of_a_study(name, folder, monkeypatch):
     assert found == claims or name == "pilot" and found < claims  # students that don't differ have no correlation
     page = (folder / name / f"{name}.html").read_text()
     assert "<img" in page and "http://" not in page.replace("http://www.w3.org", "") and len(page) < 2_000_000
+
+
+def test_every_cell_of_the_map_has_a_plan_that_can_be_read():
+    cells = [c.source for c in nbformat.read(notebook_of("regimes"), 4).cells if c.cell_type == "code"]
+    names = {}
+    for source in [cells[0], 'preset = "full"', *cells[1:3]]: exec(source, names)
+    assert len(names["CELLS"]) > 14
+    for name, cell in names["CELLS"].items():  # a number of steps that is no whole number of cycles is refused
+        planned = names["experiment_of"](name)
+        assert planned.steps == cell["steps"] and len(planned.seeds) == cell.get("seeds", 5)
 
 
 @pytest.mark.slow
