@@ -159,7 +159,8 @@ def pilot(what: str) -> Counted:
 
 
 CO, SMOL, BALANCE, DYNAMICS = "experiment-coevolution", "experiment-smollm2", "experiment-balance", "dynamics-standard"
-PARTS, TOKENS = "experiment-parts", "experiment-tokens"
+PARTS, TOKENS, MAP = "experiment-parts", "experiment-tokens", "regimes-standard"
+LONG = "separate, 240 steps"  # a cell of the map
 
 
 def co(a: str, b: str, key: str = "planned") -> Measured: return lead(CO, a, b, f"three/{key}")
@@ -173,6 +174,49 @@ def longer() -> Measured:
     return lead(TOKENS, "mixed RLVR, as many tokens", "CoPD", "three/planned")
 
 
+def over(paradigm: str, table: str = "over_cells/greedy", start: str = "") -> Measured:
+    "A paradigm's lead over all cells of the map, or in another cell (`new_`), or over its suites (`suite_`)."
+    r = next(r for r in record(MAP)["tables"][table] if r["paradigm"] == paradigm)
+    value = r["lead"] if start == "new_" else r[f"{start}lead"]
+    return Measured(f"{MAP}: {table}", value, r[f"{start}low"], r[f"{start}high"], r["differ"])
+
+
+def in_cell(cell: str, paradigm: str) -> Counted:
+    "Points by which mixed RLVR is above a paradigm in one cell of the map, greedy, mean over seeds."
+    r = next(r for r in record(MAP)["tables"]["levels"] if r["cell"] == cell)
+    return Counted(f"{MAP}: levels", r["mixed RLVR"] - r[paradigm])
+
+
+def below_base(paradigm: str, metric: str = "greedy", part: str = "runs") -> Counted:
+    "How many runs of the map ended below their base, or out of how many (`of`)."
+    r = next(r for r in record(MAP)["tables"]["fallen"] if (
+        r["metric"], r["kind"], r["paradigm"]) == (metric, "below the base", paradigm))
+    return Counted(f"{MAP}: fallen", r[part])
+
+
+def gradients(cell: str, part: str) -> Counted:
+    return Counted(f"{MAP}: checked", next(r[part] for r in record(MAP)["tables"]["checked"] if r["cell"] == cell))
+
+
+def ends(shape: str) -> Counted:
+    "How many experts of the map end in some shape, or how many there are."
+    shapes = [r["shape"] for r in record(MAP)["tables"]["flat"]]
+    return Counted(f"{MAP}: flat", shapes.count(shape) if shape else len(shapes))
+
+
+def between() -> tuple[Counted, Counted]:
+    "The smallest and the largest spread between cells; ValueError where leads may be equal."
+    rows = record(MAP)["tables"]["over_cells/greedy"]
+    if max(r["differ"] for r in rows) >= 0.001: raise ValueError(f"{MAP}: some leads may be equal in all cells")
+    return tuple(Counted(f"{MAP}: over_cells", of(r["between"] for r in rows)) for of in (min, max))
+
+
+def chance() -> Counted:
+    "p of the best early measurement."
+    said = next(x for x in record(MAP)["shown"] if "early measurements" in x)
+    return Counted(f"{MAP}: shown", float(re.search(r"; p ([0-9.]+) for the best", said)[1]))
+
+
 def ratios() -> tuple[Counted, Counted]:
     "How far the worst ratio of CoPD's phases is below the paper's, and the best above it."
     found = [part(f"CoPD, {r}", "CoPD").value for r in ("4 : 1", "1 : 1", "2 : 3", "1 : 4")]
@@ -183,8 +227,6 @@ def readme() -> Iterator[tuple[str, tuple]]:
     "Phrases of the README's findings, and the numbers in them."
     yield ("end {:mean} points lower after distillation (95 % interval {:ends}; {} teachers, {} pairs",
            (distance(), distance(), pilot("teachers"), pilot("pairs")))
-    yield ("fades to {} of its norm", (told(DYNAMICS, "the norm of its gradient falls to", 2),))
-    yield ("it ends at {} (ten seeds", (told(DYNAMICS, "in CoPD the norm ends at", 2),))
     yield ("tuned alike {:points} below when greedy, {} when sampled",
            (co("mixed RLVR", "CoPD"), co("mixed RLVR", "CoPD", "sampled")))
     yield "CoPD is {} ahead of experts that are merged once", (co("CoPD", "merged experts"),)
@@ -195,6 +237,8 @@ def readme() -> Iterator[tuple[str, tuple]]:
     yield ("undecided when greedy ({:points}); sampled they add {}",
            (co("CoPD", "CoPD, taught by the base"), co("CoPD", "CoPD, taught by the base", "sampled")))
     yield "Corrected over all [{} claims]", (verdicts()["all"],)
+    yield "Over [{} regimes]", (Counted(MAP, len(record(MAP)["cells"])),)
+    yield "averaging ends {:points} above CoPD", (over("averaged every 5", "more/minus CoPD"),)
     yield "and {} below where mixed RLVR has as many tokens", (longer(),)
     yield "With two capabilities no part of CoPD is worth {:g} points", (
         Counted(PARTS, record(PARTS)["parameters"]["primary"]["matters"]),)
@@ -244,6 +288,34 @@ def answers() -> Iterator[tuple[str, tuple]]:
     yield "it ends at {} ([study]", (told(DYNAMICS, "in CoPD the norm ends at", 2),)
     yield ("overlap falls by {} in a phase of RLVR and rises by {} in a phase of OPD",
            (found(DYNAMICS, "overlap_falls_in_rl"), found(DYNAMICS, "overlap_recovers_in_opd")))
+    cells = Counted(MAP, len(record(MAP)["cells"]))
+    yield "In {} cells of eight suites, five seeds each", (cells,)
+    yield ("averaged every 5 steps it is {:points}, MOPD {}, CoPD {}, experts merged once {}.",
+           (over("averaged every 5"), over("MOPD"), over("CoPD"), over("merged experts")))
+    yield "averaged every 5 steps", ()
+    yield ("below it, by {:points} to {}",
+           (-over("averaged every 5", "over_cells/sampled"), -over("MOPD", "over_cells/sampled")))
+    yield ("ends {:points} above CoPD, and {} if the cells of a suite count as one",
+           (over("averaged every 5", "more/minus CoPD"), over("averaged every 5", "more/minus CoPD", "suite_")))
+    yield "by a standard deviation of {:.1f} to {:.1f} points, which is no chance (p < 0.001 for each)", between()
+    new = over("CoPD", start="new_")
+    yield ("anything from {:.1f} points below to {:.1f} above mixed RLVR",
+           (Counted(new.source, -new.low), Counted(new.source, new.high)))
+    yield ("({} steps a branch: {:.1f} points above averaging, {:.1f} above CoPD)",
+           (Counted(MAP, record(MAP)["cells"][LONG]["made"]["cell"]["steps"]), in_cell(LONG, "averaged every 5"),
+            in_cell(LONG, "CoPD")))
+    yield ("below its own base in {} of {} runs; MOPD does so in {}, CoPD in {} (greedy",
+           (below_base("mixed RLVR"), below_base("mixed RLVR", part="of"), below_base("MOPD"), below_base("CoPD")))
+    yield ("even where {:.0f} % of the prompts have two answers, so that no model can exceed {:.0f} % on average, it "
+           "is {:.2f} on the base (upper end {:.2f}, noise floor {:.2f})",
+           tuple(gradients("contradicting 100 %", part) for part in ("share", "ceiling", "cosine", "upper", "floor")))
+    verified = sum(r["conflict"] == "verified" for r in record(MAP)["tables"]["checked"])
+    yield "verified to be negative in {} of {} cells", (Counted(f"{MAP}: checked", verified), cells)
+    yield ("any of {} measurements at step 12 (p {} for the best)",
+           (Counted(f"{MAP}: predictors", len(record(MAP)["tables"]["predictors"])), chance()))
+    yield "of {} experts {} is flat at the end of its steps, {} still rise", (ends(""), ends("flat"), ends("rising"))
+    yield "0.1 to 0.5 M parameters", ()
+    yield "Cells of 25 M parameters have not run", ()
     yield ("Of {} planned pairs", (Counted(f"{BALANCE}: planned", len(record(BALANCE)["planned"])),))
     yield "(β 10, one merge at the end)", ()
     yield ("even a difference of {:points} in the typical run is not settled",

@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from check_numbers import claims as deciding_claims
 from check_numbers import lead, record, seed_differences  # beside this file
+from copd_nb.analysis.deciding import MATTERS
 from copd_nb.analysis.page import IN_COUNTS, KINDS
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.drawing import svg
@@ -82,6 +83,13 @@ def overlap():
     finish(ax, "distance from the teacher, standard deviations of JSD", "points after OPD,\ngiven accuracy before")
 
 
+def cells():
+    "The map: every paradigm minus mixed RLVR in each cell, seed by seed, and over all cells."
+    tables = {name: pd.DataFrame(rows) for name, rows in record("regimes-standard")["tables"].items()}
+    plots.leads_by_cell(tables["per_seed"].query("metric == 'greedy'"), "mixed RLVR", tables["over_cells/greedy"],
+                        MATTERS["points"])
+
+
 def claims():
     "How many claims have which verdict, by who makes them."
     main = deciding_claims()
@@ -103,6 +111,7 @@ def claims():
 
 FIGURES = {  # file → its maker
     "finding": finding, "answer-coevolution": lambda: planned("experiment-coevolution"), "answer-overlap": overlap,
+    "answer-cells": cells,
     "answer-parts": lambda: planned("experiment-parts"),
     "answer-balance": lambda: planned("experiment-balance"), "answer-claims": claims,
     "answer-smollm2": lambda: unplanned("experiment-smollm2", "all")}
