@@ -338,7 +338,7 @@ def test_every_cell_of_the_map_has_a_plan_that_can_be_read():
     cells = [c.source for c in nbformat.read(notebook_of("regimes"), 4).cells if c.cell_type == "code"]
     names = {}
     for source in [cells[0], 'preset = "full"', *cells[1:3]]: exec(source, names)
-    assert len(names["CELLS"]) > 14
+    assert len(names["CELLS"]) > 16
     for name, cell in names["CELLS"].items():  # a number of steps that is no whole number of cycles is refused
         planned = names["experiment_of"](name)
         assert planned.steps == cell["steps"] and len(planned.seeds) == cell.get("seeds", 5)
