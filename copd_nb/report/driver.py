@@ -83,6 +83,12 @@ def _execute(notebook: Path, target: Path, parameters: dict, progress: bool):
 # %% ../../nbs/8_report/02_driver.ipynb #c007
 def _folder_name(name: str, parameters: dict) -> str: return "-".join(filter(None, (name, parameters.get("preset"))))
 
+def _set_aside(folder: Path, *names: str):
+    "Move files of an earlier execution to a folder of their own."
+    for file in (folder / n for n in names if (folder / n).exists()):
+        (aside := folder / "earlier").mkdir(exist_ok=True)
+        file.replace(aside / file.name)
+
 def run_report(
     name: str,  # a report
     parameters: dict | None = None,  # the others keep their defaults
@@ -94,12 +100,16 @@ def run_report(
     check_parameters(name, parameters)
     folder = Path(out or Path("runs") / "reports" / _folder_name(name, parameters))
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in ("results.json", f"{name}.html"): (folder / stale).unlink(missing_ok=True)
     if "out_dir" in parameters_of(name): parameters.setdefault("out_dir", str(folder))
     target = folder / f"{name}.ipynb"
     target.unlink(missing_ok=True)
-    _execute(notebook_of(name), target, parameters, progress)
-    return dict(notebook=target, html=_to_html(target), results=folder / "results.json")
+    try:
+        _execute(notebook_of(name), target, parameters, progress)
+        page = _to_html(target)
+    except BaseException:
+        _set_aside(folder, "results.json", f"{name}.html")
+        raise
+    return dict(notebook=target, html=page, results=folder / "results.json")
 
 # %% ../../nbs/8_report/02_driver.ipynb #c008
 def _known(parameters: dict) -> dict[str, dict]:

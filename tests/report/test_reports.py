@@ -342,6 +342,7 @@ def test_all_studies_run_and_one_failure_stops_none(fakes, capsys):
     assert read_results("runs/reports/pilot-tiny/results.json")["headline"] == "ran with 7"
     # an older result doesn't stand for a failed run
     assert not Path("runs/reports/experiment-tiny/results.json").exists()
+    assert read_results("runs/reports/experiment-tiny/earlier/results.json")["headline"] == "Found *it*."
     index = Path("runs/reports/index.html").read_text()
     assert "ran with 7" in index and "experiment-tiny" not in index
 

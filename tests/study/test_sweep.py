@@ -6,8 +6,8 @@ from copd_nb.data.yaml_files import parse_yaml
 from copd_nb.policy.suites import load_suite
 from copd_nb.study.experiment import Experiment, read_experiment, rows_of
 from copd_nb.study.sweep import (
-    best, criterion, made_of, names_of, run_trials, save_winners, sweep, sweep_jobs, trials, tuned_note, tuning_split,
-    tuning_suite, with_winners)
+    best, criterion, left_out, made_of, names_of, run_trials, save_winners, sweep, sweep_jobs, trials, tuned_note,
+    tuning_split, tuning_suite, with_winners)
 
 SMALL = dict(prompts=2, opd_prompts=2, group_size=2, warmup=1, max_new_tokens=4)
 TEXT = """suite: minis
@@ -69,6 +69,12 @@ def test_rows_of_one_paradigm_need_labels():
         names_of(Experiment(suite="minis", steps=20, paradigms=twice))
     assert names_of(Experiment(suite="minis", steps=20, paradigms=("copd", {"copd": {"label": "b"}}))) == dict(
         copd="copd", b="copd")
+
+
+def test_rows_that_a_sweep_leaves_out_are_known_without_it_even_where_two_have_one_name():
+    rows = ["mixed", {"mixed": {"prompts": 8}}, "semi_opd", "camopd", {"placebo_copd": {"label": "taught by the base"}}]
+    made = Experiment(suite="minis", steps=20, paradigms=rows, tuning={"trials": {"semi_opd": [{"rate": 1.0}]}})
+    assert left_out(made) == ["camopd", "taught by the base"]
 
 
 def test_criterion_weighs_capabilities_equally_and_ties_go_to_the_first():
