@@ -182,6 +182,14 @@ def over(paradigm: str, table: str = "over_cells/greedy", start: str = "") -> Me
     return Measured(f"{MAP}: {table}", value, r[f"{start}low"], r[f"{start}high"])
 
 
+def conflicting(paradigm: str, share: int) -> Measured:
+    "Points by which a paradigm is below mixed RLVR where gradients were seen to conflict, greedy."
+    name = "regimes-conflict"
+    r = next(r for r in record(name)["tables"]["alone"] if (r["metric"], r["paradigm"], r["cell"]) == (
+        "greedy", paradigm, f"learned, contradicting {share} %"))
+    return -Measured(f"{name}: alone", r["lead"], r["low"], r["high"], r["p_holm"])
+
+
 def in_cell(cell: str, paradigm: str) -> Counted:
     "Points by which mixed RLVR is above a paradigm in one cell of the map, greedy, mean over seeds."
     r = next(r for r in record(MAP)["tables"]["levels"] if r["cell"] == cell)
@@ -325,6 +333,13 @@ def answers() -> Iterator[tuple[str, tuple]]:
            tuple(gradients("contradicting 100 %", part) for part in ("share", "ceiling", "cosine", "upper", "floor")))
     verified = sum(r["conflict"] == "verified" for r in record(MAP)["tables"]["checked"])
     yield "verified to be negative in {} of {} cells", (Counted(f"{MAP}: checked", verified), cells)
+    cosines = {r["share"]: r["cosine"] for r in record("regimes-conflict")["tables"]["checked"]}
+    yield ("where the cosine is {:mean} and {:mean} ([study]", tuple(Measured(
+        "regimes-conflict: checked", cosines[k], *[float("nan")] * 2, digits=2) for k in sorted(cosines)))
+    yield ("want two answers CoPD ends {:points} below it when greedy, MOPD {}, merged experts {} and averaging {};",
+           tuple(conflicting(k, 75) for k in ("CoPD", "MOPD", "merged experts", "averaged every 5")))
+    yield "CoPD ends {} below and averaging is equal within {:g} points", (
+        conflicting("CoPD", 100), Counted("the claims", MATTERS["points"]))
     yield ("one of {} early measurements forecasts CoPD's lead in a suite that was left out was not detected (p {} for",
            (Counted(f"{MAP}: predictors", len(record(MAP)["tables"]["predictors"])), chance()))
     yield "of {} experts {} is flat at the end of its steps, {} still rise", (ends(""), ends("flat"), ends("rising"))
