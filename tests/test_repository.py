@@ -297,6 +297,13 @@ def test_records_hold_no_machine_paths():
         assert not [s for s in strings(json.loads(path.read_text())) if re.search(MACHINE_PATH, s)], name(path)
 
 
+def test_published_pages_hold_no_machine_paths():
+    for path in ROOT.glob("docs/reports/**/*.html"):
+        without_pictures = re.sub(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=\s]+", "", path.read_text(encoding="utf-8"))
+        found = re.search(MACHINE_PATH, without_pictures)
+        assert not found, (name(path), without_pictures[max(0, found.start() - 80):found.end() + 40])
+
+
 def test_outputs_hold_no_machine_paths_and_no_errors():
     for output, path in ((o, p) for p in EVERY for cell in cells(p) for o in cell.get("outputs", [])):
         assert output["output_type"] != "error", name(path)

@@ -11,7 +11,7 @@ from copd_nb.analysis.intervals import (
     Interval, cluster_intervals, coverage, crossed_bootstrap, macro_difference, macro_interval, paired_difference,
     small_sample_factor)
 from copd_nb.analysis.ratios import ratio_interval
-from copd_nb.analysis.tests import effect_size, holm, minimum_detectable_difference, paired_test, verdict
+from copd_nb.analysis.tests import effect_size, holm, minimum_detectable_difference, p_text, paired_test, verdict
 
 
 def scores(seeds=3, examples=200, key=0):
@@ -124,6 +124,11 @@ def test_holm_lies_between_raw_and_bonferroni_and_keeps_the_order(p):
     p, adjusted = np.array(p), holm(p)
     assert (adjusted >= p).all() and (adjusted <= np.minimum(p * len(p), 1) + 1e-12).all()
     assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+@pytest.mark.parametrize("p,text", [
+    (1.0, "1"), (0.0341, "0.034"), (0.001, "0.001"), (0.00099, "< 0.001"), (0.0, "< 0.001"), (np.nan, "–")])
+def test_p_values_are_never_shown_as_zero(p, text): assert p_text(p) == text
 
 
 def test_minimum_detectable_difference_has_the_power_it_promises():

@@ -90,6 +90,10 @@ def test_a_base_is_trained_once_and_depends_on_what_it_is_named_after(tmp_path):
     assert one.name == "base"
     base_for(["add"], 3, tmp_path, rows=4, **TINY)
     assert len([p for p in tmp_path.iterdir() if (p / "manifest.json").exists()]) == 2
+    slow = base_for(["add"], 2, tmp_path, rows=4, rate=1e-5, **TINY)
+    start = text_policy(seed=0, **TINY).state_dict()
+    def moved(policy): return max((x - start[k]).abs().max() for k, x in policy.state_dict().items())
+    assert 0 < moved(slow) < 0.1 * moved(one)  # Adam's steps are as long as its rate
 
 
 def test_threads_are_given_back_after_a_warm_start(tmp_path):

@@ -359,5 +359,8 @@ def test_a_map_grows_from_its_own_record(folder, monkeypatch):
     run_report("regimes", grown | dict(cells=["related"]), folder / "more", progress=False)
     more = read_results(folder / "more" / "results.json")
     assert list(more["cells"]) == ["related", "separate"] and more["cells"]["separate"] == first["cells"]["separate"]
+    own = told | dict(cells=["separate"], records=[str(folder / "same")], store=str(folder / "nothing"))
+    run_report("regimes", own, folder / "same", progress=False)  # a map may read the record that it replaces
+    assert read_results(folder / "same" / "results.json")["cells"] == first["cells"]
     with pytest.raises(ValueError, match="cell 'separate' was made with other seeds than the plan asks for"):
         run_report("regimes", grown | dict(cells=["related"], seeds=[3]), folder / "other", progress=False)
