@@ -144,16 +144,22 @@ def headline(names: str) -> str:
                        for e in chosen(names))
 
 
-def means(tables: dict[str, list[dict]]) -> list[str]:
-    "Mean accuracy of every paradigm, one column a setting and measure; the highest of a column is bold."
+def leader(rows: list[dict]) -> str:
+    "The unified model whose lead over every other one has an interval above 0, or nothing."
+    first, *others = rows
+    return first["paradigm"] if others and all(r["lead_low"] > 0 for r in others) else ""
+
+
+def means(tables: dict[str, list[dict]], leaders: dict[str, list[dict]]) -> list[str]:
+    "Mean accuracy of every paradigm, one column a setting and measure; a leader is bold."
     found = {(r["paradigm"], key): r for key, rows in tables.items() for r in rows if r["capability"] == "mean"}
     # sorting keeps the order within
     names = sorted({name: None for name, _ in found}, key=lambda name: (name != "base", not name.endswith(" expert")))
-    best = {key: max(r["mean"] for (_, k), r in found.items() if k == key) for key in tables}
+    best = {key: leader(leaders.get(key, [{}])) for key in tables}
 
     def cell(name, key):
         row = found.get((name, key))
-        return "–" if row is None else f"**{number(row)}**" if row["mean"] == best[key] else number(row)
+        return "–" if row is None else f"**{number(row)}**" if name == best[key] else number(row)
     lines = [f"| {name} | " + " | ".join(cell(name, key) for key in tables) + " |" for name in names]
     return ["| mean accuracy, % | " + " | ".join(map(setting, tables)) + " |", "|---" * (len(tables) + 1) + "|", *lines]
 
@@ -179,7 +185,7 @@ def experiment(entry: Entry) -> list[str]:
     content, given = entry.record, entry.record["parameters"]
     made = (f"{len(given['seeds'])} training seeds, {given['steps']} steps a capability, 95 % intervals over seeds and "
             f"examples; commit {content['environment']['commit']}.")
-    return ["", f"## {inert(entry.title)}", "", *means(content["tables"]), "",
+    return ["", f"## {inert(entry.title)}", "", *means(content["tables"], content["leaders"]), "",
             f"{made} [The report](reports/{entry.folder.name}/{entry.name}.html)", "", *compared(content)]
 
 

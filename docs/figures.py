@@ -6,14 +6,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from check_numbers import claims as deciding_claims
-from check_numbers import lead, record, seed_differences  # beside this file
 from copd_nb.analysis.deciding import MATTERS
+from copd_nb.analysis.frontier import mean_curves
 from copd_nb.analysis.page import IN_COUNTS, KINDS
 from copd_nb.schedule.copd_schedules import copd
 from copd_nb.schedule.drawing import svg
 from copd_nb.view import plots
+from copd_nb.view.frontier import frontier
 from copd_nb.view.style import OKABE_ITO, finish, new_axes, palette
+from from_records import claims as deciding_claims  # beside this file
+from from_records import lead, record, seed_differences
 
 DOCS = Path(__file__).parent
 PANELS = {  # title → record, setting, rows from the top
@@ -83,6 +85,14 @@ def overlap():
     finish(ax, "distance from the teacher, standard deviations of JSD", "points after OPD,\ngiven accuracy before")
 
 
+def over_temperature():
+    "Accuracy against entropy with three capabilities: base, mixed RLVR, merging once and often, CoPD and its placebo."
+    rows = pd.DataFrame(record("experiment-coevolution")["over_temperature"]["three/last weights"])
+    shown = ["mixed RLVR", "CoPD", "averaged every 5", "CoPD, taught by the base", "merged experts", "base"]
+    curves = mean_curves(rows, ["text", "image", "video"]).set_index("paradigm").loc[shown].reset_index()
+    frontier(curves, new_axes(None, 7.5, 3.4))
+
+
 def cells():
     "The map: every paradigm minus mixed RLVR in each cell, seed by seed, and over all cells."
     tables = {name: pd.DataFrame(rows) for name, rows in record("regimes-standard")["tables"].items()}
@@ -110,8 +120,8 @@ def claims():
 
 
 FIGURES = {  # file → its maker
-    "finding": finding, "answer-coevolution": lambda: planned("experiment-coevolution"), "answer-overlap": overlap,
-    "answer-cells": cells,
+    "finding": finding, "answer-coevolution": lambda: planned("experiment-coevolution"),
+    "answer-frontier": over_temperature, "answer-overlap": overlap, "answer-cells": cells,
     "answer-parts": lambda: planned("experiment-parts"),
     "answer-balance": lambda: planned("experiment-balance"), "answer-claims": claims,
     "answer-smollm2": lambda: unplanned("experiment-smollm2", "all")}

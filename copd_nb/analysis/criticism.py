@@ -45,7 +45,11 @@ ASKED_HERE = (
     Claim("copd_over_placebo", "CoPD is more accurate than CoPD whose teachers are the base", None, "experiment",
           "points", 0.0, "CoPD minus the placebo: the same schedule, teachers that never learn."),
     Claim("copd_over_semi", "CoPD is more accurate than semi-OPD", None, "experiment", "points", 0.0,
-          "CoPD minus distillation on the base's own completions."))
+          "CoPD minus distillation on the base's own completions."),
+    Claim("kl_falls_in_opd", "The branches' symmetric KL falls in OPD phases", None, "dynamics", "nats per token", 0.0,
+          "Symmetric KL of linked branches at the start of a phase minus at its end, mean over phases. The paper has "
+          "top-10 overlap, which in a small vocabulary is mostly about unlikely tokens. Asked after the record was "
+          "made."))
 
 # %% ../../nbs/5_analysis/31_criticism.ipynb #6b3013a9
 def sources() -> dict[str, tuple[Claim, ...]]:  # source → claims

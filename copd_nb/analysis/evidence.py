@@ -21,6 +21,7 @@ from .curves import at_budget, common_budget
 from .deciding import decided_by_all, decided_by_one, measured, no_worse, within
 from .pairs import pilot_findings
 from .recorded import Differences, Runs, runs_of
+from .tests import t_interval
 from .typical import typical_p
 
 # %% ../../nbs/5_analysis/44_evidence.ipynb #1f130891
@@ -188,6 +189,13 @@ def _of_finding(key: str, f: dict, source: str, older: bool) -> Iterator[Evidenc
     yield Evidence(claim.id, f.get("where", ""), **numbers, seeds=f["seeds"], source=source, older=older,
                    controls=f.get("controls", ""), groups=f.get("groups", 0))
 
+def _phase_findings(tables: dict) -> dict[str, dict]:
+    "What the phases of a record of `dynamics` say about KL: claim → value, low, high, seeds."
+    rows = pd.DataFrame(tables.get("changes", []), columns=["seed", "phase", "change", "metric"])
+    rows = rows[(rows.metric == "symmetric_kl") & rows.phase.str.contains("OPD", na=False)]
+    i = t_interval((-rows.groupby("seed").change.mean()).tolist()) if len(rows) else None
+    return dict(kl_falls_in_opd=dict(value=i.mean, low=i.low, high=i.high, seeds=i.seeds)) if i else {}
+
 _ABOUT_COPD = "copd_over_", "hub_", "ablation_", "ratio_"  # claims about the first row of CoPD
 
 def _planned_p(r: Runs, claim: str, against: str) -> float:
@@ -217,9 +225,10 @@ def evidence_of(
         found += [Evidence(claim, where, source=source, older=older, **values,
                            branches=len(r.setting.capabilities)) for claim, values in made.items()]
     if runs: return found
-    findings = record["claims"]
-    better = pilot_findings(record.get("tables", {})) if record["report"] == "pilot" else {}
-    findings = {k: f | better.get(k, {}) for k, f in findings.items()}
+    tables = record.get("tables", {})
+    better = pilot_findings(tables) if record["report"] == "pilot" else {}
+    added = _phase_findings(tables) if record["report"] == "dynamics" else {}
+    findings = {k: f | better.get(k, {}) for k, f in record["claims"].items()} | added
     kept = {k: f for k, f in findings.items() if metric in f.get("where", "") or not any(
         m in f.get("where", "") for m in ("greedy", "sampled"))}
     return [e for k, f in kept.items() for e in _of_finding(k, f, source, older)]

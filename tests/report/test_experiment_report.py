@@ -73,6 +73,7 @@ def test_two_files_of_ones_own_with_labels_lora_and_no_curves(folder):
     assert not record["equal_budgets"] and record["work"]["runs"] == 10 == record["work"]["trained"]
     assert {r["model"] for r in record["completions"]["all"] if r["capability"] == "math"} == labels - {
         "alone: sort expert"}
+    assert record["distances"] == {"all": []}
     assert "No learning curves" in page and "No probes" in page and "not tuned" in page
     assert "Trial run" not in page and "None of the settings is the paper" in page
     assert {(r["paradigm"], r["temperature"], r["seed"]) for r in record["over_temperature"]["all/last weights"]} == {
@@ -109,6 +110,9 @@ def test_several_settings_without_copd_and_a_trial(folder):
     spent = pd.DataFrame(record["token_shares"]["all"]).groupby("paradigm").share.sum()
     assert set(spent.index) == {"merged experts", *(f"{c} expert" for c in ("video", "text", "image"))}
     assert spent.tolist() == pytest.approx([1] * 4)
+    apart = {r["paradigm"]: r for r in record["distances"]["pair"]}  # static OPD alone has a teacher
+    assert set(apart) == {"OPD video→image", "OPD image→video"} and record["distances"]["all"] == []
+    assert all(0 < r["lowest_overlap"] <= 1 and r["highest_kl"] > 0 for r in apart.values())
     assert "Trial run (preset quick): 1 seed, 3 steps a capability" in page and "seeds 9; trials 3" in page
     assert record["limits"][0].startswith("Trial run") and record["headline"].startswith("**Trial run")
 
