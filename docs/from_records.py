@@ -245,6 +245,13 @@ def in_cell(cell: str, paradigm: str) -> Measured:
     return Measured(f"{MAP}: alone", r["lead"], r["low"], r["high"], r["p_holm"])
 
 
+def in_large(paradigm: str, metric: str = "greedy") -> Measured:
+    "Points by which a paradigm is above mixed RLVR in the large model."
+    name = "regimes-large"
+    r = next(r for r in record(name)["tables"]["alone"] if (r["metric"], r["paradigm"]) == (metric, paradigm))
+    return Measured(f"{name}: alone", r["lead"], r["low"], r["high"], r["p_holm"])
+
+
 def spread(paradigm: str) -> Measured:
     "SD over seeds relative to that of mixed RLVR, over the cells of the map, greedy."
     r = next(r for r in record(MAP)["tables"]["over_cells/greedy"] if r["paradigm"] == paradigm)
