@@ -25,7 +25,7 @@ def readme() -> Iterator[tuple[str, tuple]]:
     yield "Corrected over all [{} claims]", (verdicts()["all"],)
     yield ("within {:g} points with a period of 20 steps ({}) or 5", (matters, co("averaged every 20", "CoPD")))
     yield "Over [{} cells of a map]", (Counted(MAP, len(record(MAP)["cells"])),)
-    yield "it ends {:points} above CoPD when greedy", (over("averaged every 5", "more/minus CoPD"),)
+    yield "averaging ends {:points} above CoPD when greedy", (over("averaged every 5", "more/minus CoPD"),)
     yield ("undecided when greedy ({:points}), sampled {} with three capabilities, nothing that can be seen with two "
            "({})", (co("CoPD", "CoPD, taught by the base"), co("CoPD", "CoPD, taught by the base", "sampled"),
                     part("CoPD", "CoPD, taught by the base", "sampled")))
