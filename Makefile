@@ -96,5 +96,5 @@ export: setup  ## after editing notebooks
 	$(BIN)/python -c "from pathlib import Path; from copd_nb.view.saved import drop_live_views; [drop_live_views(p) for p in Path('nbs').rglob('*.ipynb')]"
 	$(BIN)/nbdev-clean
 
-clean:
-	rm -rf $(VENV) runs
+clean:  ## removes what setup installed; runs stay
+	rm -rf $(VENV)

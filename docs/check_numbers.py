@@ -20,9 +20,9 @@ NAMES = re.compile(r"\]\([^)]*\)|`[^`]*`|SmolLM2-135M|[Tt]op-10|95 %|^#+ \d\.", 
 def readme() -> Iterator[tuple[str, tuple]]:
     "Phrases of the README's findings, and the numbers in them."
     matters = Counted(CO, record(CO)["parameters"]["primary"]["matters"])
-    yield ("CoPD ends {:points} below when greedy, {} when sampled, and {} below where mixed RLVR is given",
+    yield ("CoPD ends {:points} below when greedy, {} when sampled, and {} below where mixed RLVR may use",
            (co("mixed RLVR", "CoPD"), co("mixed RLVR", "CoPD", "sampled"), longer()))
-    yield "Corrected over all [{} claims]", (verdicts()["all"],)
+    yield "After correction over all [{} claims]", (verdicts()["all"],)
     yield ("within {:g} points with a period of 20 steps ({}) or 5", (matters, co("averaged every 20", "CoPD")))
     yield "Over [{} cells of a map]", (Counted(MAP, len(record(MAP)["cells"])),)
     yield "averaging ends {:points} above CoPD when greedy", (over("averaged every 5", "more/minus CoPD"),)

@@ -157,7 +157,7 @@ def preflight(
     batches: int = 4,  # that the prompts of a capability are cut into for the signal of a step
     samples: int = 2,  # completions for each prompt that are scored
     pairs: str = None,  # a CSV of trained pairs for the verdict; the shipped one if not given
-    c: Annotated[str, dict(action="append", nargs=2, metavar=("FIELD", "VALUE"))] = None,  # -c max_new_tokens 64
+    c: Annotated[str, dict(action="append", nargs=2, metavar=("FIELD", "VALUE"))] = None,  # max_new_tokens is 64
     reward: str = None,  # scores answers: numeric, package.module:name, …; numeric or exact by the answers
     chat_template: str = None,  # of both checkpoints: plain for unchanged prompts, a file, or its text
     pad_token: str = None,  # of both checkpoints, for tokenizers without one
@@ -174,7 +174,8 @@ def preflight(
     for path in (student, teacher): _check_place(path)
     template = _template(chat_template)
     for path in (student, teacher): _check_format(path, chat_template, pad_token)
-    known, config = read_pairs(pairs), config_from({k: json_or_text(v) for k, v in c or []})
+    given = dict(max_new_tokens=64) | {k: json_or_text(v) for k, v in c or []}
+    known, config = read_pairs(pairs), config_from(given)
     options = {k: v for k, v in dict(chat_template=template, pad_token=pad_token).items() if v}
     examples = read_examples(prompts, limit)
     first, second = load_policies([student, teacher], dtype, device, **options).values()

@@ -206,7 +206,7 @@ def compare(
     quick: bool = False,  # one seed and a few steps: minutes, to see that everything works
     preset: str = None,  # another preset of the file
     seeds: Annotated[int, dict(nargs="+")] = None,  # instead of the file's
-    workers: int = None,  # processes; one a core if not given
+    workers: int = None,  # processes; what cores and memory have room for if not given
     store: str = None,  # folder of run folders
     out: str = None,  # folder for notebook, HTML and results.json (runs/reports/experiment-TITLE)
 ):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..data.names import later, meant
 from ..data.yaml_files import Marked, faults, read_yaml, refuse
-from ..schedule.rows import FAMILIES, FORMER, Paradigm, Setting, paradigms, shortened
+from ..schedule.rows import FAMILIES, FORMER, Choice, Paradigm, Setting, paradigms, shortened
 from ..engine.config import Config
 from .experiment_schema import SCHEMA, SEEDS, STEPS, listed_paradigms, value_faults
 
@@ -86,14 +86,17 @@ def _path_of(name: str | Path) -> Path:
         return Path(str(files("copd_nb"))) / "assets" / "experiments" / f"{name}.yaml"
     return Path(name)
 
+_CYCLES = dict(copd=(12, 8), placebo_copd=(12, 8), synced_copd=(3, 2))  # rows with cycles, and their defaults
+
 def _fitted(written: list, steps: int) -> list:
-    "Paradigms whose cycles of CoPD fit a number of steps."
+    "Paradigms whose cycles fit a number of steps."
     found = []
-    for entry, (name, choice) in zip(written, listed_paradigms(written)):
-        short = shortened(choice, steps)
+    for entry, (name, _) in zip(written, listed_paradigms(written)):
         values = {} if isinstance(entry, str) else dict(entry[name] or {})
-        found.append(entry if short == choice or name != "copd" else
-                     {name: values | dict(s_rl=short.s_rl, s_opd=short.s_opd)})
+        own = dict(zip(("s_rl", "s_opd"), _CYCLES.get(name, ()))) | values
+        short = shortened(Choice(s_rl=own["s_rl"], s_opd=own["s_opd"]), steps) if name in _CYCLES else None
+        changed = short and (short.s_rl, short.s_opd) != (own["s_rl"], own["s_opd"])
+        found.append({name: values | dict(s_rl=short.s_rl, s_opd=short.s_opd)} if changed else entry)
     return found
 
 def with_preset(

@@ -119,7 +119,7 @@ def test_costs_are_those_of_the_price_of_a_schedule():
     assert larger.flops["mixed RLVR"] == found.flops["mixed RLVR"]
 
 
-def test_a_pair_and_the_command(tmp_path, capsys):
+def test_a_pair_and_the_command(tmp_path, capsys, monkeypatch):
     student, teacher = tiny(0), tiny(1)
     before = [p.detach().clone() for p in student.parameters()]
     found = preflight(student, teacher, EXAMPLES, CONFIG, batches=3)
@@ -147,6 +147,10 @@ def test_a_pair_and_the_command(tmp_path, capsys):
     assert "sums: will distillation help? can't tell" in said and "semi-OPD" in said and "coherence" in said
     assert main([*words[:4], str(tmp_path / "none.jsonl")]) == 2
     assert main([*words, "-c", "group_sizes", "2"]) == 2
+    monkeypatch.setattr("copd_nb.analysis.outlook.preflight", lambda *given: f"{given[3].max_new_tokens} tokens")
+    for more, length in ([], 64), (["-c", "max_new_tokens", "512"], 512):  # not the embedded suite's 10
+        capsys.readouterr()
+        assert main([*words[:5], *more]) == 0 and capsys.readouterr().out == f"{length} tokens\n"
 
 
 def test_a_step_between_twins_has_no_signal():

@@ -65,6 +65,17 @@ def test_presets_replace_parts_and_cycles_fit(file):
     with pytest.raises(ValueError, match="no preset 'tinny': quick, tiny"): read_experiment(file, "tinny")
 
 
+@pytest.mark.parametrize("row, fits", [
+    ("placebo_copd", True), ("placebo_copd: {s_rl: 6, s_opd: 4}", True), ("synced_copd: {s_rl: 2, s_opd: 2}", True),
+    ("synced_copd", False), ("merged", False)])
+def test_every_row_with_cycles_fits_a_short_trial(file, row, fits):
+    "Five steps are one cycle in a row's own proportion; rows whose cycles fit, or that have none, stay as they are."
+    file.write_text(TEXT.replace("copd: {s_rl: 6, s_opd: 4}", row))
+    listed, quick = (read_experiment(file, preset) for preset in (None, "quick"))
+    assert (quick.paradigms[-1] != listed.paradigms[-1]) == fits
+    assert rows_of(quick)["all"][-1].schedule.total_steps == 2 * QUICK["steps"]
+
+
 @pytest.mark.parametrize("old, new, line, words", [
     ("model:", "modle:", 1, "did you mean 'model'"), ("reward: numeric", "reward: numerik", 3, "no reward 'numerik'"),
     ("file: math.jsonl, reward: numeric", "file: math.jsonl", 3, "a reward is needed"),
