@@ -35,7 +35,8 @@ _RECORD = dict(schema=dict(const=SCHEMA), report=_TEXT, parameters=_OBJECT, envi
                shown=listed(_TEXT), limits=listed(_TEXT), claims=mapped({"$ref": "#/$defs/finding"}))
 _COUNT, _TABLES = dict(type="integer", minimum=1), mapped(listed(mapped(_CELL)))
 _ADDED = dict(version=_COUNT, engine=_COUNT, per_seed=_TABLES, described_per_seed=_TABLES, curves=_TABLES,
-              over_temperature=_TABLES, equal_entropy=_TABLES, distances=_TABLES)
+              over_temperature=_TABLES, equal_entropy=_TABLES, distances=_TABLES, elsewhere=_TABLES,
+              elsewhere_per_seed=_TABLES)
 RESULTS_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object",
                   "required": list(_RECORD), "properties": _RECORD | _ADDED,
                   "$defs": dict(finding=dict(type="object", required=list(_FINDING), properties=_FINDING))}

@@ -33,7 +33,7 @@ class Experiment:
     steps: int = STEPS  # optimizer steps a capability
     config: object = None  # a Config, or its fields that differ from the defaults
     seeds: tuple = SEEDS  # training seeds
-    evaluation: Mapping = field(default_factory=dict)  # prompts, samples, k (of pass@k), temperatures
+    evaluation: Mapping = field(default_factory=dict)  # prompts, samples, k (of pass@k), temperatures, untrained
     run: Mapping = field(default_factory=dict)  # store, workers, cluster, sampler, learner
     tuning: Mapping = field(default_factory=dict)  # seeds, prompts, samples, steps, trials of a sweep
     tuned: Mapping = field(default_factory=dict)  # of what the last sweep was made

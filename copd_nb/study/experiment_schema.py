@@ -55,7 +55,7 @@ _PART = dict(  # what a preset may replace
     steps=dict(type="integer", minimum=2), seeds=listed(_INT) | dict(minItems=1),
     paradigms=listed(dict(type=["string", "object"])) | dict(minItems=1), config=record({}, _fields(Config)),
     evaluation=record({}, dict(prompts=_or_null(_COUNT), samples=_COUNT, k=listed(_COUNT),
-                               temperatures=listed(dict(type="number", exclusiveMinimum=0)))),
+                               temperatures=listed(dict(type="number", exclusiveMinimum=0)), untrained=listed(TEXT))),
     tuning=record({}, dict(seeds=listed(_INT), steps=_COUNT, prompts=_COUNT, samples=_COUNT, number=_COUNT,
                            trials=mapped(listed(_FREE)))),
     primary=record({}, dict(metric=dict(enum=["greedy", "sampled"]), matters=dict(type="number", exclusiveMinimum=0),
@@ -167,6 +167,16 @@ def _together_faults(values: Mapping) -> Iterator[Fault]:
         if len(set(group)) < 2 or len(set(group)) < len(group):
             yield ("together", name), f"at least two different capabilities are needed, not {group}"
 
+def _untrained_faults(values: Mapping) -> Iterator[Fault]:
+    "Capabilities that are only judged are known, and trained by no setting."
+    known, together = list(values.get("capabilities", ())), values.get("together", {})
+    trained = {c for group in together.values() for c in group}
+    for i, name in enumerate(values.get("evaluation", {}).get("untrained", ())):
+        place = ("evaluation", "untrained", i)
+        if known and name not in known: yield place, f"there is no capability {name!r}: {', '.join(known)}"
+        elif not together: yield place, f"without together every capability is trained, {name!r} too"
+        elif name in trained: yield place, f"{name!r} is trained by a setting: name capabilities that none trains"
+
 def _model_faults(values: Mapping) -> Iterator[Fault]:
     "Weights in 16 bits can't learn themselves."
     model = values.get("model")
@@ -193,6 +203,8 @@ def _run_faults(values: Mapping) -> Iterator[Fault]:
         if name not in builtin and not own_name(name):
             yield place, f"there is no {what} {name!r}: {', '.join(builtin)}, or package.module:name"
 
+_WHOLE = (_together_faults, _untrained_faults, _cycle_faults, _model_faults, _run_faults)  # about several keys
+
 def value_faults(
     values: Mapping,  # that fit SCHEMA
 ) -> list[Fault]:
@@ -206,4 +218,4 @@ def value_faults(
     for name, preset in values.get("presets", {}).items(): found += _part_faults(preset, ("presets", name))
     if both := set(values.get("seeds", SEEDS)) & set(values.get("tuning", {}).get("seeds", ())):
         found.append((("tuning", "seeds"), f"seeds {sorted(both)} are for the comparison: tuning needs others"))
-    return found + [*_together_faults(values), *_cycle_faults(values), *_model_faults(values), *_run_faults(values)]
+    return found + [x for faults in _WHOLE for x in faults(values)]

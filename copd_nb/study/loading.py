@@ -159,7 +159,8 @@ def studies(
     if slow := slow_precision(experiment.config): warnings.warn(slow, stacklevel=2)
     suite, scale, settings = suite_of(experiment), scale_of(experiment), settings_of(experiment)
     store, workers = experiment.run["store"], workers_of(experiment)
-    judged = tuple(dict.fromkeys(c for s in settings.values() for c in s.capabilities))
+    trained = (c for s in settings.values() for c in s.capabilities)
+    judged = tuple(dict.fromkeys([*trained, *experiment.evaluation.get("untrained", ())]))
     return {name: (Study(suite, scale, store, workers, settings[name].capabilities, **parts_of(experiment),
                          judged=judged), {p.label: Arm(p.schedule, p.changes) for p in rows})
             for name, rows in rows_of(experiment).items()}

@@ -24,7 +24,7 @@ from copd_nb.engine.config import Config
 from copd_nb.engine.training import train
 from copd_nb.analysis.absorption_ratio import absorption, absorption_links, absorption_table, link_scores
 from copd_nb.analysis.capability_gap import (
-    capability_gap, headroom_recovery, oracle, retained_share, seesaw, unified_form)
+    capability_gap, change_elsewhere, headroom_recovery, oracle, retained_share, seesaw, unified_form)
 from copd_nb.analysis.gradients import gradient_conflict, layer_of, random_projection
 from copd_nb.analysis.stores import distinct_names, load_policies, store_scores
 from copd_nb.analysis.same_tokens import same_format
@@ -414,6 +414,17 @@ def test_capability_gap_and_retained_share(arrays):
         assert found.low[c] <= found.value[c] <= found.high[c] and found.low[c] > 0
         assert kept.value[c] == pytest.approx(got / best) and kept.low[c] < kept.value[c] < kept.high[c] < 1
     assert found.value["mean"] == pytest.approx(found.value[["text", "image"]].mean()) and (found.seeds == 8).all()
+
+
+def test_change_elsewhere_is_paired_and_keeps_the_order(arrays):
+    table = change_elsewhere(arrays, ["image expert", "text expert"], ["text", "image"])
+    assert list(zip(table.paradigm, table.capability)) == [
+        (f"{k} expert", c) for k in ("image", "text") for c in ("text", "image")]
+    for r in table.itertuples():
+        own, base = (np.asarray(arrays[label][r.capability]) for label in (r.paradigm, "base"))
+        assert r.value == pytest.approx(100 * (own - base).mean()) and r.low <= r.value <= r.high
+    assert change_elsewhere(arrays, ["text expert"], []).empty
+    with pytest.raises(KeyError, match="was not judged on"): change_elsewhere(arrays, ["text expert"], ["video"])
 
 
 def test_seesaw_has_trained_in_rows_and_measured_in_columns(arrays):

@@ -110,9 +110,17 @@ def test_several_settings_without_copd_and_a_trial(folder):
     spent = pd.DataFrame(record["token_shares"]["all"]).groupby("paradigm").share.sum()
     assert set(spent.index) == {"merged experts", *(f"{c} expert" for c in ("video", "text", "image"))}
     assert spent.tolist() == pytest.approx([1] * 4)
+    assert {(r["paradigm"], r["capability"]) for r in record["elsewhere"]["pair/greedy"]} == {
+        (label, "text") for label in ("image expert", "video expert", "merged experts", *(
+            f"OPD {a}→{b}" for a, b in (("image", "video"), ("video", "image"))))}
+    assert "all/greedy" not in record["elsewhere"] and "text was not trained; points above the base" in page
+    began = {r["accuracy"] for r in record["elsewhere_per_seed"]["pair/greedy"] if r["paradigm"] == "base"}
+    after = {r["paradigm"]: r["accuracy"] for r in record["elsewhere_per_seed"]["pair/greedy"]}
+    for r in record["elsewhere"]["pair/greedy"]:
+        assert r["value"] == pytest.approx(after[r["paradigm"]] - min(began))
     apart = {r["paradigm"]: r for r in record["distances"]["pair"]}  # static OPD alone has a teacher
     assert set(apart) == {"OPD video→image", "OPD image→video"} and record["distances"]["all"] == []
-    assert all(0 < r["lowest_overlap"] <= 1 and r["highest_kl"] > 0 for r in apart.values())
+    assert all(0 < r["lowest_overlap"] <= 1 and r["highest_kl"] >= 0 for r in apart.values())
     assert "Trial run (preset quick): 1 seed, 3 steps a capability" in page and "seeds 9; trials 3" in page
     assert record["limits"][0].startswith("Trial run") and record["headline"].startswith("**Trial run")
 

@@ -87,7 +87,11 @@ def test_every_row_with_cycles_fits_a_short_trial(file, row, fits):
     ("steps: 20", "steps: 15", 5, "take 10"),
     ("steps: 20", "seeds: [1, 1]", 7, "listed twice"), ("  math:", "  ma/th:", 3, "not allowed"),
     ("steps: 20", "together: {pair: [math, srot]}", 7, "no capability 'srot'"),
-    ("steps: 20", "together: {pair: [math]}", 7, "at least two"), ("steps: 20", "suite: minis", 1, "either suite"),
+    ("steps: 20", "together: {pair: [math]}", 7, "at least two"),
+    ("steps: 20", "evaluation: {untrained: [math]}", 7, "without together every capability is trained"),
+    ("steps: 20", "evaluation: {untrained: [srot]}", 7, "no capability 'srot'"),
+    ("steps: 20", "together: {pair: [math, sort]}\nevaluation: {untrained: [sort]}", 8, "'sort' is trained by"),
+    ("steps: 20", "suite: minis", 1, "either suite"),
     ("steps: 20", "tuning: {seeds: [1]}", 7, "tuning needs others"),
     ("model: models/mine", "model: {path: m, dtype: bfloat16}", 1, "would round small updates away"),
     ("steps: 20", "presets: {p: {paradigms: [nope]}}", 7, "no paradigm 'nope'")])
