@@ -80,11 +80,14 @@ def _show_data(experiment: "Experiment", run_code: bool) -> bool:
     return not found.empty
 
 def _show_rows(experiment: "Experiment"):
-    "Print every row of the comparison with its steps, and which are compared first; ValueError for others."
+    "Print every row of the comparison with steps and weight of distillation, and which are compared first."
     from copd_nb.study.experiment import primary_pairs, rows_of
     for setting, rows in rows_of(experiment).items():
-        for p in rows: print(f"  {setting}: {p.label:24} {p.schedule.total_steps:6} steps, "
-                             f"{p.schedule.critical_steps:6} one after the other")
+        for p in rows:
+            weights = sorted({s.beta for _, u in p.schedule.updates for s in u.opd})
+            print(f"  {setting}: {p.label:24} {p.schedule.total_steps:6} steps, "
+                  f"{p.schedule.critical_steps:6} one after the other"
+                  + f", β {', '.join(f'{x:g}' for x in weights)}" * bool(weights))
     for setting, pairs in primary_pairs(experiment).items():
         for a, b in pairs: print(f"  {setting}: primary is {a} against {b}")
 
