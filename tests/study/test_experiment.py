@@ -149,7 +149,7 @@ def test_a_check_shows_the_weight_of_distillation(file, monkeypatch, capsys):
     "Names alone have different ones, which nobody should have to know."
     monkeypatch.chdir(file.parent)
     file.write_text(TEXT.replace("[expert, mixed, copd: {s_rl: 6, s_opd: 4}]", "[mixed, copd, placebo_copd]"))
-    assert main(["check", "mine.yaml", "--prompts", "0"]) == 2  # the model isn't there
+    assert main(["check", "mine.yaml", "--prompts", "0"]) == 0
     said = [line.split("the other")[1] for line in capsys.readouterr().out.splitlines() if "after the other" in line]
     assert said == ["", ", β 1", ", β 0.1"]
 
