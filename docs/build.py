@@ -185,7 +185,7 @@ def experiment(entry: Entry) -> list[str]:
     content, given = entry.record, entry.record["parameters"]
     made = (f"{len(given['seeds'])} training seeds, {given['steps']} steps a capability, 95 % intervals over seeds and "
             f"examples; commit {content['environment']['commit']}.")
-    return ["", f"## {inert(entry.title)}", "", *means(content["tables"], content["leaders"]), "",
+    return ["", f"## {inert(entry.title)}", "", *means(content["tables"], content.get("leaders", {})), "",
             f"{made} [The report](reports/{entry.folder.name}/{entry.name}.html)", "", *compared(content)]
 
 

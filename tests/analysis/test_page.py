@@ -274,7 +274,7 @@ def test_every_verdict():
     assert found["copd_over_averaged"] == "beyond reach here (more than 1000 seeds needed)"
     assert found["overlap_predicts_gain"].startswith("confounded: all students")
     assert found["drift_kl_rises"] == "older engine" and page.p_holm.notna().sum() == 6
-    assert ("33 claims: 2 hold, 1 does not hold, 1 smaller than what matters, 1 not detected, 1 confounded, 2 beyond "
+    assert ("34 claims: 2 hold, 1 does not hold, 1 smaller than what matters, 1 not detected, 1 confounded, 2 beyond "
             "reach here, 1 older engine") in counts_sentence(page)
 
 
