@@ -227,8 +227,8 @@ def evidence_of(
     if runs: return found
     tables = record.get("tables", {})
     better = pilot_findings(tables) if record["report"] == "pilot" else {}
-    added = _phase_findings(tables) if record["report"] == "dynamics" else {}
-    findings = {k: f | better.get(k, {}) for k, f in record["claims"].items()} | added
+    older_than_claims = _phase_findings(tables) if record["report"] == "dynamics" else {}
+    findings = older_than_claims | {k: f | better.get(k, {}) for k, f in record["claims"].items()}
     kept = {k: f for k, f in findings.items() if metric in f.get("where", "") or not any(
         m in f.get("where", "") for m in ("greedy", "sampled"))}
     return [e for k, f in kept.items() for e in _of_finding(k, f, source, older)]

@@ -159,3 +159,19 @@ def test_an_interval_over_groups_is_tested_over_groups():
     assert e.p == pytest.approx(t.pvalue) and e.sd == pytest.approx(values.std(ddof=1)) and e.repeats == 12
     assert "12 groups" in found["sentence"] and e.seeds == 3
     assert "groups" not in finding("drift_overlap_falls", 1, 0, 2, 3)
+
+
+def test_kl_in_opd_phases_comes_from_the_phases_of_an_older_record():
+    "By hand: two seeds, whose KL falls by 0.03 and 0.05 in OPD phases; a record that has the claim keeps its own."
+    falls = {0: (-0.02, -0.04), 1: (-0.05, -0.05)}
+    rows = [dict(seed=s, phase="II OPD", change=c, metric="symmetric_kl") for s, own in falls.items() for c in own]
+    rows += [dict(seed=s, phase="I RLVR", change=9.0, metric="symmetric_kl") for s in falls]
+    rows += [dict(seed=s, phase="II OPD", change=9.0, metric="overlap") for s in falls]
+    record = dict(report="dynamics", parameters={}, claims={}, tables=dict(changes=rows), engine=10 ** 6)
+    found, = evidence_of(record, "a record")
+    half = stats.t.ppf(0.975, 1) * np.std([0.03, 0.05], ddof=1) / np.sqrt(2)
+    assert (found.claim, found.seeds) == ("kl_falls_in_opd", 2)
+    assert (found.value, found.low, found.high) == pytest.approx((0.04, 0.04 - half, 0.04 + half))
+    own = dict(value=0.5, low=0.4, high=0.6, seeds=2)
+    assert [e.value for e in evidence_of(record | dict(claims=dict(kl_falls_in_opd=own)), "a record")] == [0.5]
+    assert not evidence_of(record | dict(tables={}), "a record")
