@@ -7,8 +7,8 @@ from pathlib import Path
 from copd_nb.analysis.deciding import MATTERS
 from from_records import (  # beside this file
     BALANCE, CO, Counted, DYNAMICS, FALLING, LONG, MAP, Measured, PARTS, SMOL, against, below_base, between, chance,
-    co, conflicting, distance, ends, found, gradients, in_balance, in_cell, in_large, lead, level, live, longer,
-    missing, of_claim, over, over_seeds, part, pass_at_4, phase_change, pilot, pilot_said, price, ratios, record,
+    co, conflicting, distance, ends, found, gradients, in_balance, in_cell, in_large, kl_change, lead, level, live,
+    longer, missing, of_claim, over, over_seeds, part, pass_at_4, pilot, pilot_said, price, ratios, record,
     rises, spread, told, typical, verdicts, within_form)
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def answers() -> Iterator[tuple[str, tuple]]:
     yield "all teachers are at least {:.1f} points above", (pilot_said(r"smallest lead is ([0-9.]+)"),)
     closer = found(DYNAMICS, "copd_closer_than_static")
     yield "static OPD does ({:mean} nats a token {:bounds};", (closer, closer)
-    up, down = phase_change("symmetric_kl", "RLVR"), -phase_change("symmetric_kl", "OPD")
+    up, down = kl_change(False), -kl_change(True)
     yield ("rises by {:mean} nats a token {:bounds} in a phase of RLVR and falls by {} in a phase of OPD",
            (up, up, down))
     yield "are {:points} better than those of the frozen initial student", (live(),)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from copd_nb.analysis.evidence import phase_change
 from copd_nb.analysis.page import claims_of, kind_of
 from copd_nb.analysis.records import read_results
-from copd_nb.analysis.tests import t_interval
 from copd_nb.analysis.typical import typical_interval
 
 REPORTS = Path(__file__).parent / "reports"
@@ -93,11 +93,9 @@ def found(name: str, claim: str, digits: int = 3) -> Measured:
     return Measured(f"{name}: claims", r["value"], r["low"], r["high"], digits=digits)
 
 
-def phase_change(metric: str, kind: str) -> Measured:
-    "Change of a measure in the phases of RLVR or OPD of CoPD, t interval over seeds."
-    rows = pd.DataFrame(record(DYNAMICS)["tables"]["changes"])
-    rows = rows[(rows.metric == metric) & (rows.phase.str.contains("OPD") == (kind == "OPD"))]
-    i = t_interval(rows.groupby("seed").change.mean().tolist())
+def kl_change(distils: bool) -> Measured:
+    "Change of symmetric KL between CoPD's branches in a phase of OPD or of RLVR."
+    i = phase_change(record(DYNAMICS)["tables"]["changes"], "symmetric_kl", distils)
     return Measured(f"{DYNAMICS}: changes", i.mean, i.low, i.high, digits=3)
 
 

@@ -157,7 +157,7 @@ def preflight(
     batches: int = 4,  # that the prompts of a capability are cut into for the signal of a step
     samples: int = 2,  # completions for each prompt that are scored
     pairs: str = None,  # a CSV of trained pairs for the verdict; the shipped one if not given
-    c: Annotated[str, dict(action="append", nargs=2, metavar=("FIELD", "VALUE"))] = None,  # max_new_tokens is 64
+    c: Annotated[str, dict(action="append", nargs=2, metavar=("FIELD", "VALUE"))] = None,  # of Config; else 64 tokens
     reward: str = None,  # scores answers: numeric, package.module:name, …; numeric or exact by the answers
     chat_template: str = None,  # of both checkpoints: plain for unchanged prompts, a file, or its text
     pad_token: str = None,  # of both checkpoints, for tokenizers without one

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from copd_nb.analysis.claims import CLAIMS, claim
-from copd_nb.analysis.evidence import evidence_of
+from copd_nb.analysis.evidence import evidence_of, phase_change
 from copd_nb.analysis.findings import finding, finding_of, of_all, of_some
 from copd_nb.analysis.tests import ONE_SEED
 from copd_nb.analysis.paper import paper_lead, paper_summary, paper_table
@@ -168,6 +168,8 @@ def test_kl_in_opd_phases_comes_from_the_phases_of_an_older_record():
     rows += [dict(seed=s, phase="I RLVR", change=9.0, metric="symmetric_kl") for s in falls]
     rows += [dict(seed=s, phase="II OPD", change=9.0, metric="overlap") for s in falls]
     record = dict(report="dynamics", parameters={}, claims={}, tables=dict(changes=rows), engine=10 ** 6)
+    assert phase_change(rows, "symmetric_kl", False).mean == phase_change(rows, "overlap", True).mean == 9
+    with pytest.raises(ValueError, match="at least one value"): phase_change(rows, "overlap", False)
     found, = evidence_of(record, "a record")
     half = stats.t.ppf(0.975, 1) * np.std([0.03, 0.05], ddof=1) / np.sqrt(2)
     assert (found.claim, found.seeds) == ("kl_falls_in_opd", 2)

@@ -1,4 +1,5 @@
 "An experiment: what its file may say, what is refused and where, what it becomes."
+import inspect
 import json
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import pytest
 from copd_nb.data.names import imported
 from copd_nb.engine.config import Config
 from copd_nb.report.command import main
-from copd_nb.study import checking
+from copd_nb.schedule.local import synced_copd
+from copd_nb.schedule.rows import Choice
+from copd_nb.study import checking, experiment
 from copd_nb.study.checking import data_faults, own_code
 from copd_nb.study.drafting import OPEN, draft
 from copd_nb.study.experiment import QUICK, Experiment, read_experiment, rows_of, settings_of
+from copd_nb.study.variants import placebo_copd
 
 TEXT = """\
 model: models/mine
@@ -143,6 +147,14 @@ def test_no_way_to_write_a_reward_runs_code_before_it_may(file, monkeypatch, cap
     assert main(["check", "mine.yaml", "--run-code", "--prompts", "0"]) == 0
     assert (file.parent / "imported").exists()
     monkeypatch.delitem(sys.modules, "mine")
+
+
+@pytest.mark.parametrize("name, maker", [
+    ("copd", Choice), ("placebo_copd", placebo_copd), ("synced_copd", synced_copd)])
+def test_cycles_of_a_row_are_its_function_s(name, maker):
+    "A trial is shortened from the defaults that the row has."
+    known = inspect.signature(maker).parameters
+    assert experiment._CYCLES[name] == tuple(known[k].default for k in ("s_rl", "s_opd"))
 
 
 def test_a_check_shows_the_weight_of_distillation(file, monkeypatch, capsys):
