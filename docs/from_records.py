@@ -206,11 +206,15 @@ def pilot(what: str) -> Counted:
 
 CO, SMOL, BALANCE, DYNAMICS = "experiment-coevolution", "experiment-smollm2", "experiment-balance", "dynamics-standard"
 PARTS, TOKENS, MAP = "experiment-parts", "experiment-tokens", "regimes-standard"
+AGAIN = "experiment-replication"
 LONG = "separate, 240 steps"  # a cell of the map
 FALLING = "contradicting 25 %", "contradicting 100 %", "mirrored", "another sign"
 
 
 def co(a: str, b: str, key: str = "planned") -> Measured: return lead(CO, a, b, f"three/{key}")
+
+
+def again(a: str, b: str, key: str = "planned") -> Measured: return lead(AGAIN, a, b, f"three/{key}")
 
 
 def part(a: str, b: str, key: str = "planned") -> Measured: return lead(PARTS, a, b, f"two_branch/{key}")
