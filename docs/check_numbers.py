@@ -6,10 +6,10 @@ from pathlib import Path
 
 from copd_nb.analysis.deciding import MATTERS
 from from_records import (  # beside this file
-    AGAIN, BALANCE, CO, Counted, DYNAMICS, FALLING, LONG, MAP, Measured, PARTS, SMOL, again, against, below_base, between, chance,
-    co, conflicting, distance, ends, found, gradients, in_balance, in_cell, in_large, kl_change, lead, level, live,
-    longer, missing, of_claim, over, over_seeds, part, pass_at_4, pilot, pilot_said, price, ratios, record,
-    rises, spread, told, typical, verdicts, within_form)
+    AGAIN, BALANCE, CO, Counted, DYNAMICS, FALLING, LONG, MAP, Measured, PARTS, SMOL, again, against, below_base,
+    between, chance, co, conflicting, distance, ends, found, gradients, in_balance, in_cell, in_large, kl_change,
+    lead, level, live, longer, missing, of_claim, over, over_seeds, part, pass_at_4, pilot, pilot_said, price, ratios,
+    record, rises, spread, told, typical, verdicts, within_form)
 
 ROOT = Path(__file__).parents[1]
 FINDINGS = re.compile(r"What we found.*?(?=\n## )", re.S)  # of the README
@@ -20,14 +20,14 @@ NAMES = re.compile(r"\]\([^)]*\)|`[^`]*`|SmolLM2-135M|[Tt]op-10|95 %|^#+ \d\.", 
 def readme() -> Iterator[tuple[str, tuple]]:
     "Phrases of the README's findings, and the numbers in them."
     matters = Counted(CO, record(CO)["parameters"]["primary"]["matters"])
-    yield ("CoPD ends {:points} below when greedy, {} when sampled, and with ten seeds {} below where mixed RLVR may use",
+    yield ("CoPD ends {:points} below when greedy, {} when sampled, and with ten seeds {} below where mixed RLVR may",
            (again("mixed RLVR", "CoPD"), again("mixed RLVR", "CoPD", "sampled"), longer()))
     yield "stand after correction over all [{} claims]", (verdicts()["all"],)
     yield ("within {:g} points with a period of 20 steps ({}) or 5", (matters, co("averaged every 20", "CoPD")))
     yield "Over [{} cells of a map]", (Counted(MAP, len(record(MAP)["cells"])),)
     yield "averaging ends {:points} above CoPD when greedy", (over("averaged every 5", "more/minus CoPD"),)
-    yield ("Live teachers add less than {:g} points** over teachers that never learn: {} when greedy, {} when sampled "
-           "(twenty seeds); with two capabilities nothing that can be seen ({})", (
+    yield ("Live teachers add less than {:g} points** over teachers that never learn: {} when greedy, {} when "
+           "sampled (twenty seeds); with two capabilities nothing that can be seen ({})", (
                matters, *(again("CoPD", "CoPD, taught by the base", key) for key in ("planned", "sampled")),
                part("CoPD", "CoPD, taught by the base", "sampled")))
     yield "CoPD is {} ahead of experts that are merged once", (co("CoPD", "merged experts"),)
@@ -55,8 +55,8 @@ def answers() -> Iterator[tuple[str, tuple]]:
     yield "averaged every 20 steps", ()
     yield "scores {:.1f} times the tokens of mixed RLVR. Mixed RLVR with 96 prompts a step", (price(),)
     repeated = {k: again(k, "CoPD") for k in ("mixed RLVR", "mixed RLVR, 96 prompts")}
-    yield ("repeat it: {:points} below mixed RLVR ({:p}), {} below mixed RLVR of as many consecutive updates ({:p}), and "
-           "equal within {:g} points to CoPD whose teachers are the base",
+    yield ("repeat it: {:points} below mixed RLVR ({:p}), {} below mixed RLVR of as many consecutive updates ({:p}), "
+           "and equal within {:g} points to CoPD whose teachers are the base",
            (*(m for m in repeated.values() for _ in range(2)), matters))
     yield ("and is {:points} ahead, {} with the new seeds. Mixed RLVR",
            (co("mixed RLVR, 96 prompts", "CoPD"), repeated["mixed RLVR, 96 prompts"]))
@@ -70,9 +70,10 @@ def answers() -> Iterator[tuple[str, tuple]]:
            tuple(level(k, at) for k in ("mixed RLVR", "CoPD") for at in (0, 0.5, 1)))
     yield "pass@4 is {:.1f} and {:.1f}", (pass_at_4("mixed RLVR"), pass_at_4("CoPD"))
     yield "Live teachers add less than {:g} points. With", (matters,)
-    yield ("ends {:points} above the same schedule taught by the base: over seeds more than nothing ({:p})", (base, base))
+    yield ("ends {:points} above the same schedule taught by the base: over seeds more than nothing ({:p})",
+           (base, base))
     yield "The first ten seeds had {}.", (co("CoPD", "CoPD, taught by the base"),)
-    yield ("Sampled they add {}, at equal entropy {}; with two", (
+    yield ("Sampled they add {}, at equal entropy {};", (
         again("CoPD", "CoPD, taught by the base", "sampled"),
         -against(AGAIN, "CoPD, taught by the base", "equal_entropy", "three/last weights", where="range")))
     yield ("with two capabilities nothing that can be seen, {} and {}", (
