@@ -192,7 +192,8 @@ def tuned_note(
 ) -> str:
     "A sentence on how the settings were chosen; it is true of this model and these prompts only."
     t, now = experiment.tuned, made_of(experiment) if experiment.tuned else {}
-    if not t: return "Settings were not tuned: a difference between paradigms may be one between their settings."
+    if not t: return ("Nothing was tuned in this file: unless its settings were tuned elsewhere, a difference between "
+                  "paradigms may be one between their settings.")
     facts = "; ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v}"
                       for k, v in t.items() if not isinstance(v, Mapping))
     if "of" not in t: return f"Settings were tuned ({facts}), nobody knows for which base: count them as not tuned."

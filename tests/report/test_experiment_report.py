@@ -74,7 +74,7 @@ def test_two_files_of_ones_own_with_labels_lora_and_no_curves(folder):
     assert {r["model"] for r in record["completions"]["all"] if r["capability"] == "math"} == labels - {
         "alone: sort expert"}
     assert record["distances"] == {"all": []}
-    assert "No learning curves" in page and "No probes" in page and "not tuned" in page
+    assert "No learning curves" in page and "No probes" in page and "Nothing was tuned" in page
     assert "Trial run" not in page and "None of the settings is the paper" in page
     assert {(r["paradigm"], r["temperature"], r["seed"]) for r in record["over_temperature"]["all/last weights"]} == {
         (l, t, s) for l in labels for t in (0, 0.5, 1) for s in (0, 1)}

@@ -111,7 +111,7 @@ def test_a_sweep_writes_its_winners_and_knows_for_what(exp):
     assert after.paradigms[2] == {"copd": {"s_rl": 1, "s_opd": 1, "label": "mine"} | chosen["mine"]}
     assert len(rows_of(after)["pair"]) == 5
     assert "as many trials" in tuned_note(after) and "trials 2" in tuned_note(after)
-    assert "were not tuned" in tuned_note(exp) and "as many trials" in tuned_note(read_experiment("minis"))
+    assert "Nothing was tuned" in tuned_note(exp) and "as many trials" in tuned_note(read_experiment("minis"))
     assert "nobody knows" in tuned_note(read_experiment(exp.file, tuned=dict(trials=3)))
     of = dict(after.tuned, of=dict(after.tuned["of"], base="another"))
     assert "but for another base" in tuned_note(read_experiment(exp.file, tuned=of))
