@@ -12,12 +12,13 @@ from itertools import groupby
 from operator import attrgetter
 from statistics import fmean
 
+from .copd_schedules import own_lengths, share_steps
 from .core import Schedule, Sync
 from .parts import BASE, OPD, Phase, Update
 
 # %% auto #0
 __all__ = ['Rows', 'distances', 'gradient_norms', 'rewarded_steps', 'change_cycles', 'next_cycle', 'halves', 'betas',
-           'scale_beta', 'move_steps', 'share_steps', 'deal_steps']
+           'scale_beta', 'move_steps', 'deal_steps']
 
 # %% ../../nbs/3_schedule/14_changes.ipynb #h005
 Rows = list[dict]
@@ -165,27 +166,6 @@ def move_steps(
     return changed, [{"branch": "all", "setting": name, "old": o, "new": n, **why}
                      for name, o, n in zip(("s_rl", "s_opd"), old, new)]
 
-# %% ../../nbs/3_schedule/14_changes.ipynb #h019
-def share_steps(
-    weights: dict[str, float],  # branch → weight ≥ 0; all 0 means equal
-    total: int,  # steps to deal out
-    floor: float = 0.5,  # least steps as a part of an equal share, in [0, 1]
-) -> dict[str, int]:  # branch → steps; they sum to total
-    "Whole steps in proportion to weights, none below the floor (rounded up, if the total allows)."
-    equal = total / len(weights)
-    least = min(math.ceil(floor * equal - 1e-9), math.floor(equal))
-    weights = weights if sum(weights.values()) > 0 else dict.fromkeys(weights, 1.0)
-    free, exact = set(weights), {}
-    while not exact or min(exact[k] for k in free) < least - 1e-9:
-        free -= {k for k in free if exact and exact[k] < least - 1e-9}
-        rest = total - least * (len(weights) - len(free))
-        shared = sum(weights[k] for k in weights if k in free)
-        exact = {k: rest * weights[k] / shared if k in free else least for k in weights}
-    steps = {k: max(least, math.floor(x + 1e-9)) for k, x in exact.items()}
-    for k in sorted(weights, key=lambda k: steps[k] - exact[k])[:total - sum(steps.values())]:
-        steps[k] += 1
-    return steps
-
 # %% ../../nbs/3_schedule/14_changes.ipynb #h022
 def _own_steps(phases: list[Phase]) -> dict[str, int]:
     "Branch → its steps without OPD in a cycle."
@@ -200,10 +180,7 @@ def _nested(phases: list[Phase], steps: dict[str, int]) -> list[Phase]:
     "One cycle whose Phase I gives each branch its own number of steps."
     first, second = halves(phases)
     updates = {update.branch: update for phase in first for update in phase.updates}
-    ends = sorted(set(steps.values()) - {0})
-    parts = [(end - begin, [u for branch, u in updates.items() if steps[branch] >= end])
-             for begin, end in zip([0, *ends], ends)]
-    return [replace(first[0], steps=length, updates=learners) for length, learners in parts] + second
+    return own_lengths(replace(first[0], updates=list(updates.values())), steps) + second
 
 
 def deal_steps(

@@ -5,7 +5,9 @@
 # %% ../../nbs/3_schedule/07_copd_schedules.ipynb #c002
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from ..data.names import meant
 from .core import Schedule
@@ -13,7 +15,7 @@ from .parts import BASE, OPD, RL, Merge, Phase, Signal, Update
 from .rules import control_from
 
 # %% auto #0
-__all__ = ['TOPOLOGIES', 'STUDENT', 'link_table', 'cycle_phases', 'copd']
+__all__ = ['TOPOLOGIES', 'STUDENT', 'link_table', 'share_steps', 'own_lengths', 'cycle_phases', 'copd']
 
 # %% ../../nbs/3_schedule/07_copd_schedules.ipynb #c005
 TOPOLOGIES = ("pairwise", "hub", "student")
@@ -86,6 +88,37 @@ def link_table(
     linked = {k: [j for j in names if j != k and (topology == "pairwise" or center in (j, k))] for k in names}
     return {k: tuple((j, j) for j in others) for k, others in linked.items()}
 
+# %% ../../nbs/3_schedule/07_copd_schedules.ipynb #h019
+def share_steps(
+    weights: dict[str, float],  # branch → weight ≥ 0; all 0 means equal
+    total: int,  # steps to deal out
+    floor: float = 0.5,  # least steps as a part of an equal share, in [0, 1]
+) -> dict[str, int]:  # branch → steps; they sum to total
+    "Whole steps in proportion to weights, none below the floor (rounded up, if the total allows)."
+    equal = total / len(weights)
+    least = min(math.ceil(floor * equal - 1e-9), math.floor(equal))
+    weights = weights if sum(weights.values()) > 0 else dict.fromkeys(weights, 1.0)
+    free, exact = set(weights), {}
+    while not exact or min(exact[k] for k in free) < least - 1e-9:
+        free -= {k for k in free if exact and exact[k] < least - 1e-9}
+        rest = total - least * (len(weights) - len(free))
+        shared = sum(weights[k] for k in weights if k in free)
+        exact = {k: rest * weights[k] / shared if k in free else least for k in weights}
+    steps = {k: max(least, math.floor(x + 1e-9)) for k, x in exact.items()}
+    for k in sorted(weights, key=lambda k: steps[k] - exact[k])[:total - sum(steps.values())]:
+        steps[k] += 1
+    return steps
+
+# %% ../../nbs/3_schedule/07_copd_schedules.ipynb #h022a
+def own_lengths(
+    phase: Phase,  # with one update a branch
+    steps: Mapping[str, int],  # branch → its steps, not all 0
+) -> list[Phase]:  # as many phases of the same name as there are different numbers, one inside the other
+    "A phase in which each branch takes its own number of steps: all begin together."
+    ends = sorted(set(steps.values()) - {0})
+    parts = [(end - begin, [u for u in phase.updates if steps[u.branch] >= end]) for begin, end in zip([0, *ends], ends)]
+    return [replace(phase, steps=length, updates=learners) for length, learners in parts]
+
 # %% ../../nbs/3_schedule/07_copd_schedules.ipynb #c010
 def _beta(beta: float | dict[str, float], branch: str) -> float:
     "The weight of OPD in a branch. ValueError if a dict leaves it out."
@@ -102,6 +135,19 @@ def _signals(branch: str, pairs: tuple, beta: float | dict[str, float], estimato
     return own + [OPD(capability, teacher, _beta(beta, branch), estimator) for capability, teacher in pairs]
 
 
+def _dealt(shares: Mapping[str, float], updates: list[Update], s_rl: int) -> dict[str, int]:
+    "Branch → its steps of Phase I, s_rl on average. ValueError for other branches, wrong shares, or none of the steps."
+    names = [update.branch for update in updates]
+    wrong = [k for k, x in shares.items() if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < math.inf]
+    if set(shares) != set(names) or wrong:
+        raise ValueError(f"shares={dict(shares)}: it needs a positive number for each of {names}")
+    steps = share_steps({name: shares[name] for name in names}, s_rl * len(names), floor=0)
+    if s_rl and not all(steps.values()):
+        raise ValueError(f"shares={dict(shares)}: of {s_rl * len(names)} steps that is none for "
+                         f"{next(k for k, n in steps.items() if not n)!r}; take a larger share or s_rl")
+    return steps
+
+
 def cycle_phases(
     table: dict[str, tuple[tuple[str, str], ...]],  # made by `link_table`
     cycle: int,  # its number, from 1
@@ -109,13 +155,15 @@ def cycle_phases(
     s_opd: int = 8,  # steps of Phase II, ≥ 0
     beta: float | dict[str, float] = 0.1,  # weight of OPD, or one per learning branch
     estimator: str = "sampled",  # sampled | reverse | forward | jsd | topk
-) -> tuple[Phase, ...]:  # one or two phases; those without steps are left out
+    shares: Mapping[str, float] | None = None,  # branch → its part of the steps of Phase I; None: equal parts
+) -> tuple[Phase, ...]:  # one or two phases, Phase I in parts where shares differ; those without steps are left out
     "Phase I and Phase II of one cycle."
     if min(s_rl, s_opd) < 0 or s_rl + s_opd == 0:
         raise ValueError(f"s_rl and s_opd must be ≥ 0 and not both 0, not {s_rl} and {s_opd}")
     first = [Update(branch, [RL(branch)]) for branch in table if branch != STUDENT]
     second = [Update(branch, _signals(branch, pairs, beta, estimator)) for branch, pairs in table.items()]
-    phases = Phase("I RLVR", s_rl, first, cycle), Phase("II OPD", s_opd, second, cycle)
+    own = dict.fromkeys((u.branch for u in first), s_rl) if shares is None else _dealt(shares, first, s_rl)
+    phases = *own_lengths(Phase("I RLVR", s_rl, first, cycle), own), Phase("II OPD", s_opd, second, cycle)
     return tuple(phase for phase in phases if phase.steps)
 
 # %% ../../nbs/3_schedule/07_copd_schedules.ipynb #c013
@@ -137,13 +185,15 @@ def copd(
     result: str | None = None,  # a branch or "merge"; None: the student if there is one, else the merge
     merge: str = "linear",  # linear | task_arithmetic | ties | dare | slerp
     control: object = None,  # what changes later cycles: a `Control`, or a rule by name, object or reference
+    shares: Mapping[str, float] | None = None,  # branch → its part of the K · s_rl steps of Phase I; None: equal parts
 ) -> Schedule:  # named "copd", "copd-hub", "copd-student", or "copd-table" for a table of one's own
     "Co-evolving policy distillation (arXiv 2604.27083, Algorithm 1). ValueError names what is wrong."
     names = tuple(capabilities)
     table = link_table(names, topology, hub)
     if cycles < 1:
         raise ValueError(f"cycles must be ≥ 1, not {cycles}")
-    phases = [phase for n in range(1, cycles + 1) for phase in cycle_phases(table, n, s_rl, s_opd, beta, estimator)]
+    phases = [phase for n in range(1, cycles + 1)
+              for phase in cycle_phases(table, n, s_rl, s_opd, beta, estimator, shares)]
     kind = "table" if isinstance(topology, Mapping) else topology
     name = "copd" if kind == "pairwise" else f"copd-{kind}"
     outcome = _result(names, kind, result, merge)
