@@ -93,10 +93,13 @@ def _taught(p: Paradigm) -> set[tuple]:
     return {(u.branch, s.capability, s.teacher, s.beta, s.estimator) for _, u in p.schedule.updates for s in u.opd}
 
 def _rl_per_opd(p: Paradigm) -> float:
-    "Steps of Phase I for each step of Phase II."
-    phases = [x for x in p.schedule.phases if not isinstance(x, Sync)]
-    opd = sum(x.steps for x in phases if any(u.opd for u in x.updates))
-    return sum(x.steps for x in phases) / opd - 1 if opd else np.inf
+    "Steps of Phase I for each step of Phase II, mean over the branches that take them."
+    of = {True: {}, False: {}}  # distils → branch → steps
+    for x in (x for x in p.schedule.phases if not isinstance(x, Sync)):
+        mine = of[any(u.opd for u in x.updates)]
+        for u in x.updates: mine[u.branch] = mine.get(u.branch, 0) + x.steps
+    rl, opd = (np.mean(list(mine.values())) if mine else 0 for mine in (of[False], of[True]))
+    return float(rl / opd) if opd else np.inf
 
 def _without(r: Runs, place: int) -> Differences:
     "CoPD minus the same without OPD of the first or second of two capabilities."

@@ -15,7 +15,7 @@ from .parts import BASE, OPD, RL, Merge, Phase, Signal, Update
 from .rules import control_from
 
 # %% auto #0
-__all__ = ['TOPOLOGIES', 'STUDENT', 'link_table', 'share_steps', 'own_lengths', 'cycle_phases', 'copd']
+__all__ = ['TOPOLOGIES', 'STUDENT', 'link_table', 'share_steps', 'own_lengths', 'check_shares', 'cycle_phases', 'copd']
 
 # %% ../../nbs/3_schedule/07_copd_schedules.ipynb #c005
 TOPOLOGIES = ("pairwise", "hub", "student")
@@ -135,13 +135,24 @@ def _signals(branch: str, pairs: tuple, beta: float | dict[str, float], estimato
     return own + [OPD(capability, teacher, _beta(beta, branch), estimator) for capability, teacher in pairs]
 
 
-def _dealt(shares: Mapping[str, float], updates: list[Update], s_rl: int) -> dict[str, int]:
-    "Branch → its steps of Phase I, s_rl on average. ValueError for other branches, wrong shares, or none of the steps."
-    names = [update.branch for update in updates]
-    wrong = [k for k, x in shares.items() if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < math.inf]
-    if set(shares) != set(names) or wrong:
-        raise ValueError(f"shares={dict(shares)}: it needs a positive number for each of {names}")
-    steps = share_steps({name: shares[name] for name in names}, s_rl * len(names), floor=0)
+def check_shares(
+    shares: object,  # what somebody wrote
+    names: Iterable[str] | None = None,  # the capabilities that need one; None: any
+) -> None:
+    "ValueError unless it is None, or names with positive numbers."
+    if shares is not None and (not isinstance(shares, Mapping) or not shares):
+        raise ValueError(f"shares are capabilities with positive numbers, as {{'text': 2, 'image': 1}}, not {shares!r}")
+    for name, share in (shares or {}).items():
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < math.inf:
+            raise ValueError(f"share of {name!r} is {share!r}: a positive number is needed")
+    if None not in (shares, names) and set(shares) != set(names):
+        raise ValueError(f"shares are needed of the capabilities {list(names)}, not of {list(shares)}")
+
+
+def _dealt(shares: Mapping[str, float] | None, names: list[str], s_rl: int) -> dict[str, int]:
+    "Branch → its steps of Phase I, s_rl on average. ValueError for wrong shares, and where a branch gets no step."
+    check_shares(shares, names)
+    steps = share_steps({name: (shares or dict.fromkeys(names, 1.0))[name] for name in names}, s_rl * len(names), 0)
     if s_rl and not all(steps.values()):
         raise ValueError(f"shares={dict(shares)}: of {s_rl * len(names)} steps that is none for "
                          f"{next(k for k, n in steps.items() if not n)!r}; take a larger share or s_rl")
@@ -162,7 +173,7 @@ def cycle_phases(
         raise ValueError(f"s_rl and s_opd must be ≥ 0 and not both 0, not {s_rl} and {s_opd}")
     first = [Update(branch, [RL(branch)]) for branch in table if branch != STUDENT]
     second = [Update(branch, _signals(branch, pairs, beta, estimator)) for branch, pairs in table.items()]
-    own = dict.fromkeys((u.branch for u in first), s_rl) if shares is None else _dealt(shares, first, s_rl)
+    own = _dealt(shares, [update.branch for update in first], s_rl)
     phases = *own_lengths(Phase("I RLVR", s_rl, first, cycle), own), Phase("II OPD", s_opd, second, cycle)
     return tuple(phase for phase in phases if phase.steps)
 

@@ -5,7 +5,6 @@
 # %% ../../nbs/3_schedule/17_paradigms.ipynb #c002
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from jsonschema import Draft202012Validator
 from ..data.kinds import called
 from ..data.names import meant, named, unknown_name
 from ..data.schema import read_json
-from .copd_schedules import STUDENT, copd
+from .copd_schedules import STUDENT, check_shares, copd
 from .core import Schedule
 from .parts import BASE, OPD, RL, Merge, Phase, Update
 
 # %% auto #0
-__all__ = ['PARADIGMS', 'expert_phase', 'expert', 'check_shares', 'mixed_rlvr', 'static_opd', 'mopd', 'merged_experts',
-           'equal_steps', 'schedule_from']
+__all__ = ['PARADIGMS', 'expert_phase', 'expert', 'mixed_rlvr', 'static_opd', 'mopd', 'merged_experts', 'equal_steps',
+           'schedule_from']
 
 # %% ../../nbs/3_schedule/17_paradigms.ipynb #c005
 def expert_phase(
@@ -52,17 +51,6 @@ def _distinct(capabilities: Iterable[str], at_least: int) -> tuple[str, ...]:
     return names
 
 
-def check_shares(
-    shares: object,  # what somebody wrote
-) -> None:
-    "ValueError unless it is None, or names with positive numbers."
-    if shares is not None and (not isinstance(shares, Mapping) or not shares):
-        raise ValueError(f"shares are capabilities with positive numbers, as {{'text': 2, 'image': 1}}, not {shares!r}")
-    for name, share in (shares or {}).items():
-        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < math.inf:
-            raise ValueError(f"share of {name!r} is {share!r}: a positive number is needed")
-
-
 def mixed_rlvr(
     capabilities: Iterable[str],  # one or more distinct names
     steps: int,  # ≥ 1
@@ -71,9 +59,7 @@ def mixed_rlvr(
 ) -> Schedule:  # named "mixed"
     "One policy trained by RLVR on the union of all prompts."
     names = _distinct(capabilities, 1)
-    check_shares(shares)
-    if shares is not None and set(shares) != set(names):
-        raise ValueError(f"shares are needed of the capabilities {list(names)}, not of {list(shares)}")
+    check_shares(shares, names)
     signals = [RL(name, share=1.0 if shares is None else shares[name]) for name in names]
     phase = Phase("mixed RLVR", steps, [Update("mixed", signals)], lr=lr)
     return Schedule("mixed", ["mixed"], [phase], "mixed").validate(names)

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 
 from ..data.names import named
-from .copd_schedules import copd
+from .copd_schedules import check_shares, copd
 from .core import Schedule
 from .costs import Workload
-from .paradigms import (
-    PARADIGMS, check_shares, equal_steps, expert, merged_experts, mixed_rlvr, mopd, static_opd)
+from .paradigms import PARADIGMS, equal_steps, expert, merged_experts, mixed_rlvr, mopd, static_opd
 from .words import spent_words
 
 # %% ../../nbs/3_schedule/18_rows.ipynb #c004
@@ -63,17 +62,15 @@ NEIGHBOURS = {name: f"copd_nb.schedule.neighbours:{maker}_row" for name, maker i
 NEIGHBOURS |= dict(synced_copd="copd_nb.schedule.local:synced_copd",
                    placebo_copd="copd_nb.study.variants:placebo_copd")
 KNOWN = (*USES, *NEIGHBOURS)  # built-in rows
-FORMER = dict(mixed_rlvr="mixed", static_opd="opd", merged_experts="merged",
-              local_rlvr="local")  # functions that make the schedules
+FORMER = dict(mixed_rlvr="mixed", static_opd="opd", merged_experts="merged", local_rlvr="local")  # by their function
 
 # %% ../../nbs/3_schedule/18_rows.ipynb #r002
 _MADE_BY = dict(mixed=mixed_rlvr, opd=static_opd, mopd=mopd, merged=merged_experts, copd=copd,
                 local=PARADIGMS["local_rlvr"])
-_FIXED = {"capabilities", "teacher", "student", "steps", "opd_steps", "cycles", "s_rl", "s_opd",
-          "beta", "lr"}  # set by budget and Choice
+_FIXED = {"capabilities", "teacher", "student", "steps", "opd_steps", "cycles", "s_rl", "s_opd", "beta", "lr"}
 
 def _takes(family: str) -> list[str]:
-    "The arguments of a built-in paradigm."
+    "The arguments of a built-in paradigm, but those that budget and Choice set."
     made_by = inspect.signature(named(_MADE_BY[family], {}, "paradigm")).parameters if family in _MADE_BY else ()
     return ["learning_rate", *USES[family], *(p for p in made_by if p not in _FIXED), "label"]
 
@@ -101,7 +98,7 @@ def choice_of(
     for key in ("learning_rate", "beta", "opd_lr", "share", "s_rl", "s_opd", *USES["mixed"]):
         whole = key.startswith("s_") or key in USES["mixed"]
         if values.get(key) is not None: _number(name, key, values[key], int if whole else float)
-    if family == "mixed": check_shares(values.get("shares"))
+    if family in ("mixed", "copd"): check_shares(values.get("shares"))
     mine = {k: v for k, v in values.items() if k in own and (family in USES or k in ("learning_rate", "label"))}
     return Choice(**mine, more={k: v for k, v in values.items() if k not in mine})
 
@@ -156,9 +153,12 @@ Rows = Iterator[tuple[str, Schedule]]  # (label, schedule)
 def _experts(setting: Setting, n: int, c: Choice) -> Rows:
     for k in setting.capabilities: yield f"{k} expert", expert(k, n)
 
+def _more(setting: Setting, c: Choice) -> dict:
+    "Further arguments; shares without those of other settings' capabilities."
+    return {k: {n: v[n] for n in setting.capabilities if n in v} if k == "shares" and v else v for k, v in c.more.items()}
+
 def _mixed(setting: Setting, n: int, c: Choice) -> Rows:
-    steps, shares = c.steps or n * len(setting.capabilities), c.more.get("shares")
-    if shares: shares = {k: shares[k] for k in setting.capabilities if k in shares}  # not those of other settings
+    steps, shares = c.steps or n * len(setting.capabilities), _more(setting, c).get("shares")
     label = "mixed RLVR" + (f", {c.prompts} prompts" if c.prompts else "")
     if shares: label += f", {' : '.join(f'{share:g}' for share in shares.values())}"
     yield label, mixed_rlvr(setting.capabilities, steps, shares=shares)
@@ -181,7 +181,7 @@ def _merged(setting: Setting, n: int, c: Choice) -> Rows:
 
 def _copd(setting: Setting, n: int, c: Choice) -> Rows:
     made = copd(setting.capabilities, cycles_of(n, c.s_rl, c.s_opd), c.s_rl, c.s_opd, c.beta,
-                **dict(topology=setting.topology) | c.more)
+                **dict(topology=setting.topology) | _more(setting, c))
     yield "CoPD" + spent_words(made, n * len(setting.capabilities)), made
 
 def _local(setting: Setting, n: int, c: Choice) -> Rows:

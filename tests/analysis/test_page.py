@@ -113,7 +113,8 @@ def test_a_mixture_by_shares_is_no_baseline_of_the_paper():
 
 PARTS = {"no text": dict(topology=dict(text=["image"])), "no images": dict(topology=dict(image=["text"])),
          "2 : 3": dict(s_rl=8, s_opd=12), "4 : 1": dict(s_rl=16, s_opd=4), "stronger": dict(beta=10.0),
-         "no text, 2 : 3": dict(s_rl=8, s_opd=12, topology=dict(text=["image"]))}
+         "no text, 2 : 3": dict(s_rl=8, s_opd=12, topology=dict(text=["image"])),
+         "uneven": dict(shares=dict(text=5, image=1))}
 
 
 def with_parts(**points):
@@ -137,7 +138,7 @@ def test_a_part_of_copd_is_needed_if_it_is_worse_without_it():
 
 
 def test_a_ratio_is_best_only_if_it_is_above_every_other():
-    best = page_of(with_parts(**{"2 : 3": -5, "4 : 1": -3, "stronger": 20})).set_index("id")
+    best = page_of(with_parts(**{"2 : 3": -5, "4 : 1": -3, "stronger": 20, "uneven": 20})).set_index("id")
     assert kind_of(best.verdict["ratio_best"]) == "holds" and best.value["ratio_best"] == pytest.approx(3, abs=0.5)
     level = page_of(with_parts(**{"2 : 3": -5})).set_index("id")
     assert kind_of(level.verdict["ratio_best"]) != "holds" and level.against["ratio_best"] == "4 : 1"

@@ -149,6 +149,10 @@ def test_a_controller_can_build_the_next_cycle():
         ({"s_rl": 0, "s_opd": 0}, ValueError, r"not both 0"),
         ({"beta": 0}, ValueError, r"beta must be > 0"),
         ({"beta": {"text": 0.1}}, ValueError, r"beta has no value for branch 'image'; it has \['text'\]"),
+        ({"shares": {"text": 1}}, ValueError, r"needed of the capabilities \['text', 'image'\], not of \['text'\]"),
+        ({"shares": [1, 2]}, ValueError, r"as \{'text': 2, 'image': 1\}, not \[1, 2\]"),
+        ({"shares": {"text": True, "image": 1}}, ValueError, r"share of 'text' is True"),
+        ({"shares": {"text": 99, "image": 1}}, ValueError, r"of 24 steps that is none for 'image'"),
         ({"estimator": "k1"}, ValueError, r"unknown estimator 'k1'"),
         ({"merge": "mean"}, ValueError, r"unknown merge method 'mean'"),
         ({"result": "video"}, ValueError, r"result names unknown branch 'video'"),
@@ -158,6 +162,22 @@ def test_a_controller_can_build_the_next_cycle():
 def test_copd_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         copd(**{"capabilities": ["text", "image"]} | arguments)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(9, 30))
+def test_shares_keep_the_steps_and_begin_together(a, b, s_rl):
+    tilted = copd(["text", "image"], cycles=2, s_rl=s_rl, s_opd=4, shares={"text": a, "image": b})
+    even = copd(["text", "image"], cycles=2, s_rl=s_rl, s_opd=4)
+    assert tilted.total_steps == even.total_steps and (tilted == even) == (a == b or own(tilted) == own(even))
+    text, image = own(tilted)
+    assert text + image == 4 * s_rl and abs(text / 2 - 2 * s_rl * a / (a + b)) < 1
+    assert len(tilted.phases[0].updates) == 2 and tilted.links() == even.links()
+
+
+def own(schedule):
+    "Steps without OPD of text and image."
+    return [sum(p.steps for p in schedule.phases for u in p.updates if u.branch == k and not u.opd)
+            for k in ("text", "image")]
 
 
 # --- baselines ------------------------------------------------------------------------------------------------------

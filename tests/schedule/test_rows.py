@@ -50,6 +50,15 @@ def test_arguments_reach_the_schedule():
     assert [p.label for p in both] == ["static: OPD text→image", "static: OPD image→text"]
 
 
+def test_shares_of_copd_are_those_of_a_settings_capabilities():
+    chosen = choice_of("copd", dict(shares={"video": 1, "text": 3, "image": 1}))
+    rows = {name: paradigms(s, 20, None, [("copd", chosen)])[0] for name, s in settings_of().items()}
+    alone = {n: [(p.steps, [u.branch for u in p.updates]) for p in r.schedule.phases][:-1] for n, r in rows.items()}
+    assert alone == {"two_branch": [(6, ["text", "image"]), (12, ["text"])],
+                     "three_branch": [(7, ["text", "image", "video"]), (15, ["text"])]}
+    assert all(r.schedule.total_steps == 20 * len(settings_of()[n].capabilities) for n, r in rows.items())
+
+
 def test_shares_of_a_mixture_are_those_of_a_settings_capabilities():
     chosen = choice_of("mixed", dict(shares={"video": 1, "text": 3, "image": 4}))
     rows = {name: paradigms(s, 20, None, [("mixed", chosen)])[0] for name, s in settings_of().items()}
@@ -74,7 +83,8 @@ def test_functions_name_their_family(former, family):
     ("copd", dict(beta=True), "beta is True"), ("copd", dict(beta=0), "beta is 0"),
     ("opd", dict(opd_lr=float("nan")), "opd_lr is nan"), ("mixed", dict(shares=[1, 2]), r"not \[1, 2\]"),
     ("mixed", dict(shares={"text": 0}), "share of 'text' is 0"),
-    ("copd", dict(shares={"text": 1}), "no argument 'shares'")])
+    ("copd", dict(shares={"text": 0}), "share of 'text' is 0"),
+    ("local", dict(shares={"text": 1}), "no argument 'shares'")])
 def test_bad_arguments_are_named(name, values, words):
     with pytest.raises(ValueError, match=words): choice_of(name, values)
 
