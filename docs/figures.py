@@ -122,7 +122,8 @@ def claims():
 FIGURES = {  # file → its maker
     "finding": finding, "answer-coevolution": lambda: planned("experiment-coevolution"),
     "answer-frontier": over_temperature, "answer-overlap": overlap, "answer-cells": cells,
-    "answer-parts": lambda: planned("experiment-parts"), "answer-replication": lambda: planned("experiment-replication"),
+    "answer-parts": lambda: planned("experiment-parts"),
+    "answer-replication": lambda: planned("experiment-replication"),
     "answer-balance": lambda: planned("experiment-balance"), "answer-claims": claims,
     "answer-smollm2": lambda: unplanned("experiment-smollm2", "all")}
 

@@ -116,8 +116,8 @@ def own_lengths(
 ) -> list[Phase]:  # as many phases of the same name as there are different numbers, one inside the other
     "A phase in which each branch takes its own number of steps: all begin together."
     ends = sorted(set(steps.values()) - {0})
-    parts = [(end - begin, [u for u in phase.updates if steps[u.branch] >= end]) for begin, end in zip([0, *ends], ends)]
-    return [replace(phase, steps=length, updates=learners) for length, learners in parts]
+    return [replace(phase, steps=end - begin, updates=[u for u in phase.updates if steps[u.branch] >= end])
+            for begin, end in zip([0, *ends], ends)]
 
 # %% ../../nbs/3_schedule/07_copd_schedules.ipynb #c010
 def _beta(beta: float | dict[str, float], branch: str) -> float:

@@ -153,9 +153,9 @@ Rows = Iterator[tuple[str, Schedule]]  # (label, schedule)
 def _experts(setting: Setting, n: int, c: Choice) -> Rows:
     for k in setting.capabilities: yield f"{k} expert", expert(k, n)
 
-def _more(setting: Setting, c: Choice) -> dict:
+def _more(s: Setting, c: Choice) -> dict:
     "Further arguments; shares without those of other settings' capabilities."
-    return {k: {n: v[n] for n in setting.capabilities if n in v} if k == "shares" and v else v for k, v in c.more.items()}
+    return {k: {n: v[n] for n in s.capabilities if n in v} if k == "shares" and v else v for k, v in c.more.items()}
 
 def _mixed(setting: Setting, n: int, c: Choice) -> Rows:
     steps, shares = c.steps or n * len(setting.capabilities), _more(setting, c).get("shares")
