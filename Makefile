@@ -86,6 +86,7 @@ numbers: setup  ## every number and figure of the README and docs again, from th
 	$(BIN)/copd index docs/reports
 	$(BIN)/python docs/build.py measured
 	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/beside.py
 	$(BIN)/python docs/check_numbers.py
 
 docs: setup  ## the documentation site, offline; a broken link is an error

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))  # it imports the file beside it
+import beside  # noqa: E402
 import check_numbers as numbers  # noqa: E402
 
 
@@ -40,3 +41,19 @@ def test_how_numbers_are_written():
     assert f"{found}" == "−1.3 [−2.0, 0.0]" and f"{-found:points}" == "1.3 points [0.0, 2.0]"
     assert (f"{found:p}", f"{found:mean}", f"{found:ends}") == ("p < 0.001", "−1.3", "−2.0 to 0.0")
     assert f"{found:bounds}" == "[−2.0, 0.0]"
+
+
+TABLES = [p for p in sorted(beside.PARADIGMS.glob("*.md")) if "CoPD minus it" in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", TABLES, ids=lambda p: p.stem)
+def test_tables_of_the_paradigms_are_those_of_their_records(page):
+    text = page.read_text(encoding="utf-8")
+    assert beside.refilled(text) == text
+    changed = re.sub(r"(\| \d)\d(\.\d \[)", r"\1?\2", text)  # no number is left as it was
+    assert changed != text and beside.refilled(changed) == text
+
+
+def test_a_row_that_a_record_lacks_is_named():
+    with pytest.raises(ValueError, match="experiment-coevolution has no row 'ring', but base, "):
+        beside.row("experiment-coevolution", "three", "ring")
