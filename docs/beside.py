@@ -1,4 +1,4 @@
-"""Tables of the paradigms' pages that set CoPD beside other rows, from the published records: `python docs/beside.py`"""
+"""Tables of the paradigms' pages that set CoPD beside other rows, from the records: `python docs/beside.py`"""
 import re
 from pathlib import Path
 
