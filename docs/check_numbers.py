@@ -6,10 +6,11 @@ from pathlib import Path
 
 from copd_nb.analysis.deciding import MATTERS
 from from_records import (  # beside this file
-    AGAIN, BALANCE, CO, Counted, DYNAMICS, FALLING, LONG, MAP, Measured, PARTS, SMOL, again, against, below_base,
-    between, chance, co, conflicting, distance, ends, found, gradients, in_balance, in_cell, in_large, kl_change,
-    lead, level, live, longer, missing, of_claim, over, over_seeds, part, pass_at_4, pilot, pilot_said, price, ratios,
-    record, rises, spread, told, typical, verdicts, within_form)
+    AGAIN, BALANCE, CO, Counted, DYNAMICS, FALLING, LONG, MAP, Measured, PARTS, SMOL, UNEVEN, again, ahead_of, against,
+    below_base, between, chance, co, conflicting, distance, ends, found, gradients, in_balance, in_cell,
+    in_large, kl_change, lead, level, live, longer, missing, of_claim, of_uneven, over, over_seeds, part,
+    pass_at_4, pilot, pilot_said, price, ratios, record, rises, spread, steps_in_a_row, told, typical, uneven,
+    verdicts, within_form)
 
 ROOT = Path(__file__).parents[1]
 FINDINGS = re.compile(r"What we found.*?(?=\n## )", re.S)  # of the README
@@ -47,6 +48,10 @@ def answers() -> Iterator[tuple[str, tuple]]:
     yield "the same within {:g} points, for more tokens", (matters,)
     yield ("({:points} better with three capabilities, {} with two)", (
         typical(CO, "MOPD from text", "MOPD", "three"), typical(PARTS, "MOPD from text", "MOPD", "two_branch")))
+    yield "(power 3, floor 0.1)", ()
+    yield ("ended {:points} above equal steps and repaired a wrong split, over {:.0f} consecutive steps instead of "
+           "{:.0f}", (uneven("steps by steep headroom", "CoPD"), *map(steps_in_a_row, (
+               "steps by steep headroom", "CoPD"))))
     yield "before you believe {:g} points", (matters,)
     mixed, base = co("mixed RLVR", "CoPD"), again("CoPD", "CoPD, taught by the base")
     mixed_of_two = part("mixed RLVR", "CoPD")
@@ -98,7 +103,7 @@ def answers() -> Iterator[tuple[str, tuple]]:
     yield "from 4 : 1 to 1 : 4, are {:.1f} points below to {:.1f} above the paper's 3 : 2", ratios()
     yield "Without any OPD it loses {:points}", (part("CoPD", "merged experts"),)
     yield ("worth {:points} over the branch of images, and nothing over that of text ({}, both",
-           (of_claim("merged_over_second_branch"), of_claim("merged_over_first_branch")))
+           (of_claim("merged_over_second_branch", PARTS), of_claim("merged_over_first_branch", PARTS)))
     yield ("{:points} over MOPD, {} and {} over static OPD", tuple(
         part("CoPD", other) for other in ("MOPD", "OPD text→image", "OPD image→text")))
     yield "begins at the text expert is undecided, {}", (part("CoPD", "MOPD from text"),)
@@ -190,17 +195,45 @@ def answers() -> Iterator[tuple[str, tuple]]:
             Counted(f"{MAP}: predictors", best["of_the_mean"]), chance()))
     yield "of {} experts {} is flat at the end of its steps, {} still rise", (ends(""), ends("flat"), ends("rising"))
     yield "0.1 to 0.5 M parameters", ()
-    base, once, ten = (in_balance(k) for k in ("base", "averaged once", "β 10"))
+    equal, adding = ("CoPD", "steps 5 : 1")
+    yield ("(sorting from {:.0f} % in the base to {:.0f} % with CoPD, adding from {:.0f} to {:.0f})",
+           tuple(of_uneven(k, skill) for skill in ("sort", "add") for k in ("base", "CoPD")))
+    yield "{} planned pairs, greedy", (Counted(f"{UNEVEN}: planned", len(record(UNEVEN)["planned"])),)
+    wrong, hot = uneven(equal, "steps 1 : 5"), uneven(equal, "β 100")
+    yield ("ends {:points} below equal steps ({:p}), equal steps {} below five sixths for adding ({:p}), β 100 is {} "
+           "below β 0.1 ({:p})", tuple(m for m in (wrong, uneven(adding, equal), hot) for _ in range(2)))
+    yield ("With β 0.001 ({} below) and with averaging once instead of every 20 steps ({} below)",
+           (uneven(equal, "β 0.001"), uneven("averaged every 20", "averaged once")))
+    steep, repaired = "steps by steep headroom", "steep headroom from 1 : 5"
+    saved, above, matters = uneven(repaired, "steps 1 : 5"), uneven(steep, equal), Counted(
+        f"{UNEVEN}: plan", record(UNEVEN)["parameters"]["primary"]["matters"])
+    yield ("ends {:points} above that split ({:p}) and {} above equal steps (not planned)",
+           (saved, saved, uneven(repaired, equal, "greedy")))
+    yield ("ends {} above them ({:p}), and equal within {:g} points to the fixed split for adding ({})",
+           (above, above, matters, uneven(steep, adding)))
+    yield "equal within {:g} to equal steps ({})", (matters, uneven("steps by headroom", equal))
+    yield ("{:.0f} consecutive steps, and {:.0f} with the fixed split, instead of {:.0f}",
+           tuple(map(steps_in_a_row, (steep, adding, equal))))
+    yield ("steep headroom is not told apart from equal steps ({})",
+           (against(UNEVEN, steep, "equal_budgets", "pair/greedy", budget="critical_steps"),))
+    yield "β: neither controller saves β 100", ()
+    share, at = "gradient share from β {}".format, "equal within {:g} to"
+    yield ("ends {:points} below its start, which is undecided, and {} below β 0.1 ({:p})", (
+        uneven("β 100", share(100)), *[uneven(equal, share(100))] * 2))
+    yield f"{at} its start ({{}})", (matters, uneven("band from β 100", "β 100"))
+    yield ("From β 0.001 the share ends equal within {:g} to β 0.1 ({}), but isn't settled above its start ({})",
+           (matters, uneven(share(0.001), equal), uneven(share(0.001), "β 0.001")))
+    yield f"{at} averaging every 20 steps ({{}})", (matters, uneven("averaged by drift", "averaged every 20"))
+    yield "0.3 M parameters", ()
+    yield ("is the highest with {:.1f} %, {:points} above steep headroom",
+           (of_uneven("mixed RLVR"), ahead_of(UNEVEN, steep, "pair/greedy")))
+    base, once = (in_balance(k) for k in ("base", "averaged once"))
     bar = base.mean() - 10
-    yield ("{} of {} runs end more than ten points below the base, which has {:.0f} %, at {:.0f} to {:.0f} %; with β "
-           "10 it is {} of them", tuple(Counted(f"{BALANCE}: per_seed", x) for x in (
-               sum(once < bar), len(once), base.mean(), once.min(), once[once < bar].max(), sum(ten < bar))))
-    yield "of {} planned pairs", (Counted(f"{BALANCE}: planned", len(record(BALANCE)["planned"])),)
-    yield ("even a difference of {:points} in the typical run is not settled",
+    yield ("{} of {} runs end more than ten points below the base, which has {:.0f} %, at {:.0f} to {:.0f} %",
+           tuple(Counted(f"{BALANCE}: per_seed", x) for x in (
+               sum(once < bar), len(once), base.mean(), once.min(), once[once < bar].max())))
+    yield ("not even {:points} between it and averaging every 20 steps, in the typical run",
            (typical(BALANCE, "averaged every 20", "averaged once", "pair"),))
-    yield ("worth what equal steps are ({:points}, equal within {:g})", (
-        lead(BALANCE, "steps by headroom", "β 0.1", "pair/planned"),
-        Counted(f"{BALANCE}: plan", record(BALANCE)["parameters"]["primary"]["matters"])))
     yield "CoPD ends {:points} above MOPD", (lead(SMOL, "CoPD", "MOPD", "all/greedy"),)
     yield ("Against mixed RLVR ({}) and merged experts ({}) nothing was detected",
            (lead(SMOL, "CoPD", "mixed RLVR", "all/greedy"), lead(SMOL, "CoPD", "merged experts", "all/greedy")))

@@ -124,7 +124,7 @@ FIGURES = {  # file → its maker
     "answer-frontier": over_temperature, "answer-overlap": overlap, "answer-cells": cells,
     "answer-parts": lambda: planned("experiment-parts"),
     "answer-replication": lambda: planned("experiment-replication"),
-    "answer-balance": lambda: planned("experiment-balance"), "answer-claims": claims,
+    "answer-balance": lambda: planned("experiment-uneven"), "answer-claims": claims,
     "answer-smollm2": lambda: unplanned("experiment-smollm2", "all")}
 
 if __name__ == "__main__":

@@ -68,6 +68,12 @@ def lead(name: str, a: str, b: str, key: str) -> Measured:
     raise ValueError(f"{name}: {key}: {a} and {b} are not compared")
 
 
+def ahead_of(name: str, paradigm: str, key: str) -> Measured:
+    "Points by which the first of a ranking is ahead of a row."
+    r = next(r for r in record(name)["leaders"][key] if r["paradigm"] == paradigm)
+    return Measured(f"{name}: leaders", r["lead"], r["lead_low"], r["lead_high"])
+
+
 def seed_differences(found: dict, setting: str, a: str, b: str) -> pd.Series:
     "Greedy differences of two rows of a record, mean over capabilities, by seed."
     table = pd.DataFrame(found["per_seed"][f"{setting}/greedy"])
@@ -167,9 +173,15 @@ def missing(paradigm: str) -> Measured:
 
 
 @cache
+def claims_page() -> pd.DataFrame:
+    "Every claim with a row for each record that says something about it."
+    return claims_of({f.parent.name: record(f.parent.name) for f in sorted(REPORTS.glob("*/results.json"))})
+
+
+@cache
 def claims() -> pd.DataFrame:
     "The row that decides each claim, with the kind of its verdict."
-    page = claims_of({f.parent.name: record(f.parent.name) for f in sorted(REPORTS.glob("*/results.json"))})
+    page = claims_page()
     return page[page.main].assign(kind=lambda t: t.verdict.map(kind_of))
 
 
@@ -179,14 +191,15 @@ def verdicts() -> dict[str, Counted]:
     return {k: Counted("all records: claims", n) for k, n in [("all", len(kinds)), *kinds.value_counts().items()]}
 
 
-def of_claim(id: str) -> Measured:
-    "The estimate that decides a claim."
-    r = claims().set_index("id").loc[id]
+def of_claim(id: str, name: str = "") -> Measured:
+    "The estimate that decides a claim, or what one record says about it."
+    rows = claims_page() if name else claims()
+    r = (rows[rows.record == name] if name else rows).set_index("id").loc[id]
     return Measured(f"{r.record}: claims", r.value, r.low, r.high, r.p_holm)
 
 
 def in_balance(paradigm: str) -> pd.Series:
-    "Greedy accuracy by seed, mean of both capabilities."
+    "Greedy accuracy by seed in the first attempt at balancing, mean of both capabilities."
     table = pd.DataFrame(record(BALANCE)["per_seed"]["pair/greedy"])
     return table[(table.paradigm == paradigm) & (table.capability == "mean")].set_index("seed").accuracy
 
@@ -206,7 +219,7 @@ def pilot(what: str) -> Counted:
 
 CO, SMOL, BALANCE, DYNAMICS = "experiment-coevolution", "experiment-smollm2", "experiment-balance", "dynamics-standard"
 PARTS, TOKENS, MAP = "experiment-parts", "experiment-tokens", "regimes-standard"
-AGAIN = "experiment-replication"
+AGAIN, UNEVEN = "experiment-replication", "experiment-uneven"
 LONG = "separate, 240 steps"  # a cell of the map
 FALLING = "contradicting 25 %", "contradicting 100 %", "mirrored", "another sign"
 
@@ -218,6 +231,22 @@ def again(a: str, b: str, key: str = "planned") -> Measured: return lead(AGAIN, 
 
 
 def part(a: str, b: str, key: str = "planned") -> Measured: return lead(PARTS, a, b, f"two_branch/{key}")
+
+
+def uneven(a: str, b: str, key: str = "planned") -> Measured: return lead(UNEVEN, a, b, f"pair/{key}")
+
+
+def of_uneven(paradigm: str, capability: str = "mean") -> Counted:
+    "Greedy accuracy in %, where two skills are uneven."
+    r = next(r for r in record(UNEVEN)["tables"]["pair/greedy"] if (
+        r["paradigm"], r["capability"]) == (paradigm, capability))
+    return Counted(f"{UNEVEN}: tables", r["mean"])
+
+
+def steps_in_a_row(paradigm: str) -> Counted:
+    "Consecutive steps of a row where two skills are uneven, mean over seeds."
+    r = next(r for r in record(UNEVEN)["costs"]["pair"] if r["paradigm"] == paradigm)
+    return Counted(f"{UNEVEN}: costs", r["critical_steps"])
 
 
 def longer() -> Measured:
