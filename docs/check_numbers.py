@@ -199,14 +199,15 @@ def answers() -> Iterator[tuple[str, tuple]]:
     yield ("(sorting from {:.0f} % in the base to {:.0f} % with CoPD, adding from {:.0f} to {:.0f})",
            tuple(of_uneven(k, skill) for skill in ("sort", "add") for k in ("base", "CoPD")))
     yield "{} planned pairs, greedy", (Counted(f"{UNEVEN}: planned", len(record(UNEVEN)["planned"])),)
+    matters = Counted(f"{UNEVEN}: plan", record(UNEVEN)["parameters"]["primary"]["matters"])
+    yield "whether by the {:g} points that matter is open. A", (matters,)
     wrong, hot = uneven(equal, "steps 1 : 5"), uneven(equal, "β 100")
     yield ("ends {:points} below equal steps ({:p}), equal steps {} below five sixths for adding ({:p}), β 100 is {} "
            "below β 0.1 ({:p})", tuple(m for m in (wrong, uneven(adding, equal), hot) for _ in range(2)))
     yield ("With β 0.001 ({} below) and with averaging once instead of every 20 steps ({} below)",
            (uneven(equal, "β 0.001"), uneven("averaged every 20", "averaged once")))
     steep, repaired = "steps by steep headroom", "steep headroom from 1 : 5"
-    saved, above, matters = uneven(repaired, "steps 1 : 5"), uneven(steep, equal), Counted(
-        f"{UNEVEN}: plan", record(UNEVEN)["parameters"]["primary"]["matters"])
+    saved, above = uneven(repaired, "steps 1 : 5"), uneven(steep, equal)
     yield ("ends {:points} above that split ({:p}) and {} above equal steps (not planned)",
            (saved, saved, uneven(repaired, equal, "greedy")))
     yield ("ends {} above them ({:p}), and equal within {:g} points to the fixed split for adding ({})",
