@@ -195,7 +195,7 @@ def answers() -> Iterator[tuple[str, tuple]]:
             Counted(f"{MAP}: predictors", best["of_the_mean"]), chance()))
     yield "of {} experts {} is flat at the end of its steps, {} still rise", (ends(""), ends("flat"), ends("rising"))
     yield "0.1 to 0.5 M parameters", ()
-    equal, adding = ("CoPD", "steps 5 : 1")
+    equal, adding = "CoPD", "steps 5 : 1"
     yield ("(sorting from {:.0f} % in the base to {:.0f} % with CoPD, adding from {:.0f} to {:.0f})",
            tuple(of_uneven(k, skill) for skill in ("sort", "add") for k in ("base", "CoPD")))
     yield "{} planned pairs, greedy", (Counted(f"{UNEVEN}: planned", len(record(UNEVEN)["planned"])),)
